@@ -1,0 +1,81 @@
+"""Every number of the method and of the networks, as values: frozen dataclasses and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+BLOCKS = 16  # transformer blocks of the UNet in forward order, block01 ... block16
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Widths of a UNet of SD 1.5's structure; the defaults are SD 1.5's own."""
+
+    widths: tuple[int, int, int, int] = (320, 640, 1280, 1280)
+    heads: tuple[int, int, int, int] = (8, 8, 8, 8)
+    context_dim: int = 768
+    groups: int = 32
+    latent_channels: int = 4
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Widths of a VAE of SD 1.5's structure; the defaults are SD 1.5's own."""
+
+    widths: tuple[int, int, int, int] = (128, 256, 512, 512)
+    groups: int = 32
+    latent_channels: int = 4
+    scaling_factor: float = 0.18215
+
+
+@dataclass(frozen=True)
+class DragConfig:
+    """The drag loop's numbers, each with its symbol in the paper.
+
+    Radii and distances are in cells of the supervision grid (half the picture in each direction).
+    """
+
+    tap: str = "block14"  # where the features F are read: any block or stage name
+    updates: int = 80  # at most so many updates of the latent
+    lr: float = 0.01  # learning rate η
+    radius: int = 1  # r_1, half the side of the supervised patch
+    track_radius: int = 3  # r_2, half the side of the window searched by point tracking
+    lam: float = 0.1  # λ, weight of the mask term
+    reach: float = 2.0  # a handle nearer than this to its target has arrived
+    optimizer: str = "adam"  # "adam", or "sgd" for the paper's plain gradient descent
+    reference: str = "first"  # tracking looks for F(z)(h^0), "first", or F(z)(h^k), "current"
+    patience: int | None = 30  # give up after so many updates without a handle's move; None never does
+
+
+@dataclass(frozen=True)
+class EditConfig:
+    """One edit's numbers: the schedule, where the drag and the control act, and the drag loop's own."""
+
+    drag: DragConfig = field(default_factory=DragConfig)
+    steps: int = 50  # T
+    variant: str = "restored"  # schedule variant, see ddim.Schedule
+    drag_step: int = 10  # S: the latent is optimised after so many denoising steps, at level T - S
+    control_step: int | None = 10  # A: control acts from this denoising step on; None never does
+    control_blocks: tuple[int, ...] = tuple(range(11, 17))  # blocks whose K and V come from the source
+    guidance: float = 1.0  # classifier-free guidance scale of the edit (and of generation from noise)
+    blend: bool = False  # outside the mask, take the source's latents at every step
+    fixed_point: int = 0  # inversion: so many fixed-point iterations a step, 0 for plain DDIM inversion
+    size: int = 512  # working size: the picture's longer side is fitted to at most this many pixels
+
+    @classmethod
+    def paper(cls, **changes: Any) -> EditConfig:
+        """The paper's section 4.3: T = 50, S = A = 10, learning rate 0.01, features of block14."""
+        return replace(cls(), **changes)
+
+    @classmethod
+    def dragdiffusion(cls, **changes: Any) -> EditConfig:
+        """DragDiffusion's program: inversion strength 0.7 (z_35), `decoder3`, control from the first step."""
+        config = cls(drag=DragConfig(tap="decoder3"), variant="dragdiffusion", drag_step=15, control_step=0)
+        return replace(config, **changes)
+
+    @classmethod
+    def masactrl(cls, **changes: Any) -> EditConfig:
+        """MasaCtrl's settings: prompts alone, control from step 4 in block11 … block16, guidance 7.5."""
+        config = cls(variant="masactrl", control_step=4, guidance=7.5)
+        return replace(config, **changes)

@@ -1,0 +1,309 @@
+"""DDIM: the schedule, one step each way, inversion and sampling, as functions of tensors.
+
+Levels count noise: z_0 is the clean latent and z_T the noisiest, z_k stands at timestep τ_k with ᾱ_k. Sampling goes
+z_k -> z_{k-1} with ε(z_k, τ_k), inversion z_{k-1} -> z_k with ε(z_{k-1}, τ_k): T steps each, mirrors of one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from dragsa.hooks import AttentionHook, MutualSelfAttention
+
+TRAINING_STEPS = 1000
+VARIANTS = ("restored", "even", "dragdiffusion", "masactrl", "omitted")
+
+Progress = Callable[[int, int], None]  # steps done, steps in all
+Guidance = float | Sequence[float]  # one scale, or one for each row of the latent
+
+
+class Denoiser(Protocol):
+    """What the samplers ask of a UNet: noise prediction `.eps` (B, C, h, w) from z, t and context."""
+
+    def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, attention: AttentionHook | None = None) -> Any: ...
+
+
+def training_alpha_bars() -> Tensor:
+    """ᾱ of timesteps 0 … 999, float64 (1000,): β scaled-linear from 0.00085 to 0.012."""
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, TRAINING_STEPS, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - beta, dim=0)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """T levels of noise above the clean end, and which timestep each stands at.
+
+    `steps` is T; `variant` one of
+
+    - "restored": timesteps 1, 21, …, 981 (for T = 50) and z_0 clean, ᾱ_0 = 1;
+    - "even": 19, 39, …, 999, z_0 clean;
+    - "dragdiffusion": 1, 21, …, 981, z_0 at the ᾱ of timestep 0, as DragDiffusion's program has it;
+    - "masactrl": 0, 20, …, 980, z_0 likewise, so that the first step is none, as MasaCtrl's settings make it;
+    - "omitted": as "dragdiffusion", but inversion leaves out z_0 -> z_1 and its labels shift by one: the fault that
+      section 3.3 of the paper repairs, kept for comparison.
+
+    Raises ValueError for an unknown variant or a T that does not fit 1000 training steps.
+    """
+
+    steps: int = 50
+    variant: str = "restored"
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"unknown schedule variant {self.variant!r}: known are {', '.join(VARIANTS)}")
+        if not isinstance(self.steps, int) or not 1 <= self.steps < TRAINING_STEPS:
+            raise ValueError(f"steps must be a whole number from 1 to {TRAINING_STEPS - 1}, came {self.steps}")
+
+    @cached_property
+    def timesteps(self) -> Tensor:
+        """τ_1 … τ_T, ascending, long (T,)."""
+        if self.variant == "even":
+            return torch.round((torch.arange(self.steps) + 1) * (TRAINING_STEPS / self.steps)).long() - 1
+        first = 0 if self.variant == "masactrl" else 1
+        return torch.arange(self.steps) * (TRAINING_STEPS // self.steps) + first
+
+    @cached_property
+    def alpha_bars(self) -> Tensor:
+        """ᾱ_0 … ᾱ_T, the clean end first, float32 (T + 1,)."""
+        training = training_alpha_bars()
+        clean = torch.ones(1, dtype=torch.float64) if self.variant in ("restored", "even") else training[:1]
+        return torch.cat([clean, training[self.timesteps]]).float()
+
+    def check_level(self, level: int, name: str = "level", lowest: int = 0) -> None:
+        """Raise a ValueError unless lowest ≤ level ≤ T."""
+        if not isinstance(level, int) or not lowest <= level <= self.steps:
+            raise ValueError(f"{name} must be a whole number from {lowest} to T = {self.steps}, came {level}")
+
+
+def ddim(z: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Tensor:
+    """The deterministic DDIM step from ᾱ to ᾱ', up or down (Song et al. 2021, equation 12 with σ = 0).
+
+    z' = √ᾱ' (z - √(1-ᾱ) ε) / √ᾱ + √(1-ᾱ') ε. The ᾱ are scalars (0-dimensional tensors).
+    """
+    z_0 = (z - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+    return alpha_bar_to.sqrt() * z_0 + (1 - alpha_bar_to).sqrt() * eps
+
+
+def step_down(z: Tensor, eps: Tensor, schedule: Schedule, level: int) -> Tensor:
+    """z_k -> z_{k-1}, with eps = ε(z_k, τ_k) and k = `level` ≥ 1."""
+    return ddim(z, eps, schedule.alpha_bars[level], schedule.alpha_bars[level - 1])
+
+
+def step_up(z: Tensor, eps: Tensor, schedule: Schedule, level: int) -> Tensor:
+    """z_{k-1} -> z_k, with eps = ε(z_{k-1}, τ_k) and k = `level` ≥ 1."""
+    return ddim(z, eps, schedule.alpha_bars[level - 1], schedule.alpha_bars[level])
+
+
+def predict(
+    unet: Denoiser,
+    z: Tensor,
+    t: Tensor,
+    context: Tensor,
+    guidance: Guidance = 1.0,
+    uncond: Tensor | None = None,
+    attention: AttentionHook | None = None,
+) -> Tensor:
+    """ε of z (B, C, h, w), with classifier-free guidance: ε_∅ + s (ε - ε_∅).
+
+    context is (B, n, C') or (1, n, C'), `uncond` (1, n, C') that of the empty prompt. One scale s, or one a row. Where
+    every scale is 1 there is one pass of B rows; else one of 2 B: the unconditional rows, then the conditional ones.
+    Raises ValueError where a scale other than 1 comes without `uncond`.
+    """
+    rows = z.shape[0]
+    scales = [float(guidance)] * rows if isinstance(guidance, (int, float)) else [float(s) for s in guidance]
+    if len(scales) != rows:
+        raise ValueError(f"guidance must be one scale, or one for each of the {rows} rows, came {len(scales)}")
+    context = context.expand(rows, -1, -1)
+    if all(scale == 1.0 for scale in scales):
+        return unet(z, t, context, attention=attention).eps
+    if uncond is None:
+        raise ValueError("guidance other than 1 needs `uncond`, the embedding of the empty prompt")
+    both = torch.cat([uncond.expand_as(context), context])  # (2 B, n, C')
+    eps_uncond, eps = unet(torch.cat([z, z]), t, both, attention=attention).eps.chunk(2)
+    scale = torch.tensor(scales, dtype=z.dtype, device=z.device).view(rows, 1, 1, 1)
+    return eps_uncond + scale * (eps - eps_uncond)
+
+
+class InversionStep(NamedTuple):
+    """One noising step: from which ᾱ to which, and the timestep the network is told."""
+
+    alpha_bar: Tensor
+    alpha_bar_to: Tensor
+    timestep: Tensor
+
+
+def inversion_step(schedule: Schedule, level: int) -> InversionStep | None:
+    """The step that gives z_k from z_{k-1}, k = `level` ≥ 1; None where the variant makes none and z_k is z_{k-1}.
+
+    "omitted" starts with the second step, on labels one too low: what it calls z_k stands at ᾱ_{k-1}.
+    """
+    k = level - 1 if schedule.variant == "omitted" else level
+    if k == 0:
+        return None
+    return InversionStep(schedule.alpha_bars[k - 1], schedule.alpha_bars[k], schedule.timesteps[k - 1])
+
+
+@torch.no_grad()
+def invert(
+    unet: Denoiser,
+    z0: Tensor,
+    context: Tensor,
+    schedule: Schedule,
+    steps: int | None = None,
+    guidance: Guidance = 1.0,
+    uncond: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """DDIM inversion (section 3.3): z_0 (B, C, h, w) -> z_0 … z_k, (k + 1, B, C, h, w), k = `steps` of the T (all)."""
+    total = schedule.steps if steps is None else steps
+    schedule.check_level(total, "steps")
+    z, zs = z0, [z0]
+    for level in range(1, total + 1):
+        step = inversion_step(schedule, level)
+        if step is not None:
+            eps = predict(unet, z, step.timestep, context, guidance, uncond)
+            z = ddim(z, eps, step.alpha_bar, step.alpha_bar_to)
+        zs.append(z)
+        if progress is not None:
+            progress(level, total)
+    return torch.stack(zs)
+
+
+class FixedPointInversion(NamedTuple):
+    """latents: as `invert` gives. residuals (k,): the last iteration's change, relative to the latent's norm, by step.
+    converged: every residual is under the tolerance."""
+
+    latents: Tensor
+    residuals: Tensor
+    converged: bool
+
+
+@torch.no_grad()
+def invert_fixed_point(
+    unet: Denoiser,
+    z0: Tensor,
+    context: Tensor,
+    schedule: Schedule,
+    steps: int | None = None,
+    guidance: Guidance = 1.0,
+    uncond: Tensor | None = None,
+    progress: Progress | None = None,
+    *,
+    iterations: int = 5,
+    tolerance: float = 1e-3,
+) -> FixedPointInversion:
+    """Inversion with ε(z_k, τ_k), the exact inverse of sampling, found by fixed-point iteration.
+
+    z_k ← the step from z_{k-1} with ε(z_k, τ_k), started at plain inversion's z_k, at most `iterations` times, fewer
+    where the change falls under `tolerance`. Says whether it converged; it need not.
+    """
+    total = schedule.steps if steps is None else steps
+    schedule.check_level(total, "steps")
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, came {iterations}")
+    z, zs, residuals = z0, [z0], []
+    for level in range(1, total + 1):
+        step, residual = inversion_step(schedule, level), 0.0
+        if step is not None:
+            below, z = z, ddim(z, predict(unet, z, step.timestep, context, guidance, uncond), *step[:2])
+            for _ in range(iterations):
+                eps = predict(unet, z, step.timestep, context, guidance, uncond)
+                before, z = z, ddim(below, eps, *step[:2])
+                residual = ((z - before).norm() / z.norm()).item()
+                if residual < tolerance:
+                    break
+        zs.append(z)
+        residuals.append(residual)
+        if progress is not None:
+            progress(level, total)
+    return FixedPointInversion(torch.stack(zs), torch.tensor(residuals), max(residuals, default=0.0) < tolerance)
+
+
+def check_range(schedule: Schedule, start: int | None, stop: int) -> int:
+    """The level that sampling starts from. Raises ValueError unless 0 ≤ stop ≤ start ≤ T."""
+    start = schedule.steps if start is None else start
+    schedule.check_level(start, "start")
+    schedule.check_level(stop, "stop")
+    if stop > start:
+        raise ValueError(f"sampling goes down: stop {stop} lies above start {start}")
+    return start
+
+
+@torch.no_grad()
+def sample(
+    unet: Denoiser,
+    z: Tensor,
+    context: Tensor,
+    schedule: Schedule,
+    start: int | None = None,
+    stop: int = 0,
+    guidance: Guidance = 1.0,
+    uncond: Tensor | None = None,
+    attention: AttentionHook | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """DDIM sampling from level `start` (T) down to `stop`: (start - stop + 1, B, C, h, w), the start first.
+
+    `attention` is given to every step; where it should act at some steps only, call once for each stretch of levels.
+    """
+    start = check_range(schedule, start, stop)
+    zs = [z]
+    for level in range(start, stop, -1):
+        eps = predict(unet, z, schedule.timesteps[level - 1], context, guidance, uncond, attention)
+        z = step_down(z, eps, schedule, level)
+        zs.append(z)
+        if progress is not None:
+            progress(start - level + 1, start - stop)
+    return torch.stack(zs)
+
+
+@torch.no_grad()
+def sample_controlled(
+    unet: Denoiser,
+    z_source: Tensor,
+    z_target: Tensor,
+    context: Tensor,
+    schedule: Schedule,
+    start: int | None = None,
+    stop: int = 0,
+    guidance: Guidance = 1.0,
+    uncond: Tensor | None = None,
+    control_step: int | None = 0,
+    control_blocks: Sequence[int] = range(11, 17),
+    may_move: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Source and target denoised side by side, the target's self-attention on the source's K and V (section 3.4).
+
+    z_source and z_target are (1, C, h, w) at level `start`; context (2, n, C') is source's and target's. Control acts
+    from the `control_step`-th step run here (counted from 0; None: never) in `control_blocks`. With guidance, the
+    unconditional and the conditional half each attend to their own source row. `may_move` (h, w) in [0, 1] blends:
+    where it is 0 the target's latent is the source's after every step. Returns (start - stop + 1, 2, C, h, w) from the
+    start down, row 0 the source, row 1 the target.
+    """
+    start = check_range(schedule, start, stop)
+    if z_source.shape != z_target.shape or z_source.shape[0] != 1:
+        came = f"{tuple(z_source.shape)} and {tuple(z_target.shape)}"
+        raise ValueError(f"source and target latent must both be (1, C, h, w), came {came}")
+    if context.shape[0] != 2:
+        raise ValueError(f"context must be (2, n, C'), source and target, came {tuple(context.shape)}")
+    control = MutualSelfAttention(tuple(control_blocks))
+    z = torch.cat([z_source, z_target])  # (2, C, h, w)
+    zs = [z]
+    for level in range(start, stop, -1):
+        controlled = control_step is not None and start - level >= control_step
+        timestep = schedule.timesteps[level - 1]
+        eps = predict(unet, z, timestep, context, guidance, uncond, control if controlled else None)
+        z = step_down(z, eps, schedule, level)
+        if may_move is not None:
+            z = torch.stack([z[0], z[0] + may_move * (z[1] - z[0])])
+        zs.append(z)
+        if progress is not None:
+            progress(start - level + 1, start - stop)
+    return torch.stack(zs)

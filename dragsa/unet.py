@@ -1,0 +1,314 @@
+"""SD 1.5's UNet, at any width: a table of stages, one walk through it, and what is read on the way.
+
+Submodules carry diffusers' names, so that its folders load as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dragsa.attention import Transformer
+from dragsa.config import UNetConfig
+from dragsa.hooks import KV, AttentionHook, block_name, check_taps
+
+# Each stage: its tap, the transformer block behind each of its ResBlocks (None: no transformer there), and whether it
+# ends in a change of resolution. The channels of a stage are the config's width of the same level.
+#            tap        transformers        resample    level
+ENCODER = (
+    ("encoder1", (1, 2), True),  #            0   64×64 cells at 512 px
+    ("encoder2", (3, 4), True),  #            1   32×32
+    ("encoder3", (5, 6), True),  #            2   16×16
+    ("encoder4", (None, None), False),  #     3   8×8
+)
+MIDDLE = 7  #                                 3   8×8: ResBlock, block07, ResBlock
+DECODER = (
+    ("decoder1", (None, None, None), True),  # 3   8×8, and up
+    ("decoder2", (8, 9, 10), True),  #        2   16×16
+    ("decoder3", (11, 12, 13), True),  #      1   32×32
+    ("decoder4", (14, 15, 16), False),  #     0   64×64
+)
+
+
+class UNetOutput(NamedTuple):
+    """`eps`: noise prediction (B, 4, h, w), None when the pass ended early. `taps`: name -> activation or KV."""
+
+    eps: Tensor | None
+    taps: dict[str, Any]
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding added between them, and a residual."""
+
+    def __init__(self, c_in: int, c_out: int, time_dim: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-5)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, c_out)
+        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-5)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x (B, c_in, h, w), time (B, time_dim), already activated -> (B, c_out, h, w)."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        y = y + self.time_emb_proj(time)[:, :, None, None]
+        y = self.conv2(F.silu(self.norm2(y)))
+        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, C, ⌈h/2⌉, ⌈w/2⌉)."""
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """To the size of the skip that comes next, which is not always twice the size."""
+        return self.conv(F.interpolate(x, size=grid, mode="nearest"))
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.linear_1 = nn.Linear(width, 4 * width)
+        self.linear_2 = nn.Linear(4 * width, 4 * width)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Timesteps (B,) -> (B, 4 width): cosines then sines at frequencies 1 … 1/10000, through two layers."""
+        half = self.width // 2
+        frequency = torch.exp(-math.log(10000.0) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+        angle = t.float()[:, None] * frequency  # (B, width / 2)
+        sinusoid = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.linear_1.weight.dtype)  # (B, width)
+        return self.linear_2(F.silu(self.linear_1(sinusoid)))
+
+
+class Stage(nn.Module):
+    """ResBlocks, the transformers behind them, and the change of resolution at the end, where there are any."""
+
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], **resample: nn.Module) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        if attentions:
+            self.attentions = nn.ModuleList(attentions)
+        for name, module in resample.items():  # downsamplers or upsamplers, a list of one by its published name
+            self.add_module(name, nn.ModuleList([module]))
+
+
+class UNet(nn.Module):
+    """The noise prediction ε(z, t, context) of SD 1.5, with taps, an early end, and an attention hook."""
+
+    def __init__(self, config: UNetConfig = UNetConfig()) -> None:  # noqa: B008 (a frozen value)
+        super().__init__()
+        self.config = config
+        widths, groups, time_dim = config.widths, config.groups, 4 * config.widths[0]
+
+        def resnet(c_in: int, c_out: int) -> ResBlock:
+            return ResBlock(c_in, c_out, time_dim, groups)
+
+        def transformers(blocks: tuple[int | None, ...], level: int) -> list[nn.Module]:
+            width, heads = widths[level], config.heads[level]
+            return [Transformer(width, config.context_dim, heads, groups) for block in blocks if block]
+
+        self.time_embedding = TimeEmbedding(widths[0])
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        c, skips = widths[0], [widths[0]]
+
+        self.down_blocks = nn.ModuleList()
+        for level, (_, blocks, down) in enumerate(ENCODER):
+            width = widths[level]
+            resnets: list[nn.Module] = [resnet(c, width), resnet(width, width)]
+            extra = {"downsamplers": Downsample(width)} if down else {}
+            self.down_blocks.append(Stage(resnets, transformers(blocks, level), **extra))
+            c, skips = width, skips + [width] * (3 if down else 2)
+
+        self.mid_block = Stage([resnet(c, c), resnet(c, c)], transformers((MIDDLE,), 3))
+
+        self.up_blocks = nn.ModuleList()
+        for level, (_, blocks, up) in zip((3, 2, 1, 0), DECODER, strict=True):
+            width = widths[level]
+            resnets = []
+            for _ in blocks:
+                resnets.append(resnet(c + skips.pop(), width))
+                c = width
+            extra = {"upsamplers": Upsample(width)} if up else {}
+            self.up_blocks.append(Stage(resnets, transformers(blocks, level), **extra))
+
+        self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
+
+    @classmethod
+    def from_diffusers(cls, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet:
+        """A UNet from diffusers' config keys and tensor names; the tensors are taken as they are, not copied.
+
+        Raises a ValueError that lists what is missing, left over or misshapen, or says which setting is not SD 1.5's.
+        """
+        from dragsa import weights  # the loader imports this module
+
+        return weights.build_unet(config_from_diffusers(config), state)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.conv_in.weight.dtype
+
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor | int,
+        context: Tensor,
+        attention: AttentionHook | None = None,
+        taps: tuple[str, ...] = (),
+        until: str | None = None,
+    ) -> UNetOutput:
+        """One pass.
+
+        z: latent (B, C, h, w), any h and w. t: timestep(s), a number or (B,). context: (B, tokens, context_dim).
+        attention: called by every attention layer in place of plain attention. taps: names of the activations to return
+        (`hooks.TAPS`). until: the pass ends behind this activation, and eps is None; nothing after it is computed.
+
+        The network runs in its weights' type; eps comes back in the latent's, taps as they are. Raises ValueError for
+        an unknown tap, one that lies behind `until`, or a wrong shape.
+        """
+        check_taps(taps, until)
+        self._check_shapes(z, context)
+        read: dict[str, Any] = {}
+        for name, activation in self.walk(z, t, context, attention):
+            if name in taps:
+                read[name] = activation
+            if name == until:
+                break
+        if len(read) != len(set(taps)):
+            behind = next(name for name in taps if name not in read)
+            raise ValueError(f"tap {behind!r} lies behind the pass's end {until!r}")
+        return UNetOutput(activation.to(z.dtype) if until is None else None, read)
+
+    def walk(
+        self, z: Tensor, t: Tensor | int, context: Tensor, attention: AttentionHook | None
+    ) -> Iterator[tuple[str, Any]]:
+        """The pass itself: yields every named activation in forward order, and ("eps", noise prediction) at the end."""
+        t = torch.as_tensor(t, device=z.device).expand(z.shape[0])  # (B,)
+        time = F.silu(self.time_embedding(t))  # (B, 4 width): every ResBlock wants it activated
+        context = context.to(self.dtype)
+        x = self.conv_in(z.to(self.dtype))  # (B, widths[0], h, w)
+        skips = [x]
+
+        for module, (name, blocks, down) in zip(self.down_blocks, ENCODER, strict=True):
+            for layer, block in enumerate(blocks):
+                x = module.resnets[layer](x, time)
+                if block is not None:
+                    x, kv = module.attentions[layer](x, context, block, attention)
+                    yield f"{block_name(block)}.kv", kv
+                    yield block_name(block), x
+                skips.append(x)
+            if down:
+                x = module.downsamplers[0](x)  # (B, c, ⌈h/2⌉, ⌈w/2⌉)
+                skips.append(x)
+            yield name, x
+
+        x = self.mid_block.resnets[0](x, time)
+        x, kv = self.mid_block.attentions[0](x, context, MIDDLE, attention)
+        yield f"{block_name(MIDDLE)}.kv", kv
+        yield block_name(MIDDLE), x
+        x = self.mid_block.resnets[1](x, time)
+        yield "mid", x
+
+        for module, (name, blocks, up) in zip(self.up_blocks, DECODER, strict=True):
+            for layer, block in enumerate(blocks):
+                x = module.resnets[layer](torch.cat([x, skips.pop()], dim=1), time)
+                if block is not None:
+                    x, kv = module.attentions[layer](x, context, block, attention)
+                    yield f"{block_name(block)}.kv", kv
+                    yield block_name(block), x
+            if up:
+                x = module.upsamplers[0](x, skips[-1].shape[-2:])  # (B, c, 2h, 2w), or one less
+            yield name, x
+
+        yield "eps", self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def _check_shapes(self, z: Tensor, context: Tensor) -> None:
+        channels, width = self.config.latent_channels, self.config.context_dim
+        if z.ndim != 4 or z.shape[1] != channels:
+            raise ValueError(f"latent must be (B, {channels}, h, w), came {tuple(z.shape)}")
+        if context.ndim != 3 or context.shape[2] != width or context.shape[0] != z.shape[0]:
+            raise ValueError(f"context must be ({z.shape[0]}, tokens, {width}), came {tuple(context.shape)}")
+
+
+# What diffusers' config must say for the architecture to be SD 1.5's; a missing key means the same there.
+_EXPECTED = {
+    "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "act_fn": "silu",
+    "norm_eps": 1e-5,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "center_input_sample": False,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "transformer_layers_per_block": 1,
+    "only_cross_attention": False,
+    "dual_cross_attention": False,
+    "use_linear_projection": False,
+    "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "addition_embed_type": None,
+    "encoder_hid_dim": None,
+    "time_cond_proj_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "attention_type": "default",
+}
+
+
+def config_from_diffusers(config: Mapping[str, Any]) -> UNetConfig:
+    """diffusers' UNet2DConditionModel config -> UNetConfig.
+
+    Raises a ValueError that names the first setting which is not SD 1.5's, and look-alikes by what they are.
+    """
+    channels = config.get("in_channels", 4)
+    if channels == 9:
+        raise ValueError("this is an inpainting UNet (9 input channels); dragsa takes SD 1.5's, which has 4")
+    if config.get("addition_embed_type") == "text_time":
+        raise ValueError("this is SDXL's UNet (added text and size embeddings); dragsa takes SD 1.5's")
+    if config.get("use_linear_projection") or config.get("cross_attention_dim") == 1024:
+        raise ValueError("this is SD 2's UNet (context 1024, linear projections); dragsa takes SD 1.5's")
+    for key, expected in _EXPECTED.items():
+        came = config.get(key, expected)
+        if (list(came) if isinstance(came, tuple) else came) != expected:
+            raise ValueError(f"UNet config: {key} must be {expected!r} as in SD 1.5, came {came!r}")
+    if config.get("out_channels", channels) != channels:
+        raise ValueError(f"UNet config: out_channels must be in_channels, came {config['out_channels']}, {channels}")
+
+    widths = tuple(config.get("block_out_channels", UNetConfig.widths))
+    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # diffusers' old misnomer
+    heads = (heads,) * len(widths) if isinstance(heads, int) else tuple(heads)
+    groups = config.get("norm_num_groups", 32)
+    if len(widths) != 4 or len(heads) != 4:
+        raise ValueError(f"UNet config: four levels as in SD 1.5, came widths {list(widths)} and heads {list(heads)}")
+    for width, n in zip(widths, heads, strict=True):
+        if width % n or width % groups:
+            raise ValueError(f"UNet config: width {width} is not a multiple of its {n} heads and {groups} groups")
+    return UNetConfig(widths, heads, config.get("cross_attention_dim", 1280), groups, channels)
+
+
+__all__ = ["DECODER", "ENCODER", "KV", "MIDDLE", "UNet", "UNetOutput", "config_from_diffusers"]
