@@ -141,12 +141,13 @@ class InversionStep(NamedTuple):
 def inversion_step(schedule: Schedule, level: int) -> InversionStep | None:
     """The step that gives z_k from z_{k-1}, k = `level` ≥ 1; None where the variant makes none and z_k is z_{k-1}.
 
-    "omitted" starts with the second step, on labels one too low: what it calls z_k stands at ᾱ_{k-1}.
+    "omitted" makes no first step, and every later one goes a level lower than its label: what is called z_k, and told
+    to the network as such, stands at ᾱ_{k-1}.
     """
     k = level - 1 if schedule.variant == "omitted" else level
     if k == 0:
         return None
-    return InversionStep(schedule.alpha_bars[k - 1], schedule.alpha_bars[k], schedule.timesteps[k - 1])
+    return InversionStep(schedule.alpha_bars[k - 1], schedule.alpha_bars[k], schedule.timesteps[level - 1])
 
 
 @torch.no_grad()

@@ -1,0 +1,218 @@
+"""Schedule, inversion and sampling: stored numbers, and a Gaussian mixture whose noise prediction is exact."""
+
+from typing import NamedTuple
+
+import golden_cases
+import pytest
+import torch
+
+from dragsa import ddim
+from dragsa.ddim import Schedule
+
+
+def relative(came, expected):
+    return ((came - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("case", golden_cases.cases("invert"), ids=lambda case: case.tag)
+def test_golden_inversion(case):
+    settings = case.settings
+    schedule = Schedule(settings["steps"], "dragdiffusion" if settings["steps_offset"] else "masactrl")
+    z, text = case.input("z", 1, 4, *case.latent_hw), case.input("text", 1, 77, golden_cases.CONTEXT_DIM)
+    latents = ddim.invert(golden_cases.golden_unet(), z, text, schedule, settings["actual_steps"])
+    assert relative(latents[:, 0], case.outputs["latents"]) < 2e-4
+
+
+@pytest.mark.parametrize("case", golden_cases.cases("control"), ids=lambda case: case.tag)
+def test_golden_control(case):
+    settings = case.settings
+    z_source, z_target = (case.input(name, 1, 4, *case.latent_hw) for name in ("z_source", "z_target"))
+    text, uncond = case.input("text", 2, 77, golden_cases.CONTEXT_DIM), case.input("uncond", 1, 77, 48)
+    latents = ddim.sample_controlled(
+        golden_cases.golden_unet(),
+        z_source,
+        z_target,
+        text,
+        Schedule(settings["steps"], "dragdiffusion"),
+        start=settings["actual_steps"],
+        guidance=settings["guidance_scale"],
+        uncond=uncond,
+        control_step=settings["start_step"],
+        control_blocks=range(settings["start_layer"] + 1, 17),
+    )
+    assert relative(latents, case.outputs["latents"]) < 1e-3
+
+
+class Eps(NamedTuple):
+    eps: torch.Tensor
+
+
+class Mixture:
+    """Two Gaussians of data, one about each of `means`: ε(z, t) in closed form, exact at every level."""
+
+    means = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+
+    def __init__(self, std=0.3):
+        self.std = std
+        self.alpha_bars = ddim.training_alpha_bars()
+        self.asked = []
+
+    def __call__(self, z, t, context, *, attention=None):
+        self.asked.append(int(t))
+        a = self.alpha_bars[t]
+        variance = a * self.std**2 + 1 - a
+        away = z[..., None] - a.sqrt() * self.means  # (..., 2)
+        weight = (-(away**2) / (2 * variance)).softmax(-1)
+        return Eps((1 - a).sqrt() / variance * (weight * away).sum(-1))
+
+
+def data(rows=8, std=0.3):
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(rows, 4, 4, 4, generator=generator, dtype=torch.float64)
+    side = torch.randint(0, 2, noise.shape, generator=generator)
+    return Mixture.means[side] + std * noise
+
+
+CONTEXT = torch.zeros(1, 1, 1)
+
+
+def round_trip_error(variant, steps=50):
+    z_0, schedule = data(), Schedule(steps, variant)
+    z_T = ddim.invert(Mixture(), z_0, CONTEXT, schedule)[-1]
+    back = ddim.sample(Mixture(), z_T, CONTEXT, schedule)[-1]
+    return (back - z_0).square().mean().sqrt().item()
+
+
+def test_round_trip_of_the_oracle():
+    errors = {variant: round_trip_error(variant) for variant in ddim.VARIANTS}
+    assert errors["restored"] < 0.04 and errors["even"] < 0.04
+    assert errors["omitted"] > 1.5 * errors["dragdiffusion"]  # latent and label a level apart are what costs
+
+
+def test_round_trip_error_falls_with_the_number_of_steps():
+    errors = [round_trip_error("restored", steps) for steps in (10, 50, 250)]
+    assert errors[0] > 3 * errors[1] > 9 * errors[2]
+
+
+def test_inverted_noise_is_standard_normal():
+    z_T = ddim.invert(Mixture(), data(64), CONTEXT, Schedule(200, "even"))[-1]
+    assert abs(z_T.mean().item()) < 0.05 and abs(z_T.std().item() - 1) < 0.05
+
+
+def test_samples_follow_the_mixture():
+    z_T = torch.randn(64, 4, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z_0 = ddim.sample(Mixture(), z_T, CONTEXT, Schedule(200, "even"))[-1]
+    nearest = (z_0[..., None] - Mixture.means).abs().argmin(-1)
+    assert abs(nearest.double().mean().item() - 0.5) < 0.05
+    assert abs((z_0 - Mixture.means[nearest]).std().item() - 0.3) < 0.02
+
+
+def test_fixed_point_inversion_is_the_inverse_of_sampling():
+    net, z_0, schedule = Mixture(std=0.7), data(std=0.7), Schedule(50, "restored")
+    found = ddim.invert_fixed_point(net, z_0, CONTEXT, schedule, iterations=50, tolerance=1e-10)
+    back = ddim.sample(net, found.latents[-1], CONTEXT, schedule)[-1]
+    assert found.converged and found.residuals.shape == (50,)
+    assert (back - z_0).abs().max() < 1e-7
+
+
+def test_fixed_point_inversion_says_where_it_did_not_converge():
+    # Between two narrow modes ε is so steep near the clean end that the iteration is no contraction there.
+    found = ddim.invert_fixed_point(Mixture(), data(), CONTEXT, Schedule(50), iterations=50, tolerance=1e-8)
+    assert not found.converged and (found.residuals >= 1e-8).nonzero().flatten().tolist() == [1]
+
+
+def test_timesteps_and_clean_end_of_each_variant():
+    training = ddim.training_alpha_bars().float()
+    expected = {
+        "restored": (1, 981, 1.0),
+        "even": (19, 999, 1.0),
+        "dragdiffusion": (1, 981, training[0]),
+        "masactrl": (0, 980, training[0]),
+        "omitted": (1, 981, training[0]),
+    }
+    for variant, (first, last, clean) in expected.items():
+        schedule = Schedule(50, variant)
+        assert schedule.timesteps.tolist() == list(range(first, last + 1, 20))
+        assert schedule.alpha_bars.shape == (51,) and schedule.alpha_bars[0] == clean
+        assert torch.equal(schedule.alpha_bars[1:], training[schedule.timesteps])
+
+
+def test_which_timesteps_each_direction_asks_for():
+    z_0 = data(1)
+    for variant, up in {"restored": [1, 101, 201, 301, 401], "omitted": [101, 201, 301, 401]}.items():
+        schedule, net = Schedule(10, variant), Mixture()
+        zs = ddim.invert(net, z_0, CONTEXT, schedule, steps=5)
+        assert net.asked == up and zs.shape == (6, *z_0.shape)
+        assert torch.equal(zs[0], z_0) and torch.equal(zs[1], z_0) == (variant == "omitted")
+        net.asked.clear()
+        ddim.sample(net, zs[-1], CONTEXT, schedule, start=5)
+        assert net.asked == [401, 301, 201, 101, 1]
+
+
+def test_any_level_to_any_level():
+    z, schedule = data(1), Schedule(20)
+    whole = ddim.sample(Mixture(), z, CONTEXT, schedule)
+    upper = ddim.sample(Mixture(), z, CONTEXT, schedule, stop=7)
+    lower = ddim.sample(Mixture(), upper[-1], CONTEXT, schedule, start=7)
+    assert len(upper) == 14 and len(lower) == 8
+    assert torch.equal(torch.cat([upper, lower[1:]]), whole)
+    assert torch.equal(ddim.sample(Mixture(), z, CONTEXT, schedule, start=0), z[None])
+
+
+class Conditional:
+    """ε is the context's only value, plus z: what guidance makes of it can be worked out by hand."""
+
+    def __call__(self, z, t, context, *, attention=None):
+        return Eps(z + context[:, :1, :1, None])
+
+
+def test_guidance_by_hand():
+    z, context, uncond = torch.ones(2, 1, 1, 1), torch.tensor([[[3.0]], [[5.0]]]), torch.tensor([[[1.0]]])
+    t = torch.tensor(1)
+    assert ddim.predict(Conditional(), z, t, context).flatten().tolist() == [4, 6]
+    assert ddim.predict(Conditional(), z, t, context, 2.0, uncond).flatten().tolist() == [6, 10]
+    assert ddim.predict(Conditional(), z, t, context, (1.0, 2.0), uncond).flatten().tolist() == [4, 10]
+    with pytest.raises(ValueError, match="needs `uncond`"):
+        ddim.predict(Conditional(), z, t, context, 2.0)
+    with pytest.raises(ValueError, match="each of the 2 rows, came 3"):
+        ddim.predict(Conditional(), z, t, context, (1.0, 2.0, 3.0), uncond)
+
+
+def controlled(**changes):
+    case = golden_cases.case("control_plain")
+    z_source, z_target = (case.input(name, 1, 4, 8, 8) for name in ("a", "b"))
+    text = case.input("text", 2, 77, golden_cases.CONTEXT_DIM)
+    arguments = {"start": 3, "control_step": 0, **changes}
+    return ddim.sample_controlled(
+        golden_cases.golden_unet(), z_source, z_target, text, Schedule(10), **arguments
+    )  # fmt: skip
+
+
+def test_control_begins_at_its_step_and_leaves_the_source_alone():
+    never, late, early = (controlled(control_step=step) for step in (None, 2, 0))
+    assert torch.equal(never[:3], late[:3]) and not torch.equal(never[3, 1], late[3, 1])
+    assert not torch.equal(early[1, 1], late[1, 1])
+    assert torch.equal(never[:, 0], early[:, 0])
+
+
+def test_blending_keeps_the_source_outside_of_the_mask():
+    may_move = torch.zeros(8, 8)
+    may_move[:, :4] = 1
+    blended, free = controlled(may_move=may_move), controlled()
+    assert torch.equal(blended[1:, 0, :, :, 4:], blended[1:, 1, :, :, 4:])
+    assert torch.allclose(blended[1, 1, :, :, :4], free[1, 1, :, :, :4])
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: Schedule(50, "even-steven"), "unknown schedule variant 'even-steven'"),
+        (lambda: Schedule(0), "steps must be a whole number from 1 to 999, came 0"),
+        (lambda: ddim.invert(Mixture(), data(1), CONTEXT, Schedule(5), steps=6), "from 0 to T = 5, came 6"),
+        (lambda: ddim.sample(Mixture(), data(1), CONTEXT, Schedule(5), start=2, stop=3), "stop 3 lies above start 2"),
+        (lambda: controlled(control_blocks=(17,)), "no transformer block 17"),
+    ],
+)
+def test_refusals(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
