@@ -46,6 +46,7 @@ class DragConfig:
     optimizer: str = "adam"  # "adam", or "sgd" for the paper's plain gradient descent
     reference: str = "first"  # tracking looks for F(z)(h^0), "first", or F(z)(h^k), "current"
     patience: int | None = 30  # give up after so many updates without a handle's move; None never does
+    lost_patience: int | None = 5  # and after so many in which a handle's features were nowhere to be found
 
 
 @dataclass(frozen=True)
@@ -78,4 +79,10 @@ class EditConfig:
     def masactrl(cls, **changes: Any) -> EditConfig:
         """MasaCtrl's settings: prompts alone, control from step 4 in block11 … block16, guidance 7.5."""
         config = cls(variant="masactrl", control_step=4, guidance=7.5)
+        return replace(config, **changes)
+
+    @classmethod
+    def small(cls, **changes: Any) -> EditConfig:
+        """For the small model of weights/small: 128 px, the drag at z_20, `decoder3`, a higher learning rate."""
+        config = cls(drag=DragConfig(tap="decoder3", lr=0.04, updates=60), drag_step=30, control_step=4, size=128)
         return replace(config, **changes)

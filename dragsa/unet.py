@@ -6,7 +6,7 @@ Submodules carry diffusers' names, so that its folders load as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,19 +15,20 @@ from torch.nn import functional as F
 
 from dragsa.attention import Transformer
 from dragsa.config import UNetConfig
-from dragsa.hooks import KV, AttentionHook, block_name, check_taps
+from dragsa.hooks import AttentionHook, block_name, check_taps
 
 # Each stage: its tap, the transformer block behind each of its ResBlocks (None: no transformer there), and whether it
 # ends in a change of resolution. The channels of a stage are the config's width of the same level.
 #            tap        transformers        resample    level
-ENCODER = (
+Row = tuple[str, tuple[int | None, ...], bool]
+ENCODER: tuple[Row, ...] = (
     ("encoder1", (1, 2), True),  #            0   64×64 cells at 512 px
     ("encoder2", (3, 4), True),  #            1   32×32
     ("encoder3", (5, 6), True),  #            2   16×16
     ("encoder4", (None, None), False),  #     3   8×8
 )
 MIDDLE = 7  #                                 3   8×8: ResBlock, block07, ResBlock
-DECODER = (
+DECODER: tuple[Row, ...] = (
     ("decoder1", (None, None, None), True),  # 3   8×8, and up
     ("decoder2", (8, 9, 10), True),  #        2   16×16
     ("decoder3", (11, 12, 13), True),  #      1   32×32
@@ -101,17 +102,23 @@ class TimeEmbedding(nn.Module):
 class Stage(nn.Module):
     """ResBlocks, the transformers behind them, and the change of resolution at the end, where there are any."""
 
-    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], **resample: nn.Module) -> None:
+    resnets: Sequence[nn.Module]
+    attentions: Sequence[nn.Module]
+    downsamplers: Sequence[nn.Module]
+    upsamplers: Sequence[nn.Module]
+
+    def __init__(self, **lists: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        if attentions:
-            self.attentions = nn.ModuleList(attentions)
-        for name, module in resample.items():  # downsamplers or upsamplers, a list of one by its published name
-            self.add_module(name, nn.ModuleList([module]))
+        for name, modules in lists.items():
+            if modules:  # an empty list has no name in the published files
+                self.add_module(name, nn.ModuleList(modules))
 
 
 class UNet(nn.Module):
     """The noise prediction ε(z, t, context) of SD 1.5, with taps, an early end, and an attention hook."""
+
+    down_blocks: Sequence[Stage]
+    up_blocks: Sequence[Stage]
 
     def __init__(self, config: UNetConfig = UNetConfig()) -> None:  # noqa: B008 (a frozen value)
         super().__init__()
@@ -121,7 +128,7 @@ class UNet(nn.Module):
         def resnet(c_in: int, c_out: int) -> ResBlock:
             return ResBlock(c_in, c_out, time_dim, groups)
 
-        def transformers(blocks: tuple[int | None, ...], level: int) -> list[nn.Module]:
+        def transformers(blocks: tuple[int | None, ...], level: int) -> list[Transformer]:
             width, heads = widths[level], config.heads[level]
             return [Transformer(width, config.context_dim, heads, groups) for block in blocks if block]
 
@@ -129,25 +136,27 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
         c, skips = widths[0], [widths[0]]
 
-        self.down_blocks = nn.ModuleList()
+        stages = []
         for level, (_, blocks, down) in enumerate(ENCODER):
             width = widths[level]
-            resnets: list[nn.Module] = [resnet(c, width), resnet(width, width)]
-            extra = {"downsamplers": Downsample(width)} if down else {}
-            self.down_blocks.append(Stage(resnets, transformers(blocks, level), **extra))
+            resnets = [resnet(c, width), resnet(width, width)]
+            halving = [Downsample(width)] if down else []
+            stages.append(Stage(resnets=resnets, attentions=transformers(blocks, level), downsamplers=halving))
             c, skips = width, skips + [width] * (3 if down else 2)
+        self.down_blocks = nn.ModuleList(stages)  # type: ignore[assignment]
 
-        self.mid_block = Stage([resnet(c, c), resnet(c, c)], transformers((MIDDLE,), 3))
+        self.mid_block = Stage(resnets=[resnet(c, c), resnet(c, c)], attentions=transformers((MIDDLE,), 3))
 
-        self.up_blocks = nn.ModuleList()
+        stages = []
         for level, (_, blocks, up) in zip((3, 2, 1, 0), DECODER, strict=True):
             width = widths[level]
             resnets = []
             for _ in blocks:
                 resnets.append(resnet(c + skips.pop(), width))
                 c = width
-            extra = {"upsamplers": Upsample(width)} if up else {}
-            self.up_blocks.append(Stage(resnets, transformers(blocks, level), **extra))
+            doubling = [Upsample(width)] if up else []
+            stages.append(Stage(resnets=resnets, attentions=transformers(blocks, level), upsamplers=doubling))
+        self.up_blocks = nn.ModuleList(stages)  # type: ignore[assignment]
 
         self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
@@ -309,6 +318,3 @@ def config_from_diffusers(config: Mapping[str, Any]) -> UNetConfig:
         if width % n or width % groups:
             raise ValueError(f"UNet config: width {width} is not a multiple of its {n} heads and {groups} groups")
     return UNetConfig(widths, heads, config.get("cross_attention_dim", 1280), groups, channels)
-
-
-__all__ = ["DECODER", "ENCODER", "KV", "MIDDLE", "UNet", "UNetOutput", "config_from_diffusers"]

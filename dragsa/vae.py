@@ -6,7 +6,7 @@ Submodules carry diffusers' names. Every group norm's epsilon is 1e-6 here, unli
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -78,19 +78,26 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Module):
-    """ResBlocks, and the change of resolution or the attention that goes with them, by their published names."""
+    """ResBlocks, then the change of resolution, if there is one; every list under its published name."""
 
-    def __init__(self, resnets: list[ResBlock], **others: nn.Module) -> None:
+    def __init__(self, **lists: list[nn.Module]) -> None:
         super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        for name, module in others.items():
-            self.add_module(name, nn.ModuleList([module]))
+        for name, modules in lists.items():
+            if modules:
+                self.add_module(name, nn.ModuleList(modules))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for modules in self.children():
+            for module in cast(nn.ModuleList, modules):
+                x = module(x)
+        return x
 
 
-class Middle(Stage):
+class Middle(nn.Module):
     def __init__(self, width: int, groups: int) -> None:
-        resnets = [ResBlock(width, width, groups), ResBlock(width, width, groups)]
-        super().__init__(resnets, attentions=Attention(width, groups))
+        super().__init__()
+        self.resnets = nn.ModuleList([ResBlock(width, width, groups), ResBlock(width, width, groups)])
+        self.attentions = nn.ModuleList([Attention(width, groups)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
@@ -106,8 +113,8 @@ class Encoder(nn.Module):
         self.down_blocks = nn.ModuleList()
         c = widths[0]
         for level, width in enumerate(widths):
-            extra = {"downsamplers": Downsample(width)} if level < 3 else {}
-            self.down_blocks.append(Stage([ResBlock(c, width, groups), ResBlock(width, width, groups)], **extra))
+            resnets: list[nn.Module] = [ResBlock(c, width, groups), ResBlock(width, width, groups)]
+            self.down_blocks.append(Stage(resnets=resnets, downsamplers=[Downsample(width)] if level < 3 else []))
             c = width
         self.mid_block = Middle(c, groups)
         self.conv_norm_out = norm(groups, c)
@@ -117,10 +124,7 @@ class Encoder(nn.Module):
         """(B, 3, H, W) -> (B, 2·4, H/8, W/8)."""
         x = self.conv_in(x)
         for stage in self.down_blocks:
-            for resnet in stage.resnets:
-                x = resnet(x)
-            if hasattr(stage, "downsamplers"):
-                x = stage.downsamplers[0](x)
+            x = stage(x)
         x = self.mid_block(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
@@ -136,8 +140,8 @@ class Decoder(nn.Module):
         self.mid_block = Middle(c, groups)
         self.up_blocks = nn.ModuleList()
         for level, width in enumerate(widths):
-            resnets = [ResBlock(c if layer == 0 else width, width, groups) for layer in range(3)]
-            self.up_blocks.append(Stage(resnets, **({"upsamplers": Upsample(width)} if level < 3 else {})))
+            resnets: list[nn.Module] = [ResBlock(c if layer == 0 else width, width, groups) for layer in range(3)]
+            self.up_blocks.append(Stage(resnets=resnets, upsamplers=[Upsample(width)] if level < 3 else []))
             c = width
         self.conv_norm_out = norm(groups, c)
         self.conv_out = nn.Conv2d(c, 3, 3, padding=1)
@@ -146,10 +150,7 @@ class Decoder(nn.Module):
         """(B, 4, h, w) -> (B, 3, 8h, 8w)."""
         x = self.mid_block(self.conv_in(z))
         for stage in self.up_blocks:
-            for resnet in stage.resnets:
-                x = resnet(x)
-            if hasattr(stage, "upsamplers"):
-                x = stage.upsamplers[0](x)
+            x = stage(x)
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
