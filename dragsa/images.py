@@ -1,0 +1,245 @@
+"""Pictures, points and masks in and out: between a picture as given, the working picture, and the supervision grid.
+
+Three rasters lie over one another, edge on edge. The *picture* has any size. The *working picture* is what the networks
+see: the picture fitted to multiples of 8. The *supervision grid* is half the working picture in each direction. A size
+is (width, height) everywhere in this file; a tensor's shape is (height, width), as always.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+Point = tuple[float, float]  # (x, y), pixel centres at integers, x to the right, y down
+Size = tuple[int, int]  # (width, height)
+
+MULTIPLE = 8  # one latent cell, in pixels of the working picture
+SMALLEST = 64  # a working picture's shorter side is brought to this where the longer one allows it
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read a picture of any mode, whole, upright (EXIF's orientation applied), the first frame of several.
+
+    Raises ValueError for a file that is no picture, is cut short or is absurdly large; OSError for one that cannot be
+    read at all.
+    """
+    try:
+        with Image.open(path) as file:
+            return _upright(file)
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: not a picture in a format that can be read") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{path}: too many pixels for a picture") from None
+    except (SyntaxError, EOFError, ValueError) as error:  # Pillow's words for damaged files
+        raise ValueError(f"{path}: damaged picture ({error})") from None
+    except OSError as error:
+        if error.errno is not None:  # the system's own: missing, a folder, no permission
+            raise
+        raise ValueError(f"{path}: damaged picture ({error})") from None
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    picture.load()
+    return ImageOps.exif_transpose(picture)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode as eight-bit RGB: transparency laid on white, sixteen bits scaled to eight."""
+    if picture.mode == "RGB" and "transparency" not in picture.info:
+        return picture
+    if picture.mode.startswith("I"):  # 16-bit grey, or the 32-bit mode that some writers put it in
+        levels = np.asarray(picture).astype(np.float64)
+        if levels.min() < 0 or levels.max() > 65535:
+            raise ValueError(f"grey levels from {levels.min():g} to {levels.max():g}: expected 0 to 65535")
+        return Image.fromarray(np.round(levels / 257).astype(np.uint8)).convert("RGB")
+    if picture.mode == "F":
+        levels = np.asarray(picture)
+        if not (np.isfinite(levels).all() and levels.min() >= 0 and levels.max() <= 1):
+            raise ValueError("a picture of floats: expected levels from 0 to 1")
+        return Image.fromarray(np.round(levels * 255).astype(np.uint8)).convert("RGB")
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return picture.convert("RGB")
+
+
+def working_size(width: int, height: int, size: int = 512, multiple: int = MULTIPLE) -> Size:
+    """The size at which a picture is worked on: its aspect, the longer side at most `size`, multiples of `multiple`.
+
+    A picture is not enlarged, beyond rounding to the nearest multiple, unless its shorter side is under 64 px; then as
+    far as `size` allows. Raises ValueError for a picture without pixels or a `size` under 64.
+    """
+    if min(width, height) < 1:
+        raise ValueError(f"a picture of {width}×{height} has no pixels")
+    if size < SMALLEST:
+        raise ValueError(f"working size {size}: at least {SMALLEST} pixels")
+    most = size // multiple * multiple
+    shorter, longer = sorted((width, height))
+    scale = min(most / longer, max(1.0, SMALLEST / shorter))
+
+    def fitted(side: int) -> int:
+        return min(most, max(multiple, multiple * int(side * scale / multiple + 0.5)))
+
+    return fitted(width), fitted(height)
+
+
+def grid_size(working: Size) -> Size:
+    """The supervision grid of a working picture: half of it in each direction."""
+    return working[0] // 2, working[1] // 2
+
+
+def to_tensor(picture: Image.Image, size: Size | None = None) -> Tensor:
+    """A picture of any mode -> float32 (1, 3, height, width) in [-1, 1], brought to `size` by Lanczos."""
+    rgb = to_rgb(picture)
+    if size is not None and rgb.size != size:
+        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
+    levels = torch.from_numpy(np.array(rgb))  # (h, w, 3)
+    return (levels.permute(2, 0, 1)[None].float() / 127.5 - 1).contiguous()  # (1, 3, h, w)
+
+
+def to_picture(tensor: Tensor) -> Image.Image:
+    """Float (1, 3, h, w) or (3, h, w) in [-1, 1], clamped -> RGB. Raises ValueError if a value is not finite."""
+    x = tensor.detach().float().cpu()
+    x = x[0] if x.ndim == 4 and x.shape[0] == 1 else x
+    if x.ndim != 3 or x.shape[0] != 3:
+        raise ValueError(f"a picture's tensor must be (3, h, w) or (1, 3, h, w), came {tuple(tensor.shape)}")
+    if not x.isfinite().all():
+        raise ValueError("the picture has values that are not finite")
+    levels = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())  # (h, w, 3)
+
+
+def restore(result: Image.Image, original: Image.Image) -> Image.Image:
+    """A working picture back in the original's size, and in grey if the original was grey.
+
+    Every other mode comes back as RGB. Transparency does not come back: the old outline is wrong for what has moved. An
+    RGB original's colour profile is kept, since its numbers were worked on as they are.
+    """
+    if result.size != original.size:
+        result = result.resize(original.size, Image.Resampling.LANCZOS)
+    if original.mode in ("1", "L", "LA", "La", "F") or original.mode.startswith("I"):
+        return result.convert("L")
+    if original.mode in ("RGB", "RGBA") and "icc_profile" in original.info:
+        result = result.copy()
+        result.info["icc_profile"] = original.info["icc_profile"]
+    return result
+
+
+def to_grid(points: Tensor | Sequence[Point], picture: Size, grid: Size) -> Tensor:
+    """Points (n, 2) in pixels of the picture -> float32 (n, 2) in cells of the grid.
+
+    Edges fall on edges: x_grid = (x + ½) W_grid / W_picture - ½, so a point in the outer half of a border pixel may lie
+    up to half a cell outside of the cells' centres. Raises ValueError that names a point outside of the picture.
+    """
+    given = torch.as_tensor(np.asarray(points, dtype=np.float64).reshape(-1, 2))  # (n, 2)
+    for x, y in given.tolist():
+        if not (-0.5 <= x <= picture[0] - 0.5 and -0.5 <= y <= picture[1] - 0.5):  # also where it is NaN
+            raise ValueError(f"point {x:g},{y:g} lies outside of the picture ({picture[0]}×{picture[1]} pixels)")
+    return _affine(given, picture, grid).float()
+
+
+def from_grid(points: Tensor | Sequence[Point], picture: Size, grid: Size) -> Tensor:
+    """The inverse of `to_grid`: (n, 2) or (..., n, 2) in cells of the grid -> float64 pixels of the picture."""
+    return _affine(torch.as_tensor(points).double(), grid, picture)
+
+
+def _affine(points: Tensor, size: Size, new: Size) -> Tensor:
+    scale = torch.tensor([new[0] / size[0], new[1] / size[1]], dtype=points.dtype)
+    return (points + 0.5) * scale - 0.5
+
+
+def open_mask(mask: str | Path | Image.Image | np.ndarray | Tensor, picture: Size, grid: Size) -> Tensor:
+    """A mask of the picture's size (white may move) -> float32 (H, W) on the grid, 0 … 1: each cell's share of white.
+
+    A picture is taken by its brightness, its transparency as black. An array or tensor is (height, width): booleans,
+    bytes 0 … 255, or floats 0 … 1. Raises ValueError for another size, shape or range.
+    """
+    if isinstance(mask, str | Path):
+        name, levels = str(mask), _brightness(open_picture(mask))
+    elif isinstance(mask, Image.Image):
+        name, levels = "mask", _brightness(_upright(mask))
+    else:
+        name, array = "mask", np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+        if array.ndim != 2:
+            raise ValueError(f"a mask's array must be (height, width), came {array.shape}")
+        levels = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
+        if not (levels >= 0).all() or not (levels <= 1).all():
+            raise ValueError("a mask's values must lie in 0 … 1 (or be bytes 0 … 255)")
+    came = (levels.shape[1], levels.shape[0])
+    if came != picture:
+        raise ValueError(f"{name}: {came[0]}×{came[1]} pixels; it must be the picture's {picture[0]}×{picture[1]}")
+    cells = Image.fromarray(levels).resize(grid, Image.Resampling.BOX)  # the mean over each cell's area
+    return torch.from_numpy(np.array(cells)).clamp(0, 1)  # (H, W)
+
+
+def _brightness(picture: Image.Image) -> np.ndarray:
+    if picture.has_transparency_data:
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
+    return np.asarray(to_rgb(picture).convert("L"), dtype=np.float32) / 255  # (height, width)
+
+
+def warn_unmasked(mask: Tensor, handles: Tensor) -> None:
+    """Warn of handles (n, 2) that stand where the mask (H, W) lets nothing move; an all-black mask stands for none."""
+    if not mask.any():
+        return
+    height, width = mask.shape
+    for n, (x, y) in enumerate(handles.tolist(), start=1):
+        column, row = min(width - 1, max(0, round(x))), min(height - 1, max(0, round(y)))
+        if mask[row, column] < 0.5:
+            warnings.warn(f"handle {n} stands outside of the mask's white, where nothing may move", stacklevel=3)
+
+
+def check_output(path: str | Path, overwrite: bool = False) -> Path:
+    """The path, if a file can be written there. Raises OSError that says why not: before the work, not after it."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: is there, and is not a plain file")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: is there already")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path}: the folder cannot be written to")
+    return path
+
+
+def check_format(path: str | Path) -> str:
+    """Pillow's name of the format that the path's suffix stands for; ValueError if it cannot be written."""
+    suffix = Path(path).suffix.lower()
+    name = Image.registered_extensions().get(suffix)
+    if name is None or name not in Image.SAVE:
+        raise ValueError(f"{path}: {suffix or 'no suffix'} is not a picture format that can be written; use .png")
+    return name
+
+
+def save_picture(picture: Image.Image, path: str | Path, overwrite: bool = False) -> None:
+    """Write a picture in the format of the path's suffix, whole or not at all.
+
+    A file that is there is replaced only if `overwrite`. Raises as `check_output` and `check_format` do.
+    """
+    data = BytesIO()
+    profile = picture.info.get("icc_profile")
+    picture.save(data, check_format(path), **({"icc_profile": profile} if profile else {}))
+    save_bytes(data.getvalue(), path, overwrite)
+
+
+def save_bytes(data: bytes, path: str | Path, overwrite: bool = False) -> None:
+    """Write a file whole or not at all: under another name in the same folder, then renamed."""
+    path = check_output(path, overwrite)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
