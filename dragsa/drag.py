@@ -1,0 +1,349 @@
+"""Dragging: one latent z_k optimised until the features under the handles have come to the targets (section 3.2).
+
+Each update is one pass of the UNet. It tracks the handles in the current features, and pulls the patch about each one
+cell further: z_k ← z_k - η ∂L/∂z_k with
+
+    L = Σ_handles motion supervision + λ Σ |(z_{k-1} - z⁰_{k-1}) (1 - mask)|,
+
+z_{k-1} being the DDIM step down from the current latent and z⁰_{k-1} that from the first. `motion_supervision_step` is
+that pass and its gradient, a pure function of tensors that never waits for the device; the optimiser, the rules for
+stopping and the observer are the loop's, in `drag_latent`, which waits for the device once an update.
+
+Points are (x, y) on the supervision grid, four cells for each of the latent's in each direction.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dragsa import ddim, hooks, patch_loss, tracking
+from dragsa.config import DragConfig
+from dragsa.ddim import Schedule
+
+CELLS = 4  # of the supervision grid for one of the latent
+
+
+class FeatureExtractor(Protocol):
+    """What the drag asks of a UNet: taps, and an early end of the pass."""
+
+    def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, taps: tuple[str, ...], until: str | None) -> Any: ...
+
+
+class Noise(NamedTuple):
+    """How noisy the latent is, as 0-dimensional tensors: the timestep of z_k, and ᾱ of z_k and of z_{k-1}."""
+
+    timestep: Tensor
+    alpha_bar: Tensor
+    alpha_bar_below: Tensor
+
+
+class Origin(NamedTuple):
+    """What every later update is compared with, from the pass on the first latent."""
+
+    features: Tensor  # (1, C, h', w') at the tap
+    below: Tensor | None  # z⁰_{k-1} (1, 4, h, w); None without the mask term
+    handles: Tensor  # (n, 2), the first ones
+
+
+class Supervision(NamedTuple):
+    """One pass on the latent: what is to be minimised, and where the handles are."""
+
+    loss: Tensor  # scalar
+    handles: Tensor  # (n, 2), tracked in this pass's features
+    distances: Tensor  # (n,) to the targets, in cells
+    lost: Tensor  # (n,) bool: nothing in the window is nearer to what is looked for than the average cell of its map
+    origin: Origin  # of this latent, detached
+
+
+class Step(NamedTuple):
+    """A pass and its gradient with respect to the latent (1, 4, h, w). `finite`: loss and gradient are, 0-dim. bool."""
+
+    loss: Tensor
+    gradient: Tensor
+    handles: Tensor
+    distances: Tensor
+    lost: Tensor
+    finite: Tensor
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an observer sees of one update, when it is done."""
+
+    update: int  # from 1
+    total: int  # at most so many
+    loss: float
+    handles: Tensor  # (n, 2) float32 on the CPU, those that the update used
+    distances: Tensor  # (n,) from them to the targets, in cells
+    latent: Tensor  # (1, 4, h, w) after it
+
+
+class DragResult(NamedTuple):
+    """The dragged latent, and the course of the loop on the CPU, float32.
+
+    `final_handles` is where tracking found the handles last. Where the loop ended on what it had found ("reached", "not
+    moving", "tracking lost") that is in the returned latent; where the budget ended it, in the latent before the last
+    update, since to look once more would cost a pass.
+    """
+
+    latent: Tensor  # (1, 4, h, w)
+    losses: Tensor  # (updates,)
+    handles: Tensor  # (updates, n, 2), those that each update used
+    distances: Tensor  # (updates, n), from them to the targets in cells
+    final_handles: Tensor  # (n, 2)
+    reason: str  # "reached", "budget", "not moving", "tracking lost", "not finite"
+
+
+def motion_supervision(
+    unet: FeatureExtractor,
+    latent: Tensor,
+    noise: Noise,
+    context: Tensor,
+    handles: Tensor,
+    targets: Tensor,
+    origin: Origin | None = None,
+    keep: Tensor | None = None,
+    config: DragConfig = DragConfig(),  # noqa: B008 (a frozen value)
+) -> Supervision:
+    """One pass of the UNet and the loss of the module's first lines, differentiable in the latent (1, 4, h, w).
+
+    handles, targets: (n, 2). origin: that of the first latent, whose features are looked for; None on the first latent
+    itself, where the handles stand as they are given. keep: (h, w), 1 - mask on the latent's grid; None leaves out the
+    mask term, and the pass ends at the tap. Handles nearer than `config.reach` to their target are not pulled.
+    """
+    grid = CELLS * latent.shape[2], CELLS * latent.shape[3]
+    until = config.tap if keep is None else None
+    out = unet(latent, noise.timestep, context, taps=(config.tap,), until=until)
+    features = out.taps[config.tap]  # (1, C, h', w')
+    lost = torch.zeros_like(handles[:, 0], dtype=torch.bool)
+    if origin is not None:
+        sought = handles if config.reference == "current" else origin.handles
+        reference = tracking.sample_points(origin.features, sought.trunc(), grid)  # (n, C)
+        handles, match = tracking.track(features, reference, handles, config.track_radius, grid)
+        lost = match >= tracking.chance(features, reference)
+    distances = (targets - handles).norm(dim=1)
+    active = distances >= config.reach
+    loss = patch_loss.motion_supervision_loss(features, handles, targets, config.radius, grid, active)
+    below = None
+    if keep is not None:
+        below = ddim.ddim(latent, out.eps, noise.alpha_bar, noise.alpha_bar_below)  # z_{k-1}
+        first = below.detach() if origin is None or origin.below is None else origin.below
+        loss = loss + config.lam * ((below - first).abs() * keep).sum()
+        below = below.detach()
+    # A copy of the handles: a compiled pass guards on which of its arguments are one tensor.
+    return Supervision(loss, handles, distances, lost, Origin(features.detach(), below, handles.clone()))
+
+
+def motion_supervision_step(
+    unet: FeatureExtractor,
+    latent: Tensor,
+    noise: Noise,
+    context: Tensor,
+    handles: Tensor,
+    targets: Tensor,
+    origin: Origin | None = None,
+    keep: Tensor | None = None,
+    config: DragConfig = DragConfig(),  # noqa: B008 (a frozen value)
+) -> Step:
+    """`motion_supervision` and the gradient of its loss with respect to the latent."""
+    with torch.enable_grad():
+        latent = latent.detach().requires_grad_()
+        at = motion_supervision(unet, latent, noise, context, handles, targets, origin, keep, config)
+        (gradient,) = torch.autograd.grad(at.loss, latent)
+    loss = at.loss.detach()
+    finite = loss.isfinite() & gradient.isfinite().all()
+    return Step(loss, gradient, at.handles, at.distances, at.lost, finite, at.origin)
+
+
+def drag_latent(
+    unet: FeatureExtractor,
+    z: Tensor,
+    level: int,
+    context: Tensor,
+    schedule: Schedule,
+    handles: Tensor,
+    targets: Tensor,
+    mask: Tensor | None = None,
+    config: DragConfig = DragConfig(),  # noqa: B008 (a frozen value)
+    observe: Callable[[Update], None] | None = None,
+) -> DragResult:
+    """Optimise z_k until the features under the handles have come to the targets.
+
+    z: (1, 4, h, w) at `level` k, 1 … T; it is left as it is. context: (1, tokens, C'). handles, targets: (n, 2) on the
+    supervision grid (4h, 4w). mask: (4h, 4w) in [0, 1], 1 may move; None, or all black, switches its term off. observe:
+    called after every update. Latent, optimiser and loss are float32 (float64 for a float64 latent), whatever the
+    network's type.
+
+    The loop ends, and `.reason` says so, when
+
+    - "reached": every handle is nearer than `config.reach` to its target (before the first pass: no update);
+    - "budget": `config.updates` updates are done;
+    - "not moving": through `config.patience` updates tracking has found every handle, but for those that have arrived,
+      where it was;
+    - "tracking lost": through `config.lost_patience` updates nothing in the window of a handle that has not arrived is
+      nearer to what is looked for than the average cell of the whole map, so that the match means nothing;
+    - "not finite": loss, gradient or latent is not. The update that led there is undone and not counted.
+
+    Raises ValueError for a wrong shape, points outside of the grid, an unknown tap, a level or setting out of range.
+    """
+    schedule.check_level(level, lowest=1)
+    check_config(config)
+    if z.ndim != 4 or z.shape[0] != 1:
+        raise ValueError(f"one latent is dragged at a time: expected (1, 4, h, w), came {tuple(z.shape)}")
+    grid = CELLS * z.shape[2], CELLS * z.shape[3]
+    handles, targets = (check_points(points, name, grid) for points, name in ((handles, "handle"), (targets, "target")))
+    if handles.shape != targets.shape:
+        raise ValueError(f"as many targets as handles are needed, came {len(handles)} handles, {len(targets)} targets")
+
+    keep = None
+    if mask is not None:
+        mask = check_mask(mask, grid)
+        if config.lam > 0 and mask.any():
+            keep = 1 - to_latent_grid(mask, z)  # (h, w)
+
+    latent = before = z.detach().to(torch.promote_types(z.dtype, torch.float32), copy=True)
+    noise, targets_there = noise_at(schedule, level, z.device), targets.to(z.device)
+    descend, state = OPTIMIZERS[config.optimizer], None
+    losses: list[float] = []
+    used: list[Tensor] = []  # the handles of each update, (n, 2)
+    origin: Origin | None = None
+    distances = (targets - handles).norm(dim=1)
+    unmoved, lost = 0, torch.zeros(len(handles), dtype=torch.long)  # for so many updates in succession
+    reason = "reached" if bool((distances < config.reach).all()) else None
+    while reason is None and len(losses) < config.updates:
+        step = motion_supervision_step(
+            unet, latent, noise, context, handles.to(z.device), targets_there, origin, keep, config
+        )
+        if not step.finite:  # here the update waits for the device
+            reason = "not finite"
+            break
+        found, pulled = step.handles.cpu(), distances >= config.reach
+        unmoved = 0 if origin is None or bool((found != handles.trunc())[pulled].any()) else unmoved + 1
+        handles, distances = found, step.distances.cpu()
+        active = distances >= config.reach
+        lost = torch.where(step.lost.cpu() & active, lost + 1, 0)
+        origin = step.origin if origin is None else origin
+        reason = why_stop(active, unmoved, lost, config)
+        if reason is None:
+            before, (latent, state) = latent, descend(latent, step.gradient, state, config.lr)
+            losses.append(float(step.loss))
+            used.append(handles)
+            if observe is not None:
+                observe(Update(len(losses), config.updates, losses[-1], handles, distances, latent))
+
+    if used and not latent.isfinite().all():
+        reason = "not finite"
+    if used and reason == "not finite":
+        latent, handles = before, used.pop()
+        losses.pop()
+    course = torch.stack(used) if used else handles.new_zeros(0, *handles.shape)  # (updates, n, 2)
+    return DragResult(
+        latent=latent,
+        losses=torch.tensor(losses, dtype=torch.float32),
+        handles=course,
+        distances=(targets - course).norm(dim=2),
+        final_handles=handles,
+        reason=reason or "budget",
+    )
+
+
+def why_stop(active: Tensor, unmoved: int, lost: Tensor, config: DragConfig) -> str | None:
+    """The reason to end the loop before another update, or None.
+
+    active: (n,) bool, the handles that have not arrived. unmoved, lost (n,): updates in succession without a move of
+    any handle, and without a match for each.
+    """
+    if not active.any():
+        return "reached"
+    if config.lost_patience is not None and bool((lost >= config.lost_patience).any()):
+        return "tracking lost"
+    if config.patience is not None and unmoved >= config.patience:
+        return "not moving"
+    return None
+
+
+class AdamState(NamedTuple):
+    mean: Tensor  # of the gradient, decayed
+    square: Tensor  # of its square
+    steps: int
+
+
+def adam(latent: Tensor, gradient: Tensor, state: AdamState | None, lr: float) -> tuple[Tensor, AdamState]:
+    """One step of Adam (Kingma and Ba 2015, algorithm 1) with β = 0.9, 0.999 and ε = 1e-8."""
+    if state is None:
+        state = AdamState(torch.zeros_like(latent), torch.zeros_like(latent), 0)
+    steps = state.steps + 1
+    mean = torch.lerp(state.mean, gradient, 1 - 0.9)
+    square = 0.999 * state.square + (1 - 0.999) * gradient**2
+    deviation = square.sqrt() / math.sqrt(1 - 0.999**steps) + 1e-8
+    return latent - lr / (1 - 0.9**steps) * mean / deviation, AdamState(mean, square, steps)
+
+
+def sgd(latent: Tensor, gradient: Tensor, state: None, lr: float) -> tuple[Tensor, None]:
+    """The paper's plain gradient descent, z ← z - η ∂L/∂z."""
+    return latent - lr * gradient, None
+
+
+OPTIMIZERS: dict[str, Callable[..., tuple[Tensor, Any]]] = {"adam": adam, "sgd": sgd}
+
+
+def noise_at(schedule: Schedule, level: int, device: torch.device) -> Noise:
+    """The noise of z_k, k = `level` ≥ 1."""
+    below, here = schedule.alpha_bars[level - 1 : level + 1].to(device)
+    return Noise(schedule.timesteps[level - 1].to(device), here, below)
+
+
+def to_latent_grid(mask: Tensor, latent: Tensor) -> Tensor:
+    """A mask (H, W) on the supervision grid -> (h, w) on that of the latent (..., h, w), by nearest neighbour."""
+    return F.interpolate(mask[None, None].to(latent), size=latent.shape[-2:], mode="nearest")[0, 0]
+
+
+def check_points(points: Tensor, name: str, grid: tuple[int, int]) -> Tensor:
+    """Points as float32 (n, 2) on the CPU. Raises a ValueError for another shape, or a point outside of the grid."""
+    points = torch.as_tensor(points).detach().to("cpu", torch.float32)
+    if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
+        raise ValueError(f"{name}s must be (n, 2) of (x, y), n at least 1, came {tuple(points.shape)}")
+    height, width = grid
+    for number, (x, y) in enumerate(points.tolist(), start=1):
+        if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+            raise ValueError(
+                f"{name} {number} at ({x:g}, {y:g}) lies outside of the supervision grid, {width} cells wide and "
+                f"{height} high, from -0.5 to {width - 0.5:g} and to {height - 0.5:g}"
+            )
+    return points
+
+
+def check_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Raise a ValueError unless the mask is (H, W) on the grid and within [0, 1]."""
+    if mask.shape != grid:
+        raise ValueError(f"the mask must be {grid}, on the supervision grid, came {tuple(mask.shape)}")
+    if not ((mask >= 0) & (mask <= 1)).all():
+        raise ValueError("the mask must hold numbers from 0 (stays) to 1 (may move)")
+    return mask
+
+
+def check_config(config: DragConfig) -> None:
+    """Raise a ValueError that names the first setting out of its range."""
+    if config.tap not in hooks.FEATURES:
+        known = f"block01 … block16, {', '.join(hooks.STAGES)}"
+        raise ValueError(f"drag: features cannot be read at {config.tap!r}: known are {known}")
+    if config.optimizer not in OPTIMIZERS:
+        raise ValueError(f"drag: optimizer must be one of {', '.join(OPTIMIZERS)}, came {config.optimizer!r}")
+    if config.reference not in ("first", "current"):
+        raise ValueError(f"drag: reference must be 'first' or 'current', came {config.reference!r}")
+    for name, least in (("updates", 0), ("radius", 0), ("track_radius", 0), ("patience", 1), ("lost_patience", 1)):
+        value = getattr(config, name)
+        if value is not None and (not isinstance(value, int) or value < least):
+            raise ValueError(f"drag: {name} must be a whole number from {least}, came {value!r}")
+    for name in ("lr", "lam", "reach"):
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"drag: {name} must be a number from 0, came {value!r}")
