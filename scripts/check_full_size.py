@@ -1,0 +1,238 @@
+"""SD 1.5's official single file at its full width, with seeded values: read by dragsa and by diffusers, and compared.
+
+Writes a file with every name and shape of the published one (fp16, 2.1 GB; with --float32 also as float32, 4.3 GB),
+compares noise prediction, decoded picture and text embedding in float32, and measures in fresh processes how much
+memory loading takes. Needs diffusers, about 12 GB of memory and 2 to 7 GB of disk; no network. Not a part of the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+import dragsa
+
+INVENTORY = Path(__file__).parents[1] / "tests" / "golden" / "sd15_single_file_tensors.json"
+TOLERANCE = 5e-4  # relative to the largest value
+MEMORY = 1.2  # peak over the bare interpreter with torch, as a multiple of the file's size
+PROMPTS = ["a photograph of an astronaut riding a horse", ""]
+
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "in_channels": 4,
+    "out_channels": 4,
+    "sample_size": 64,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "layers_per_block": 2,
+}
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "sample_size": 512,
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+}
+TEXT = {
+    "model_type": "clip_text_model",
+    "architectures": ["CLIPTextModel"],
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 49407,
+}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "steps_offset": 1,
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+}
+PIPELINE = {
+    "_class_name": "StableDiffusionPipeline",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
+
+
+def seeded(name: str, shape: list[int]) -> Tensor:
+    """A tensor of the file, drawn by its name; matrices of unit gain and norms about one keep activations finite."""
+    if name.endswith("position_ids"):
+        return torch.arange(shape[-1])[None]  # (1, 77)
+    if name == "model_ema.num_updates":
+        return torch.zeros((), dtype=torch.int32)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))
+    if len(shape) > 1:
+        return (noise / noise[0].numel() ** 0.5).half()
+    return (0.1 * noise + (1.0 if name.endswith(".weight") else 0.0)).half()
+
+
+def write_files(folder: Path, float32: bool) -> list[Path]:
+    """The single file, as fp16 and if asked as float32 of the same values, with a tokenizer and diffusers' settings."""
+    tensors = {name: seeded(name, shape) for name, shape in json.loads(INVENTORY.read_text()).items()}
+    files = [folder / "sd15-seeded-fp16.safetensors"]
+    save_file(tensors, files[0])
+    if float32:
+        files.append(folder / "sd15-seeded-fp32.safetensors")
+        save_file({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, files[1])
+
+    letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
+    tokens = letters + [f"{letter}</w>" for letter in letters]
+    tokens += [f"unused{n}" for n in range(49406 - len(tokens))] + ["<|startoftext|>", "<|endoftext|>"]
+    settings = {
+        "model_index.json": PIPELINE,
+        "unet/config.json": UNET,
+        "vae/config.json": VAE,
+        "text_encoder/config.json": TEXT,
+        "scheduler/scheduler_config.json": SCHEDULER,
+        "tokenizer/vocab.json": {token: n for n, token in enumerate(tokens)},
+        "tokenizer/tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77},
+    }
+    for name, value in settings.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(value))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    return files
+
+
+# --- memory: each in a process of its own
+
+BARE = "import torch"
+LOAD = "import torch, dragsa; sd = dragsa.load({path!r}, dtype=torch.{dtype})"
+READ = LOAD + "; sum(p.sum() for n in (sd.unet, sd.vae, sd.text) for p in n.parameters())"
+PEAK = "; print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+
+
+def peak(code: str) -> int:
+    """Peak resident memory of a fresh interpreter that runs the code, in bytes."""
+    done = subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True, check=True)
+    return 1024 * int(done.stdout.split()[-1])
+
+
+def measure_memory(files: list[Path]) -> bool:
+    """Print a table of what loading takes; whether loading in a file's own type stays within bounds."""
+    bare, good = peak(BARE), True
+    print(f"\nmemory over the bare interpreter with torch ({bare / 1e6:.0f} MB)")
+    print(f"{'file':30} {'as':10} {'GB':>6} {'loading':>9} {'× file':>7} {'all read':>9} {'× file':>7}")
+    for file in files:
+        own = "float16" if file.stem.endswith("fp16") else "float32"
+        for dtype in ("float16", "float32"):
+            size = file.stat().st_size
+            loading, read = (peak(code.format(path=str(file), dtype=dtype)) - bare for code in (LOAD, READ))
+            print(
+                f"{file.name:30} {dtype:10} {size / 1e9:6.2f} {loading / 1e9:9.2f} {loading / size:7.2f} "
+                f"{read / 1e9:9.2f} {read / size:7.2f}",
+                flush=True,
+            )
+            good &= dtype != own or loading <= MEMORY * size
+    return good
+
+
+# --- computation
+
+
+def inputs(side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Latent (1, 4, side, side), context (1, 77, 768), picture (1, 3, 8 side, 8 side)."""
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, 4, side, side, generator=generator)
+    context = torch.randn(1, 77, 768, generator=generator)
+    return z, context, torch.rand(1, 3, 8 * side, 8 * side, generator=generator) * 2 - 1
+
+
+@torch.no_grad()
+def by_dragsa(file: Path, side: int) -> dict[str, Tensor]:
+    sd = dragsa.load(file)
+    z, context, picture = inputs(side)
+    results = {f"noise prediction, t = {t}": sd.unet(z, t, context).eps for t in (1, 401, 981)}
+    return results | {"decode": sd.decode(z), "encode": sd.encode(picture), "text embedding": sd.embed(PROMPTS)}
+
+
+@torch.no_grad()
+def by_diffusers(file: Path, side: int) -> dict[str, Tensor]:
+    import diffusers
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    pipe: Any = diffusers.StableDiffusionPipeline.from_single_file(
+        str(file), config=str(file.parent), torch_dtype=torch.float32, local_files_only=True
+    )
+    z, context, picture = inputs(side)
+    results = {f"noise prediction, t = {t}": pipe.unet(z, t, context).sample for t in (1, 401, 981)}
+    scale = pipe.vae.config.scaling_factor
+    results["decode"] = pipe.vae.decode(z / scale).sample
+    results["encode"] = pipe.vae.encode(picture).latent_dist.mean * scale
+    ids = pipe.tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
+    results["text embedding"] = pipe.text_encoder(ids["input_ids"]).last_hidden_state
+    return results
+
+
+def compare(file: Path, side: int) -> bool:
+    """Print a table of differences; whether all are within the tolerance."""
+    start = time.perf_counter()
+    ours = by_dragsa(file, side)
+    between = time.perf_counter()
+    theirs = by_diffusers(file, side)
+    end = time.perf_counter()
+    print(
+        f"\nagainst diffusers, float32, latent {side}×{side} ({between - start:.0f} s dragsa, {end - between:.0f} s it)"
+    )
+    print(f"{'':28} {'largest value':>14} {'difference':>11} {'relative':>9}")
+    good = True
+    for what, expected in theirs.items():
+        largest, difference = expected.abs().max().item(), (ours[what] - expected).abs().max().item()
+        print(f"{what:28} {largest:14.4f} {difference:11.1e} {difference / largest:9.1e}")
+        good &= difference <= TOLERANCE * largest  # false for what is not finite
+    return good
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="keep the files there; without it they are removed at the end")
+    parser.add_argument("--float32", action="store_true", help="measure memory with a float32 file too")
+    parser.add_argument("--latent", type=int, default=16, metavar="SIDE", help="side of the latent (default 16)")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = write_files(folder, options.float32)
+        print(f"{files[0]}: {files[0].stat().st_size:,} bytes")
+        good = compare(files[0], options.latent)
+        good &= measure_memory(files)
+    print("\nall within bounds" if good else "\nNOT within bounds")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
