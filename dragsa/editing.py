@@ -1,0 +1,254 @@
+"""The story of an edit, in the paper's order: encode, invert, drag, denoise under control, decode."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dragsa import ddim, drag, hooks, images, trace
+from dragsa.config import EditConfig
+from dragsa.ddim import Schedule
+from dragsa.images import Point, Size
+from dragsa.trace import Observer, Trace
+from dragsa.weights import StableDiffusion
+
+Drag = tuple[Point, Point]  # handle and target, pixels of the picture as given
+Mask = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a picture and its prompt give once, for any number of edits.
+
+    `latents`: its trajectory z_0 … z_T, (T + 1, 1, 4, h, w). `picture`: as given, or as generated.
+    """
+
+    picture: Image.Image
+    latents: Tensor
+    prompt: str
+    seed: int
+    schedule: Schedule
+    guidance: float  # at which the trajectory was made: 1 for a real picture
+    generated: bool
+    fixed_point: int = 0
+    residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage
+
+    @property
+    def working_size(self) -> Size:
+        return 8 * self.latents.shape[-1], 8 * self.latents.shape[-2]
+
+
+class EditResult(NamedTuple):
+    """`image`: the result, in the picture's own size. `source`: the picture as given, or as generated."""
+
+    image: Image.Image
+    source: Image.Image
+    trace: Trace
+
+
+class Report:
+    """Tells an observer how far the stages are, and keeps how long they took."""
+
+    def __init__(self, observe: Observer | None) -> None:
+        self.observe = observe
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[ddim.Progress]:
+        """A stage of `total` steps; gives the function that is told how many are done."""
+
+        def step(done: int, total: int = total) -> None:
+            if self.observe is not None:
+                self.observe(trace.StageProgress(name, done, total))
+
+        step(0)
+        begin = time.perf_counter()
+        yield step
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        step(total)
+
+    def update(self, update: drag.Update) -> None:
+        """Passes an update of the drag loop on."""
+        if self.observe is not None:
+            points, distances = update.handles.tolist(), update.distances.tolist()
+            self.observe(trace.DragProgress(update.update, update.total, update.loss, points, distances))
+
+
+def prepare(
+    sd: StableDiffusion,
+    image: Image.Image | None,
+    prompt: str = "",
+    seed: int = 42,
+    config: EditConfig | None = None,
+    *,
+    size: Size | None = None,
+    observe: Observer | None = None,
+) -> Source:
+    """The source's trajectory: a picture encoded and inverted to z_T, or for None one denoised from the seed's noise.
+
+    `size` (width, height), multiples of 8, is a generated picture's; by default a square of `config.size`. Raises
+    ValueError for a size that does not fit.
+    """
+    config = EditConfig.paper() if config is None else config
+    schedule = Schedule(config.steps, config.variant)
+    report = Report(observe)
+    uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
+    if image is not None:
+        with report.stage("encode", 1):
+            working = images.working_size(*image.size, config.size)
+            z_0 = sd.encode(images.to_tensor(image, working).to(sd.device))  # (1, 4, h, w)
+        with report.stage("inversion", config.steps) as step:
+            residual = None
+            if config.fixed_point:
+                found = ddim.invert_fixed_point(
+                    sd.unet, z_0, context, schedule, progress=step, iterations=config.fixed_point
+                )
+                latents, residual = found.latents, found.residuals.max().item()
+            else:
+                latents = ddim.invert(sd.unet, z_0, context, schedule, progress=step)  # (T + 1, 1, 4, h, w)
+        seconds = report.seconds
+        return Source(image, latents, prompt, seed, schedule, 1.0, False, config.fixed_point, residual, seconds)
+
+    width, height = (config.size, config.size) if size is None else size
+    if min(width, height) < images.SMALLEST or width % 8 or height % 8:
+        raise ValueError(
+            f"a generated picture's sides are multiples of 8 from {images.SMALLEST}, came {width}×{height}"
+        )
+    generator = torch.Generator().manual_seed(seed)  # the CPU's, so that a seed is one picture on every device
+    z_T = torch.randn(1, sd.unet.config.latent_channels, height // 8, width // 8, generator=generator).to(sd.device)
+    with report.stage("generation", config.steps) as step:
+        down = ddim.sample(
+            sd.unet, z_T, context, schedule, guidance=config.guidance, uncond=uncond, progress=step
+        )  # (T + 1, 1, 4, h, w), z_T first
+    with report.stage("decode", 1):
+        picture = images.to_picture(sd.decode(down[-1]))
+    return Source(picture, down.flip(0), prompt, seed, schedule, config.guidance, True, seconds=report.seconds)
+
+
+def edit(
+    sd: StableDiffusion,
+    image: Image.Image | Source | None,
+    drags: Sequence[Drag] = (),
+    mask: Mask | None = None,
+    prompt: str = "",
+    target_prompt: str | None = None,
+    seed: int = 42,
+    config: EditConfig | None = None,
+    *,
+    observe: Observer | None = None,
+) -> EditResult:
+    """Edit a picture by dragging points, by changing its prompt, or by both, without training anything.
+
+    image: a picture of any mode, size and aspect; None to edit the one that `prompt` and `seed` generate; or a `Source`
+    from `prepare`, which brings its own prompt and seed, so that one inversion serves many edits. drags: ((x, y), (x,
+    y)), handle and target, in pixels of the picture as given. mask: of the picture's size, white may move.
+    target_prompt: the edited picture's; None leaves the prompt.
+
+    Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit.
+    """
+    config = EditConfig.paper() if config is None else config
+    check(config, drags, mask)
+    source = image if isinstance(image, Source) else prepare(sd, image, prompt, seed, config, observe=observe)
+    check_source(config, source)
+    schedule, T = source.schedule, config.steps
+    target_prompt = source.prompt if target_prompt is None else target_prompt
+    changed = target_prompt != source.prompt
+    uncond, context = sd.embed(["", source.prompt, target_prompt]).split([1, 2])  # (1, n, C); (2, n, C): source, target
+    grid = images.grid_size(source.working_size)
+    handles, targets = (images.to_grid([pair[end] for pair in drags], source.picture.size, grid) for end in (0, 1))
+    may_move = None if mask is None else images.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
+    if may_move is not None and len(handles):
+        images.warn_unmasked(may_move, handles)
+    if may_move is not None and not may_move.any():
+        may_move = None  # an all-black mask is none
+    blend = None
+    if config.blend and may_move is not None:
+        blend = drag.to_latent_grid(may_move, source.latents)  # (h, w)
+    report = Report(observe)
+
+    # Where the edit leaves the source: at z_T if the prompt changes, else at z_{T-S}, since until there z'_k is z_k.
+    level = T - config.drag_step if drags else T
+    z_source = z_target = source.latents[level]  # (1, 4, h, w)
+
+    def side_by_side(start: int, stop: int, z_source: Tensor, z_target: Tensor) -> tuple[Tensor, Tensor]:
+        """z_start -> z_stop of both, under control from step A of the whole way on."""
+        first = None if config.control_step is None else max(0, config.control_step - (T - start))
+        with report.stage("denoising", start - stop) as step:
+            zs = ddim.sample_controlled(
+                sd.unet, z_source, z_target, context, schedule, start, stop, (source.guidance, config.guidance), uncond,
+                first, config.control_blocks, blend, step
+            )  # fmt: skip
+        return zs[-1, :1], zs[-1, 1:]
+
+    if drags:
+        if changed:
+            z_T = source.latents[T]
+            z_source, z_target = side_by_side(T, level, z_T, z_T)
+        with report.stage("drag", config.drag.updates):
+            dragged = drag.drag_latent(
+                sd.unet, z_target, level, context[1:], schedule, handles, targets, may_move, config.drag, report.update
+            )
+        z_target = dragged.latent
+    z_target = side_by_side(level, 0, z_source, z_target)[1]
+    with report.stage("decode", 1):
+        picture = images.restore(images.to_picture(sd.decode(z_target)), source.picture)
+
+    def in_pixels(points: Tensor) -> tuple[tuple[Point, ...], ...]:
+        return tuple(
+            tuple((x, y) for x, y in row) for row in images.from_grid(points, source.picture.size, grid).tolist()
+        )
+
+    made = Trace(
+        config=config,
+        seed=source.seed,
+        prompt=source.prompt,
+        target_prompt=target_prompt if changed else None,
+        generated=source.generated,
+        picture_size=source.picture.size,
+        working_size=source.working_size,
+        grid_size=grid,
+        weights=sd.provenance,
+        drags=tuple(drags),
+        masked=may_move is not None,
+        losses=tuple(dragged.losses.tolist()) if drags else (),
+        handles=in_pixels(dragged.handles) if drags else (),
+        tracked=in_pixels(dragged.final_handles[None])[0] if drags else (),
+        stop=dragged.reason if drags else None,
+        inversion_residual=source.residual,
+        seconds={**({} if isinstance(image, Source) else source.seconds), **report.seconds},
+    )
+    return EditResult(picture, source.picture, made)
+
+
+def check(config: EditConfig, drags: Sequence[Drag], mask: Mask | None) -> None:
+    """Raise a ValueError for settings or drags that no edit can be made with, before any work is done."""
+    Schedule(config.steps, config.variant)
+    if drags and not 0 <= config.drag_step < config.steps:
+        raise ValueError(
+            f"drag step S must be a whole number from 0 to T - 1 = {config.steps - 1}, came {config.drag_step}"
+        )
+    if config.control_step is not None and config.control_step < 0:
+        raise ValueError(f"control step A must be 0 or more, came {config.control_step}")
+    hooks.check_blocks(config.control_blocks)
+    if config.blend and mask is None:
+        raise ValueError("blending keeps what lies outside of the mask, and there is no mask")
+    for pair in drags:
+        if np.shape(pair) != (2, 2):
+            raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")
+
+
+def check_source(config: EditConfig, source: Source) -> None:
+    """Raise a ValueError where a prepared source was made under other settings than the edit's."""
+    if source.schedule != Schedule(config.steps, config.variant):
+        made = f"{source.schedule.steps} steps, variant {source.schedule.variant!r}"
+        raise ValueError(f"the source was prepared with {made}; the edit has {config.steps} and {config.variant!r}")

@@ -1,0 +1,185 @@
+"""The whole edit on a tiny model: what it keeps, what it reports, what one inversion serves, what it refuses."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+import dragsa
+from dragsa import ddim, editing, images, trace
+from dragsa.config import DragConfig, EditConfig
+
+CONFIG = EditConfig.paper(size=64, steps=6, drag_step=2, control_step=2, drag=DragConfig(updates=2, lr=0.05))
+DRAGS = [((20.0, 30.0), (50.0, 60.0))]
+
+
+@pytest.fixture(scope="module")
+def sd(tiny_folder):
+    return dragsa.load(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def picture():
+    noise = torch.rand(1, 3, 9, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return images.to_picture(noise).resize((70, 90), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture(scope="module")
+def source(sd, picture):
+    return dragsa.prepare(sd, picture, "a red disc", config=CONFIG)
+
+
+def test_one_inversion_serves_many_edits_and_bytes_repeat(sd, picture, source):
+    alone = dragsa.edit(sd, picture, DRAGS, prompt="a red disc", config=CONFIG)
+    served = dragsa.edit(sd, source, DRAGS, config=CONFIG)
+    again = dragsa.edit(sd, source, DRAGS, config=CONFIG)
+    assert alone.image.tobytes() == served.image.tobytes() == again.image.tobytes()
+    assert alone.image.size == picture.size and alone.source is picture
+    assert "inversion" in alone.trace.seconds and "inversion" not in served.trace.seconds
+
+
+def captured(monkeypatch):
+    """What every call of sample_controlled is given as (source, target) and gives back."""
+    calls = []
+    plain = ddim.sample_controlled
+
+    def look(unet, z_source, z_target, *rest):
+        zs = plain(unet, z_source, z_target, *rest)
+        calls.append((z_source, z_target, zs))
+        return zs
+
+    monkeypatch.setattr(ddim, "sample_controlled", look)
+    return calls
+
+
+def test_a_drag_starts_at_the_trajectorys_own_latent(sd, source, monkeypatch):
+    calls = captured(monkeypatch)
+    idle = replace(CONFIG, drag=replace(CONFIG.drag, updates=0))
+    result = dragsa.edit(sd, source, DRAGS, config=idle)
+    ((z_source, z_target, zs),) = calls
+    level = CONFIG.steps - CONFIG.drag_step
+    assert torch.equal(z_source, source.latents[level]) and torch.equal(z_target, source.latents[level])
+    assert len(zs) == level + 1 and torch.allclose(zs[-1, 0], zs[-1, 1], atol=1e-5)
+    assert result.trace.stop == "budget" and result.trace.losses == ()
+
+
+def test_a_drag_changes_the_picture_and_is_reported(sd, source):
+    idle = dragsa.edit(sd, source, config=CONFIG)
+    result = dragsa.edit(sd, source, DRAGS, config=CONFIG)
+    made = result.trace
+    assert result.image.tobytes() != idle.image.tobytes()
+    assert len(made.losses) == len(made.handles) == 2 and made.stop == "budget"
+    # The path begins at the handle as asked, and is told in the picture's own pixels.
+    assert made.handles[0][0] == pytest.approx(DRAGS[0][0], abs=1e-4)
+    assert made.picture_size == (70, 90) and made.working_size == source.working_size == (48, 64)
+    assert made.grid_size == (24, 32)
+    assert trace.to_json(made)["updates"][0]["loss"] == made.losses[0]
+
+
+def test_the_prompt_acts_alone_and_before_the_drag(sd, source):
+    changed = dragsa.edit(sd, source, target_prompt="a blue star", config=CONFIG)
+    same = dragsa.edit(sd, source, target_prompt="a red disc", config=CONFIG)
+    assert changed.trace.target_prompt == "a blue star" and same.trace.target_prompt is None
+    assert changed.image.tobytes() != same.image.tobytes()
+    # With no update, "prompt then drag" is the prompt alone: the way from z_T is the same in two stretches.
+    idle = replace(CONFIG, drag=replace(CONFIG.drag, updates=0))
+    both = dragsa.edit(sd, source, DRAGS, target_prompt="a blue star", config=idle)
+    assert both.image.tobytes() == changed.image.tobytes()
+
+
+def test_control_counts_from_the_first_step_of_the_whole_way(sd, source):
+    """A is counted from z_T also in the stretch behind a drag: A = T acts nowhere, A one less acts once."""
+    pictures = {}
+    for step in (None, CONFIG.steps, CONFIG.steps - 1):
+        config = replace(CONFIG, control_step=step)
+        pictures[step] = dragsa.edit(sd, source, DRAGS, config=config, target_prompt="a blue star").image.tobytes()
+    assert pictures[None] == pictures[CONFIG.steps] != pictures[CONFIG.steps - 1]
+
+
+def test_generated_source_is_its_seeds_picture(sd):
+    edits = [dragsa.edit(sd, None, DRAGS, prompt="a red disc", seed=seed, config=CONFIG) for seed in (1, 1, 2)]
+    assert edits[0].image.tobytes() == edits[1].image.tobytes() != edits[2].image.tobytes()
+    assert edits[0].source.tobytes() != edits[2].source.tobytes()
+    assert edits[0].source.size == (64, 64) and edits[0].trace.generated
+    wide = dragsa.prepare(sd, None, "a red disc", config=CONFIG, size=(72, 64))
+    assert wide.picture.size == wide.working_size == (72, 64) and wide.latents.shape == (7, 1, 4, 8, 9)
+
+
+def test_guidance_is_the_targets_alone_on_a_real_picture(sd, source, monkeypatch):
+    seen = []
+    plain = ddim.predict
+
+    def look(unet, z, t, context, guidance=1.0, *rest):
+        seen.append(guidance)
+        return plain(unet, z, t, context, guidance, *rest)
+
+    monkeypatch.setattr(ddim, "predict", look)
+    dragsa.edit(sd, source, target_prompt="a blue star", config=replace(CONFIG, guidance=3.0))
+    assert set(seen) == {(1.0, 3.0)} and len(seen) == CONFIG.steps
+
+
+def test_blending_keeps_what_lies_outside_of_the_mask(sd, source, monkeypatch):
+    mask = Image.new("L", (70, 90), 0)
+    mask.paste(255, (0, 0, 35, 90))  # the left half: latent columns 0 to 2 of 6
+    calls = captured(monkeypatch)
+    dragsa.edit(sd, source, DRAGS, mask, config=replace(CONFIG, blend=True))
+    dragsa.edit(sd, source, DRAGS, mask, config=CONFIG)
+    (_, _, blended), (_, _, free) = calls
+    assert torch.equal(blended[1:, 1, ..., 3:], blended[1:, 0, ..., 3:])
+    assert not torch.equal(blended[1:, 1, ..., :3], blended[1:, 0, ..., :3])
+    assert not torch.equal(free[1:, 1, ..., 3:], free[1:, 0, ..., 3:])
+
+
+def test_black_mask_is_none(sd, source):
+    black = Image.new("L", (70, 90), 0)
+    config = replace(CONFIG, blend=True)
+    masked, unmasked = (dragsa.edit(sd, source, DRAGS, mask, config=c) for mask, c in ((black, config), (None, CONFIG)))
+    assert masked.image.tobytes() == unmasked.image.tobytes() and not masked.trace.masked
+
+
+def test_fixed_point_inversion_reports_its_residual(sd, picture):
+    result = dragsa.edit(sd, picture, config=replace(CONFIG, fixed_point=2))
+    assert result.trace.inversion_residual > 0
+
+
+def test_observer_sees_every_stage_to_its_end(sd, picture):
+    events = []
+    dragsa.edit(sd, picture, DRAGS, prompt="a red disc", config=CONFIG, observe=events.append)
+    stages = [event for event in events if isinstance(event, trace.StageProgress)]
+    assert [e.stage for e in stages if e.done == 0] == ["encode", "inversion", "drag", "denoising", "decode"]
+    assert [e.done for e in stages if e.stage == "inversion"] == [0, 1, 2, 3, 4, 5, 6, 6]
+    drags = [event for event in events if isinstance(event, trace.DragProgress)]
+    assert [e.update for e in drags] == [1, 2] and drags[0].total == 2
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1"])
+def test_any_mode_comes_back_in_its_own_size(sd, picture, mode):
+    result = dragsa.edit(sd, picture.convert(mode), config=replace(CONFIG, steps=2, drag_step=0))
+    assert result.image.size == (70, 90)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"drags": [((70.0, 3.0), (5.0, 5.0))]}, r"point 70,3 lies outside of the picture \(70×90 pixels\)"),
+        ({"drags": [(1.0, 2.0)]}, "a drag is"),
+        (
+            {"drags": DRAGS, "config": replace(CONFIG, drag_step=6)},
+            "drag step S must be a whole number from 0 to T - 1 = 5, came 6",
+        ),
+        ({"config": replace(CONFIG, control_step=-1)}, "control step A"),
+        ({"config": replace(CONFIG, control_blocks=(11, 17))}, "no transformer block 17"),
+        ({"config": replace(CONFIG, blend=True)}, "there is no mask"),
+        ({"config": replace(CONFIG, steps=8)}, "prepared with 6 steps"),
+        ({"drags": DRAGS, "mask": Image.new("L", (64, 64))}, "64×64 pixels; it must be the picture's 70×90"),
+    ],
+)
+def test_refusals(sd, source, arguments, says):
+    with pytest.raises(ValueError, match=says):
+        dragsa.edit(sd, source, **{"config": CONFIG, **arguments})
+
+
+def test_generated_size_must_fit(sd):
+    with pytest.raises(ValueError, match="multiples of 8 from 64, came 70×64"):
+        editing.prepare(sd, None, config=CONFIG, size=(70, 64))
