@@ -1,0 +1,404 @@
+"""Drawn scenes with known parameters: one object over a smooth ground, and how to measure it in any picture.
+
+A scene is a value. Drawing it with one parameter changed (`dataclasses.replace(scene, x=0.6)`) is the exact truth of an
+edit. Lengths and positions are fractions of the picture's width, x to the right and y down, (0.5, 0.5) the middle; so a
+scene can be drawn at any size. Positions in pixels have pixel centres at integers: pixel = fraction * size - 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SHAPES = ("disc", "square", "triangle", "star", "face")
+PALETTE: dict[str, tuple[float, float, float]] = {  # sRGB, 0 … 1
+    "red": (0.86, 0.12, 0.14),
+    "yellow": (0.97, 0.88, 0.16),
+    "green": (0.16, 0.66, 0.22),
+    "cyan": (0.26, 0.84, 0.88),
+    "blue": (0.12, 0.26, 0.88),
+    "purple": (0.52, 0.14, 0.62),
+    "pink": (0.98, 0.56, 0.76),
+    "white": (0.97, 0.97, 0.97),
+}
+SKINS = ("yellow", "green", "cyan", "white")  # a face's nose is red and its eyes are dark: they must stand out
+NOSE, DARK = PALETTE["red"], (0.10, 0.08, 0.12)
+WORDS = (
+    *("a", "at", "on", "the", "ground", "looking", "left", "right", "ahead", "top", "bottom", "middle"),
+    *SHAPES,
+    *PALETTE,
+)
+
+# Seeds of the scenes that a model is trained on, and of those it never sees.
+TRAINING_SEEDS = range(0, 1_000_000)
+HELD_OUT_SEEDS = range(1_000_000, 1_100_000)
+
+MARGIN = 0.03  # of the width, between the object and the picture's edge
+SIZES = (0.28, 0.46)  # diameter of the circumscribed circle
+FACE_SIZES = (0.40, 0.54)
+GREYING, GREY = 0.3, 0.45  # a ground's colour is its palette colour mixed with so much of that grey
+WAVES = 4  # cosines that make a ground's texture
+
+# Corners, and the radius of the points midway between them over the radius of the corners.
+_CORNERS = {"square": (4, math.cos(math.pi / 4)), "triangle": (3, 0.5), "star": (5, 0.5)}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One object on a ground. Lengths are fractions of the picture's width, angles are radians, clockwise."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+    size: float  # diameter of the circumscribed circle
+    rotation: float = 0.0
+    yaw: float = 0.0  # faces only: positive looks to the picture's right
+    ground: str = "blue"
+    slope: tuple[float, float] = (0.0, 0.0)  # the ground's gain in brightness from middle to edge, along x and y
+    texture: int = 0  # seed of the ground's texture
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ValueError(f"no shape {self.shape!r}; there are {', '.join(SHAPES)}")
+        for name in (self.colour, self.ground):
+            if name not in PALETTE:
+                raise ValueError(f"no colour {name!r}; there are {', '.join(PALETTE)}")
+
+
+def random_scene(seed: int) -> Scene:
+    """The scene of a seed: every parameter random, the object wholly inside the picture."""
+    rng = random.Random(seed)
+    shape = rng.choice(SHAPES)
+    face = shape == "face"
+    colour = rng.choice(SKINS if face else tuple(PALETTE))
+    ground = rng.choice([name for name in PALETTE if name != colour and not (face and name == "red")])
+    size = rng.uniform(*(FACE_SIZES if face else SIZES))
+    least, most = size / 2 + MARGIN, 1 - size / 2 - MARGIN
+    half_sector = math.pi / _CORNERS[shape][0] if shape in _CORNERS else 0.0
+    return Scene(
+        shape=shape,
+        colour=colour,
+        x=rng.uniform(least, most),
+        y=rng.uniform(least, most),
+        size=size,
+        rotation=rng.uniform(-0.2, 0.2) if face else rng.uniform(-half_sector, half_sector),
+        yaw=math.radians(rng.uniform(-40, 40)) if face else 0.0,
+        ground=ground,
+        slope=(rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08)),
+        texture=rng.randrange(2**31),
+    )
+
+
+def translation(seed: int, least: float = 0.1, most: float = 0.3) -> tuple[Scene, Scene]:
+    """A seed's scene, and the same with its object moved by `least` … `most` of the width, still wholly inside."""
+    scene = random_scene(seed)
+    rng = random.Random(seed + 1)
+    low, high = scene.size / 2 + MARGIN, 1 - scene.size / 2 - MARGIN
+    while True:
+        distance, angle = rng.uniform(least, most), rng.uniform(0, 2 * math.pi)
+        x, y = scene.x + distance * math.cos(angle), scene.y + distance * math.sin(angle)
+        if low <= x <= high and low <= y <= high:
+            return scene, replace(scene, x=x, y=y)
+
+
+def turn(seed: int, least: float = 0.1) -> tuple[Scene, Scene]:
+    """A face of that seed, and the same turned so that its nose moves by `least` of the width or more."""
+    rng = random.Random(seed)
+    scene = next(s for s in iter(lambda: random_scene(rng.randrange(2**40)), None) if s.shape == "face")
+    while True:
+        yaws = math.radians(rng.uniform(-40, 40)), math.radians(rng.uniform(-40, 40))
+        before, after = (replace(scene, yaw=yaw) for yaw in yaws)
+        if math.dist(_face_point(before, 0, 0, 0.75), _face_point(after, 0, 0, 0.75)) >= least:
+            return before, after
+
+
+def caption(scene: Scene, place: bool = False, looking: bool = False) -> str:
+    """The scene in words; with `place` it says where the object is, with `looking` which way a face looks."""
+    words = f"a {scene.colour} {scene.shape}"
+    if looking and scene.shape == "face":
+        side = "ahead" if abs(scene.yaw) < math.radians(12) else "right" if scene.yaw > 0 else "left"
+        words += f" looking {side}"
+    if place:
+        down = "top" if scene.y < 0.42 else "bottom" if scene.y > 0.58 else ""
+        across = "left" if scene.x < 0.42 else "right" if scene.x > 0.58 else ""
+        words += f" at the {' '.join(filter(None, (down, across))) or 'middle'}"
+    return f"{words} on a {scene.ground} ground"
+
+
+# ---------------------------------------------------------------------------------------------------------- drawing
+
+
+def draw(scene: Scene, size: int = 128) -> Tensor:
+    """The scene as a picture: float (3, size, size) in [-1, 1], anti-aliased."""
+    return draw_batch([scene], size)[0]
+
+
+def draw_batch(scenes: Sequence[Scene], size: int = 128, corners: Tensor | None = None, window: int = 0) -> Tensor:
+    """Scenes as pictures: (B, 3, size, size) in [-1, 1].
+
+    With `corners`, (B, 2) pixels (x, y), only the square of `window` pixels whose top left pixel that is, out of each
+    picture of `size` pixels: (B, 3, window, window).
+    """
+    x, y = _coordinates(len(scenes), size, corners, window)
+    pictures = _grounds(scenes, x, y)
+    pictures = torch.lerp(pictures, _colours([s.colour for s in scenes]), _coverage(scenes, x, y, size)[:, None])
+    faces = [i for i, s in enumerate(scenes) if s.shape == "face"]
+    if faces:
+        pictures[faces] = _features([scenes[i] for i in faces], x[faces], y[faces], size, pictures[faces])
+    return pictures * 2 - 1
+
+
+def draw_ground(scene: Scene, size: int = 128) -> Tensor:
+    """The scene without its object: (3, size, size) in [-1, 1]."""
+    return _grounds([scene], *_coordinates(1, size))[0] * 2 - 1
+
+
+def object_mask(scene: Scene, size: int = 128) -> Tensor:
+    """How much of each pixel the object covers: (size, size) in [0, 1]."""
+    return _coverage([scene], *_coordinates(1, size), size)[0]
+
+
+def _coordinates(count: int, size: int, corners: Tensor | None = None, window: int = 0) -> tuple[Tensor, Tensor]:
+    """x and y of the pixels' centres in fractions of the width: (B, h, w) each."""
+    side = torch.arange(size if corners is None else window, dtype=torch.float32) + 0.5
+    offset = torch.zeros(count, 2) if corners is None else corners.float()
+    x = (side[None, None, :] + offset[:, 0, None, None]) / size  # (B, 1, w)
+    y = (side[None, :, None] + offset[:, 1, None, None]) / size  # (B, h, 1)
+    shape = (count, len(side), len(side))
+    return x.expand(shape), y.expand(shape)
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32)[:, None, None]  # (B, 1, 1)
+
+
+def _colours(names: Sequence[str]) -> Tensor:
+    return torch.tensor([PALETTE[name] for name in names])[:, :, None, None]  # (B, 3, 1, 1)
+
+
+def _grounds(scenes: Sequence[Scene], x: Tensor, y: Tensor) -> Tensor:
+    """A greyed colour, plus a slope and a few long cosine waves in brightness: (B, 3, h, w) in [0, 1]."""
+    light = _column([s.slope[0] for s in scenes]) * (2 * x - 1) + _column([s.slope[1] for s in scenes]) * (2 * y - 1)
+    waves = []
+    for scene in scenes:
+        rng = random.Random(scene.texture)
+        waves.append([(*_wave_vector(rng), rng.uniform(0, 2 * math.pi)) for _ in range(WAVES)])
+    for wave in torch.tensor(waves).permute(1, 2, 0)[..., None, None]:  # (3, B, 1, 1)
+        light = light + 0.02 * torch.cos(wave[0] * x + wave[1] * y + wave[2])
+    colours = torch.lerp(_colours([s.ground for s in scenes]), torch.tensor(GREY), GREYING)
+    return (colours + light[:, None]).clamp(0, 1)
+
+
+def _wave_vector(rng: random.Random) -> tuple[float, float]:
+    angle, cycles = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 2.0)
+    return 2 * math.pi * cycles * math.cos(angle), 2 * math.pi * cycles * math.sin(angle)
+
+
+def _coverage(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int) -> Tensor:
+    """Coverage of the pixels by the objects, from the signed distance to the outline: (B, h, w)."""
+    x, y = x - _column([s.x for s in scenes]), y - _column([s.y for s in scenes])
+    radius = _column([s.size / 2 for s in scenes])
+    distance = torch.hypot(x, y) - radius
+    cornered = [i for i, s in enumerate(scenes) if s.shape in _CORNERS]
+    if cornered:
+        some = [scenes[i] for i in cornered]
+        distance[cornered] = _cornered_distance(some, x[cornered], y[cornered], radius[cornered])
+    return (0.5 - distance * size).clamp(0, 1)
+
+
+def _cornered_distance(scenes: Sequence[Scene], x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+    """Signed distance to the edge line of the sector, for regular polygons and stars.
+
+    The plane is folded into half a corner's sector, where the outline is one segment from the corner (R, 0) to the
+    point halfway to the next corner, at angle π/n and radius r.
+    """
+    count = _column([_CORNERS[s.shape][0] for s in scenes])
+    inner = _column([_CORNERS[s.shape][1] for s in scenes]) * radius
+    half = math.pi / count
+    angle = torch.atan2(x, -y) - _column([s.rotation for s in scenes])  # clockwise from the top
+    angle = (torch.remainder(angle + half, 2 * half) - half).abs()  # 0 at a corner, π/n between two
+    length = torch.hypot(x, y)
+    along, across = radius - inner * torch.cos(half), inner * torch.sin(half)
+    norm = torch.hypot(along, across)
+    return ((length * torch.cos(angle) - radius) * across + length * torch.sin(angle) * along) / norm
+
+
+# A face's parts on its ball: azimuth and elevation in degrees, radius of the ball over the face's, width and height of
+# the part over the face's radius. The nose stands out, so it moves furthest as the face turns.
+_PARTS = {
+    "left eye": (-30, 24, 0.85, 0.15, 0.19),
+    "right eye": (30, 24, 0.85, 0.15, 0.19),
+    "mouth": (0, -36, 0.85, 0.36, 0.10),
+    "nose": (0, 0, 0.75, 0.27, 0.27),
+}
+
+
+def _face_point(scene: Scene, azimuth: float, elevation: float, ball: float) -> tuple[float, float]:
+    """Where a point of a face's ball is seen, in fractions of the width; angles in degrees."""
+    up = math.radians(elevation)
+    across = ball * scene.size / 2 * math.cos(up) * math.sin(scene.yaw + math.radians(azimuth))
+    down = -ball * scene.size / 2 * math.sin(up)
+    cos, sin = math.cos(scene.rotation), math.sin(scene.rotation)
+    return scene.x + across * cos - down * sin, scene.y + across * sin + down * cos
+
+
+def _features(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int, pictures: Tensor) -> Tensor:
+    """Eyes, mouth and nose over pictures (B, 3, h, w) in [0, 1]."""
+    cos, sin = _column([math.cos(s.rotation) for s in scenes]), _column([math.sin(s.rotation) for s in scenes])
+    radius = _column([s.size / 2 for s in scenes])
+    for name, (azimuth, elevation, ball, width, height) in _PARTS.items():
+        points = torch.tensor([_face_point(s, azimuth, elevation, ball) for s in scenes])
+        dx, dy = x - points[:, 0, None, None], y - points[:, 1, None, None]
+        turned = 1.0 if name == "nose" else _column([math.cos(s.yaw + math.radians(azimuth)) for s in scenes])
+        across, down = (dx * cos + dy * sin) / (width * radius * turned), (dy * cos - dx * sin) / (height * radius)
+        # Distance to an ellipse to first order: its implicit function over the length of that function's gradient.
+        level = torch.hypot(across, down)
+        slope = torch.hypot(across / (width * radius * turned), down / (height * radius)) / level.clamp(min=1e-6)
+        distance = (level - 1) / slope.clamp(min=1e-6)
+        coverage = (0.5 - distance * size).clamp(0, 1)[:, None]
+        colour = torch.tensor(NOSE if name == "nose" else DARK)[:, None, None]
+        pictures = torch.lerp(pictures, colour.expand_as(pictures), coverage)
+    return pictures
+
+
+# -------------------------------------------------------------------------------------------------------- positions
+
+
+def keypoints(scene: Scene, size: int = 128, reach: float = 0.6) -> dict[str, tuple[float, float]]:
+    """Named points of the object, (x, y) in pixels of a picture of that size.
+
+    "centre"; "top", "right", "bottom", "left" at `reach` of the way from the centre to the outline (1: on it), turning
+    with the object; for a face also "nose", "left eye", "right eye", "mouth".
+    """
+    points = {"centre": (scene.x, scene.y)}
+    for quarter, name in enumerate(("top", "right", "bottom", "left")):
+        angle = quarter * math.pi / 2
+        length = reach * _outline(scene, angle)
+        turned = angle + scene.rotation
+        points[name] = scene.x + length * math.sin(turned), scene.y - length * math.cos(turned)
+    if scene.shape == "face":
+        points |= {name: _face_point(scene, *part[:3]) for name, part in _PARTS.items()}
+    return {name: (x * size - 0.5, y * size - 0.5) for name, (x, y) in points.items()}
+
+
+def _outline(scene: Scene, angle: float) -> float:
+    """Distance from the centre to the outline at an angle from the object's own top, clockwise."""
+    radius = scene.size / 2
+    if scene.shape not in _CORNERS:
+        return radius
+    count, inner = _CORNERS[scene.shape]
+    half = math.pi / count
+    angle = abs((angle + half) % (2 * half) - half)
+    along, across = 1 - inner * math.cos(half), inner * math.sin(half)
+    return radius * across / (across * math.cos(angle) + along * math.sin(angle))
+
+
+# -------------------------------------------------------------------------------------------------------- measuring
+
+
+class Place(NamedTuple):
+    """Where something was found, in pixels; NaN if it was not. `area` is in pixels."""
+
+    x: float
+    y: float
+    area: float
+
+
+class ColourError(NamedTuple):
+    """Mean absolute colour errors, in 255ths of the range from black to white."""
+
+    object: float
+    ground: float
+
+
+def segment(picture: Tensor, scene: Scene) -> Tensor:
+    """The object in a picture (3, H, W) of the scene's ground: soft mask (H, W) in [0, 1].
+
+    How far each pixel's colour is from the ground's there, over how far the object's colour is: nothing below a fifth,
+    all of it from a half on. It does not use the scene's place, size, rotation and yaw.
+    """
+    ground = draw_ground(scene, picture.shape[-1])
+    contrast = (_colours([scene.colour])[0] * 2 - 1 - ground).norm(dim=0)  # (H, W)
+    return (((picture - ground).norm(dim=0) / contrast - 0.2) / 0.3).clamp(0, 1)
+
+
+def locate(picture: Tensor, scene: Scene) -> Place:
+    """The object's centre in a picture (3, H, W), wherever it is: centre of mass of the largest patch of `segment`."""
+    size = picture.shape[-1]
+    return _densest(segment(picture, scene), radius=0.5 * scene.size * size)
+
+
+def locate_nose(picture: Tensor, scene: Scene) -> Place:
+    """A face's nose in a picture (3, H, W): centre of mass of what is redder than the skin, inside the found face."""
+    if scene.shape != "face":
+        raise ValueError(f"a {scene.shape} has no nose; give a scene with a face")
+    size = picture.shape[-1]
+    face = locate(picture, scene)
+    if math.isnan(face.x):
+        return face
+    skin, nose = torch.tensor(PALETTE[scene.colour]) * 2 - 1, torch.tensor(NOSE) * 2 - 1
+    dark = torch.tensor(DARK) * 2 - 1
+    distances = torch.stack([(picture - c[:, None, None]).norm(dim=0) for c in (skin, nose, dark)])  # (3, H, W)
+    redness = (1.5 - 2 * distances[1] / (torch.minimum(distances[0], distances[2]) + distances[1])).clamp(0, 1)
+    redness = redness * _disc(size, face.x, face.y, 0.46 * scene.size * size)
+    return _densest(redness, radius=0.5 * 0.27 * scene.size * size)
+
+
+def overlap(picture: Tensor, truth: Scene) -> float:
+    """Intersection over union of the object in a picture (3, H, W) and of the truth's mask, both soft."""
+    found, true = segment(picture, truth), object_mask(truth, picture.shape[-1])
+    return (torch.minimum(found, true).sum() / torch.maximum(found, true).sum()).item()
+
+
+def colour_error(picture: Tensor, truth: Scene, *others: Scene) -> ColourError:
+    """Colour errors of object and ground of a picture (3, H, W) against the truth.
+
+    The object is compared where it is found, so that its colour is judged apart from its place. The ground is compared
+    where neither the truth nor any of the other scenes (say, an edit's source) has its object, two pixels away from it.
+    """
+    size = picture.shape[-1]
+    place = locate(picture, truth)
+    error = math.nan
+    if not math.isnan(place.x):
+        there = replace(truth, x=(place.x + 0.5) / size, y=(place.y + 0.5) / size)
+        core = object_mask(there, size) > 0.99
+        error = 127.5 * (picture - draw(there, size)).abs().mean(dim=0)[core].mean().item()
+    objects = torch.stack([object_mask(scene, size) for scene in (truth, *others)]).amax(dim=0)
+    away = F.max_pool2d(objects[None], 5, stride=1, padding=2)[0] == 0
+    ground = 127.5 * (picture - draw_ground(truth, size)).abs().mean(dim=0)[away].mean().item()
+    return ColourError(error, ground)
+
+
+def psnr(picture: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of pictures (..., 3, H, W) in [-1, 1]: (...)."""
+    return 10 * torch.log10(4 / (picture - truth).square().mean(dim=(-3, -2, -1)))
+
+
+def _disc(size: int, x: float, y: float, radius: float) -> Tensor:
+    side = torch.arange(size, dtype=torch.float32)
+    return (torch.hypot(side[None, :] - x, side[:, None] - y) <= radius).float()
+
+
+def _densest(weight: Tensor, radius: float) -> Place:
+    """Centre of mass of weights (H, W) in a disc round where they are densest; the disc follows its own centre."""
+    size, half = weight.shape[-1], round(0.9 * radius)  # a square about as large as the disc
+    rows = F.avg_pool2d(weight[None, None], (2 * half + 1, 1), stride=1, padding=(half, 0))
+    means = F.avg_pool2d(rows, (1, 2 * half + 1), stride=1, padding=(0, half))[0, 0]
+    y, x = (float(i) for i in torch.unravel_index(means.argmax(), means.shape))
+    side = torch.arange(size, dtype=torch.float32)
+    area = 0.0
+    for _ in range(8):
+        near = weight * _disc(size, x, y, 1.25 * radius + 1)
+        area = near.sum().item()
+        if area < 0.1 * math.pi * radius**2:
+            return Place(math.nan, math.nan, area)
+        x, y = ((near * side[None, :]).sum() / area).item(), ((near * side[:, None]).sum() / area).item()
+    return Place(x, y, area)
