@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import dragsa
+from dragsa.images import open_picture, save_picture, to_picture
 
 INVENTORY = Path(__file__).parents[1] / "tests" / "golden" / "sd15_single_file_tensors.json"
 TOLERANCE = 5e-4  # relative to the largest value
@@ -177,13 +178,14 @@ def by_dragsa(file: Path, side: int) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def by_diffusers(file: Path, side: int) -> dict[str, Tensor]:
-    import diffusers
-    from transformers.utils import logging
+    import diffusers.utils.logging
+    import transformers.utils.logging
+    from diffusers import StableDiffusionPipeline
 
-    logging.set_verbosity_error()
-    diffusers.logging.set_verbosity_error()
-    diffusers.logging.disable_progress_bar()
-    pipe: Any = diffusers.StableDiffusionPipeline.from_single_file(
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    pipe: Any = StableDiffusionPipeline.from_single_file(
         str(file), config=str(file.parent), torch_dtype=torch.float32, local_files_only=True
     )
     z, context, picture = inputs(side)
@@ -215,11 +217,36 @@ def compare(file: Path, side: int) -> bool:
     return good
 
 
+# --- an edit
+
+
+def measure_edit(file: Path, side: int, threads: int) -> bool:
+    """Edit a picture of noise on the command line, in a process of its own: 4 steps, 2 updates. Print what it cost."""
+    picture, result, report = (file.parent / name for name in ("noise.png", "edited.png", "edited.json"))
+    save_picture(to_picture(inputs(side // 8)[2]), picture, overwrite=True)
+    near, far = side // 4, side // 2
+    command = (
+        f"edit {picture} --weights {file} --drag {near},{near}:{far},{far} --steps 4 --drag-step 1 --control-step 1 "
+        f"--updates 2 --threads {threads} --out {result} --json {report} --force"
+    )
+    print(
+        f"\nan edit of {side}×{side} px in float32, {threads} threads: 4 steps, S = A = 1, 2 updates, block14",
+        flush=True,
+    )
+    subprocess.run([sys.executable, "-m", "dragsa", *command.split()], check=True)
+    done = json.loads(report.read_text())
+    for stage, seconds in done["seconds"].items():
+        print(f"{stage:12} {seconds:8.1f} s")
+    print(f"peak memory  {done['peak_memory_bytes'] / 1e9:8.2f} GB, the mapped file with it; stopped: {done['stop']}")
+    return len(done["updates"]) == 2 and open_picture(result).size == (side, side)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="keep the files there; without it they are removed at the end")
     parser.add_argument("--float32", action="store_true", help="measure memory with a float32 file too")
     parser.add_argument("--latent", type=int, default=16, metavar="SIDE", help="side of the latent (default 16)")
+    parser.add_argument("--edit", type=int, metavar="PX", help="and edit a picture of that side, such as 512")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -230,6 +257,8 @@ def main() -> int:
         print(f"{files[0]}: {files[0].stat().st_size:,} bytes")
         good = compare(files[0], options.latent)
         good &= measure_memory(files)
+        if options.edit:
+            good &= measure_edit(files[0], options.edit, options.threads)
     print("\nall within bounds" if good else "\nNOT within bounds")
     return 0 if good else 1
 
