@@ -6,6 +6,7 @@ z_k -> z_{k-1} with ε(z_k, τ_k), inversion z_{k-1} -> z_k with ε(z_{k-1}, τ_
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,11 @@ def training_alpha_bars() -> Tensor:
     return torch.cumprod(1 - beta, dim=0)
 
 
+def is_whole(value: Any) -> bool:
+    """An integer of Python's or NumPy's, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """T levels of noise above the clean end, and which timestep each stands at.
@@ -57,8 +63,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
             raise ValueError(f"unknown schedule variant {self.variant!r}: known are {', '.join(VARIANTS)}")
-        if not isinstance(self.steps, int) or not 1 <= self.steps < TRAINING_STEPS:
-            raise ValueError(f"steps must be a whole number from 1 to {TRAINING_STEPS - 1}, came {self.steps}")
+        if not is_whole(self.steps) or not 1 <= self.steps < TRAINING_STEPS:
+            raise ValueError(f"steps must be a whole number from 1 to {TRAINING_STEPS - 1}, came {self.steps!r}")
 
     @cached_property
     def timesteps(self) -> Tensor:
@@ -77,8 +83,8 @@ class Schedule:
 
     def check_level(self, level: int, name: str = "level", lowest: int = 0) -> None:
         """Raise a ValueError unless lowest ≤ level ≤ T."""
-        if not isinstance(level, int) or not lowest <= level <= self.steps:
-            raise ValueError(f"{name} must be a whole number from {lowest} to T = {self.steps}, came {level}")
+        if not is_whole(level) or not lowest <= level <= self.steps:
+            raise ValueError(f"{name} must be a whole number from {lowest} to T = {self.steps}, came {level!r}")
 
 
 def ddim(z: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Tensor:
@@ -93,11 +99,6 @@ def ddim(z: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Ten
 def step_down(z: Tensor, eps: Tensor, schedule: Schedule, level: int) -> Tensor:
     """z_k -> z_{k-1}, with eps = ε(z_k, τ_k) and k = `level` ≥ 1."""
     return ddim(z, eps, schedule.alpha_bars[level], schedule.alpha_bars[level - 1])
-
-
-def step_up(z: Tensor, eps: Tensor, schedule: Schedule, level: int) -> Tensor:
-    """z_{k-1} -> z_k, with eps = ε(z_{k-1}, τ_k) and k = `level` ≥ 1."""
-    return ddim(z, eps, schedule.alpha_bars[level - 1], schedule.alpha_bars[level])
 
 
 def predict(
@@ -116,14 +117,18 @@ def predict(
     Raises ValueError where a scale other than 1 comes without `uncond`.
     """
     rows = z.shape[0]
-    scales = [float(guidance)] * rows if isinstance(guidance, (int, float)) else [float(s) for s in guidance]
+    scales = [float(s) for s in guidance] if isinstance(guidance, Sequence) else [float(guidance)] * rows
     if len(scales) != rows:
         raise ValueError(f"guidance must be one scale, or one for each of the {rows} rows, came {len(scales)}")
+    if context.ndim != 3 or context.shape[0] not in (1, rows):
+        raise ValueError(f"context must be ({rows}, tokens, C) or (1, tokens, C), came {tuple(context.shape)}")
     context = context.expand(rows, -1, -1)
     if all(scale == 1.0 for scale in scales):
         return unet(z, t, context, attention=attention).eps
     if uncond is None:
         raise ValueError("guidance other than 1 needs `uncond`, the embedding of the empty prompt")
+    if uncond.shape != (1, *context.shape[1:]):
+        raise ValueError(f"uncond must be {(1, *context.shape[1:])}, came {tuple(uncond.shape)}")
     both = torch.cat([uncond.expand_as(context), context])  # (2 B, n, C')
     eps_uncond, eps = unet(torch.cat([z, z]), t, both, attention=attention).eps.chunk(2)
     scale = torch.tensor(scales, dtype=z.dtype, device=z.device).view(rows, 1, 1, 1)
@@ -223,7 +228,8 @@ def invert_fixed_point(
         residuals.append(residual)
         if progress is not None:
             progress(level, total)
-    return FixedPointInversion(torch.stack(zs), torch.tensor(residuals), max(residuals, default=0.0) < tolerance)
+    converged = all(residual < tolerance for residual in residuals)  # not so where one is NaN
+    return FixedPointInversion(torch.stack(zs), torch.tensor(residuals), converged)
 
 
 def check_range(schedule: Schedule, start: int | None, stop: int) -> int:

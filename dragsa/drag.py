@@ -323,6 +323,7 @@ def check_points(points: Tensor, name: str, grid: tuple[int, int]) -> Tensor:
 
 def check_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """Raise a ValueError unless the mask is (H, W) on the grid and within [0, 1]."""
+    mask = torch.as_tensor(mask)
     if mask.shape != grid:
         raise ValueError(f"the mask must be {grid}, on the supervision grid, came {tuple(mask.shape)}")
     if not ((mask >= 0) & (mask <= 1)).all():
@@ -341,7 +342,7 @@ def check_config(config: DragConfig) -> None:
         raise ValueError(f"drag: reference must be 'first' or 'current', came {config.reference!r}")
     for name, least in (("updates", 0), ("radius", 0), ("track_radius", 0), ("patience", 1), ("lost_patience", 1)):
         value = getattr(config, name)
-        if value is not None and (not isinstance(value, int) or value < least):
+        if value is not None and (not ddim.is_whole(value) or value < least):
             raise ValueError(f"drag: {name} must be a whole number from {least}, came {value!r}")
     for name in ("lr", "lam", "reach"):
         value = getattr(config, name)

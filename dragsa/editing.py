@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,8 +60,9 @@ class EditResult(NamedTuple):
 class Report:
     """Tells an observer how far the stages are, and keeps how long they took."""
 
-    def __init__(self, observe: Observer | None) -> None:
+    def __init__(self, observe: Observer | None, device: torch.device) -> None:
         self.observe = observe
+        self.device = device
         self.seconds: dict[str, float] = {}
 
     @contextmanager
@@ -72,10 +74,16 @@ class Report:
                 self.observe(trace.StageProgress(name, done, total))
 
         step(0)
-        begin = time.perf_counter()
+        begin = self._now()
         yield step
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
         step(total)
+
+    def _now(self) -> float:
+        """Seconds, once the device has done what it was given: a stage is not billed for the one before."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
     def update(self, update: drag.Update) -> None:
         """Passes an update of the drag loop on."""
@@ -100,8 +108,9 @@ def prepare(
     ValueError for a size that does not fit.
     """
     config = EditConfig.paper() if config is None else config
+    check(config)
     schedule = Schedule(config.steps, config.variant)
-    report = Report(observe)
+    report = Report(observe, sd.device)
     uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
     if image is not None:
         with report.stage("encode", 1):
@@ -154,12 +163,16 @@ def edit(
     y)), handle and target, in pixels of the picture as given. mask: of the picture's size, white may move.
     target_prompt: the edited picture's; None leaves the prompt.
 
-    Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit.
+    Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
+    any work is done.
     """
     config = EditConfig.paper() if config is None else config
-    check(config, drags, mask)
+    if isinstance(image, Source):
+        check_source(config, image, prompt)
+    size = (config.size, config.size) if image is None else (image.picture if isinstance(image, Source) else image).size
+    check(config, drags, mask, size)
+    drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     source = image if isinstance(image, Source) else prepare(sd, image, prompt, seed, config, observe=observe)
-    check_source(config, source)
     schedule, T = source.schedule, config.steps
     target_prompt = source.prompt if target_prompt is None else target_prompt
     changed = target_prompt != source.prompt
@@ -174,7 +187,7 @@ def edit(
     blend = None
     if config.blend and may_move is not None:
         blend = drag.to_latent_grid(may_move, source.latents)  # (h, w)
-    report = Report(observe)
+    report = Report(observe, sd.device)
 
     # Where the edit leaves the source: at z_T if the prompt changes, else at z_{T-S}, since until there z'_k is z_k.
     level = T - config.drag_step if drags else T
@@ -218,7 +231,7 @@ def edit(
         working_size=source.working_size,
         grid_size=grid,
         weights=sd.provenance,
-        drags=tuple(drags),
+        drags=drags,
         masked=may_move is not None,
         losses=tuple(dragged.losses.tolist()) if drags else (),
         handles=in_pixels(dragged.handles) if drags else (),
@@ -230,25 +243,43 @@ def edit(
     return EditResult(picture, source.picture, made)
 
 
-def check(config: EditConfig, drags: Sequence[Drag], mask: Mask | None) -> None:
-    """Raise a ValueError for settings or drags that no edit can be made with, before any work is done."""
+def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = None, size: Size | None = None) -> None:
+    """Raise a ValueError for settings, or drags and a mask of a picture of that size, that no edit can be made with."""
     Schedule(config.steps, config.variant)
-    if drags and not 0 <= config.drag_step < config.steps:
-        raise ValueError(
-            f"drag step S must be a whole number from 0 to T - 1 = {config.steps - 1}, came {config.drag_step}"
-        )
-    if config.control_step is not None and config.control_step < 0:
-        raise ValueError(f"control step A must be 0 or more, came {config.control_step}")
+    drag.check_config(config.drag)
     hooks.check_blocks(config.control_blocks)
+    images.working_size(1, 1, config.size)
+    last = config.steps - 1
+    if not ddim.is_whole(config.drag_step) or (len(drags) and not 0 <= config.drag_step <= last):
+        raise ValueError(f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}")
+    if config.control_step is not None and not (ddim.is_whole(config.control_step) and config.control_step >= 0):
+        raise ValueError(f"control step A must be a whole number from 0, or None, came {config.control_step!r}")
+    if not ddim.is_whole(config.fixed_point) or config.fixed_point < 0:
+        raise ValueError(f"fixed-point iterations must be a whole number from 0, came {config.fixed_point!r}")
+    if not 0 <= config.guidance < math.inf:
+        raise ValueError(f"guidance must be a number from 0, came {config.guidance!r}")
     if config.blend and mask is None:
         raise ValueError("blending keeps what lies outside of the mask, and there is no mask")
     for pair in drags:
         if np.shape(pair) != (2, 2):
             raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")
+    if size is not None:
+        images.to_grid([point for pair in drags for point in pair], size, size)
+        if mask is not None:
+            images.open_mask(mask, size, (1, 1))
 
 
-def check_source(config: EditConfig, source: Source) -> None:
+def check_source(config: EditConfig, source: Source, prompt: str = "") -> None:
     """Raise a ValueError where a prepared source was made under other settings than the edit's."""
-    if source.schedule != Schedule(config.steps, config.variant):
-        made = f"{source.schedule.steps} steps, variant {source.schedule.variant!r}"
-        raise ValueError(f"the source was prepared with {made}; the edit has {config.steps} and {config.variant!r}")
+    expected = {"steps": config.steps, "variant": config.variant, "fixed_point": config.fixed_point}
+    made = {"steps": source.schedule.steps, "variant": source.schedule.variant, "fixed_point": source.fixed_point}
+    if source.generated:
+        expected["fixed_point"] = 0  # nothing was inverted
+    else:
+        expected["working size"] = images.working_size(*source.picture.size, config.size)
+        made["working size"] = source.working_size
+    for name, value in expected.items():
+        if made[name] != value:
+            raise ValueError(f"the source was prepared with {name} {made[name]!r}, and the edit has {value!r}")
+    if prompt not in ("", source.prompt):
+        raise ValueError(f"the source was prepared with the prompt {source.prompt!r}; prepare one for {prompt!r}")

@@ -62,6 +62,8 @@ TAPS = FEATURES + tuple(f"{block_name(n)}.kv" for n in range(1, BLOCKS + 1))  # 
 
 def check_taps(taps: tuple[str, ...], until: str | None) -> None:
     """Raise a ValueError that names the first unknown tap. `until` ends at an activation, not at a K/V pair."""
+    if isinstance(taps, str):
+        raise ValueError(f"taps must be a tuple of names, such as ({taps!r},), came the text {taps!r}")
     for name in taps:
         if name not in TAPS:
             raise ValueError(f"unknown tap {name!r}: known are block01 … block16, block01.kv …, {', '.join(STAGES)}")
@@ -76,8 +78,8 @@ def check_blocks(blocks: tuple[int, ...]) -> None:
         raise ValueError(f"no transformer block {wrong[0]}: blocks are numbered 1 … {BLOCKS}")
 
 
-# The stock hooks are frozen dataclasses: they print what they do, compare by value, and a compiled pass guards on what
-# they hold, so that an equal hook, or the same hook with new K/V of the same shape, costs no recompile.
+# The stock hooks are frozen dataclasses: they print what they do, and a compiled pass guards on what they hold, so that
+# an equal hook, or the same hook with new K/V of the same shape, costs no recompile.
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def from_source(x: Tensor) -> Tensor:
     return repeat(source, "p h m d -> (p pair) h m d", pair=2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReplayKV:
     """Self-attention with K/V recorded earlier, by block: `{11: out.taps["block11.kv"], …}`.
 

@@ -166,11 +166,13 @@ def open_mask(mask: str | Path | Image.Image | np.ndarray | Tensor, picture: Siz
     if isinstance(mask, str | Path):
         name, levels = str(mask), _brightness(open_picture(mask))
     elif isinstance(mask, Image.Image):
-        name, levels = "mask", _brightness(_upright(mask))
+        name, levels = "mask", _brightness(mask)
     else:
         name, array = "mask", np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
         if array.ndim != 2:
             raise ValueError(f"a mask's array must be (height, width), came {array.shape}")
+        if array.dtype == np.uint8 and array.max(initial=0) == 1:
+            raise ValueError("a mask of bytes goes from 0 to 255; this one's largest is 1: give booleans or floats")
         levels = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
         if not (levels >= 0).all() or not (levels <= 1).all():
             raise ValueError("a mask's values must lie in 0 … 1 (or be bytes 0 … 255)")

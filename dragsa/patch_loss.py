@@ -232,4 +232,17 @@ def _check(
         raise ValueError(f"handles and targets must be (n, 2) of (x, y), as many of each, came {came}")
     if radius < 0:
         raise ValueError(f"the patch's radius must be 0 or more, came {radius}")
-    return (features.shape[2], features.shape[3]) if grid is None else grid
+    grid = (features.shape[2], features.shape[3]) if grid is None else grid
+    check_inside(handles, grid)
+    return grid
+
+
+def check_inside(points: Tensor, grid: tuple[int, int]) -> None:
+    """Raise a ValueError for a point outside of the grid; not where looking would stop a device or a trace."""
+    if points.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    end = torch.tensor([grid[1] - 0.5, grid[0] - 0.5], dtype=points.dtype)
+    outside = ~((points >= -0.5) & (points <= end)).all(dim=1)  # (n,), true for NaN
+    if outside.any():
+        x, y = points[outside][0].tolist()
+        raise ValueError(f"point ({x:g}, {y:g}) lies outside of the grid, {grid[1]} cells wide and {grid[0]} high")

@@ -177,12 +177,12 @@ def look_alike(shapes: Mapping[str, Shape]) -> str | None:
     for marks, what in _MARKS:
         if any(mark in name for name in lower for mark in marks):
             return what
-    channels = shapes.get(f"{_LDM[UNET]}.input_blocks.0.0.weight", (0, 4))[1]
+    channels = (*shapes.get(f"{_LDM[UNET]}.input_blocks.0.0.weight", ()), 0, 0)[1]
     if channels == 9:
         return "an inpainting model (9 input channels)"
     if channels == 8:
         return "a model edited by instructions (8 input channels)"
-    context = next((shape[-1] for name, shape in shapes.items() if name.endswith("attn2.to_k.weight")), 0)
+    context = next((shape[-1] for name, shape in shapes.items() if shape and name.endswith("attn2.to_k.weight")), 0)
     if context == 1024 or any(name.startswith("cond_stage_model.model.") for name in shapes):
         return "Stable Diffusion 2.x (context 1024, often v-prediction)"
     if context == 2048:

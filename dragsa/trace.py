@@ -164,7 +164,7 @@ def save_json(value: Any, path: str | Path, overwrite: bool = False) -> None:
 
 READABLE = 384  # a sheet's panels are at least this high
 SMOOTH = 4  # marks are drawn at so many times the size and reduced
-HALO, ASKED, PATH, START, TARGET = "white", "#404040", "#ffd400", "#e8222e", "#2060ff"
+HALO, ASKED, PATH, START, TARGET = "white", "#404040", "#f020c0", "#e8222e", "#2060ff"
 
 
 def enlargement(size: Size) -> int:
@@ -176,7 +176,7 @@ def draw_path(picture: Image.Image, trace: Trace, scale: int = 1) -> Image.Image
     """The picture, `scale` times its size, with each drag on it.
 
     A red dot where the handle started, a thin arrow to the blue ring of its target, and the path that tracking followed
-    in yellow. The picture must have the trace's picture size.
+    in magenta. The picture must have the trace's picture size.
     """
     if picture.size != trace.picture_size:
         raise ValueError(f"the picture is {picture.size}, the trace's {trace.picture_size}")
@@ -187,7 +187,7 @@ def draw_path(picture: Image.Image, trace: Trace, scale: int = 1) -> Image.Image
     if not trace.drags:
         return ground.copy()
 
-    unit = SMOOTH * max(1.5, 0.004 * max(size))  # the path's width
+    unit = SMOOTH * (1.5 + 0.003 * max(0, max(size) - 128))  # about the path's width
     marks = Image.new("RGBA", (size[0] * SMOOTH, size[1] * SMOOTH))
     draw = ImageDraw.Draw(marks)
 

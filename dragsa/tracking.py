@@ -128,4 +128,6 @@ def _check(
         raise ValueError(f"reference must be {expected}, a feature for each handle, came {tuple(reference.shape)}")
     if radius < 0:
         raise ValueError(f"the search's radius must be 0 or more, came {radius}")
-    return (features.shape[2], features.shape[3]) if grid is None else grid
+    grid = (features.shape[2], features.shape[3]) if grid is None else grid
+    patch_loss.check_inside(handles, grid)
+    return grid

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dragsa import fitting
 from dragsa.attention import Transformer
 from dragsa.config import UNetConfig
 from dragsa.hooks import AttentionHook, block_name, check_taps
@@ -165,11 +166,14 @@ class UNet(nn.Module):
     def from_diffusers(cls, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> UNet:
         """A UNet from diffusers' config keys and tensor names; the tensors are taken as they are, not copied.
 
-        Raises a ValueError that lists what is missing, left over or misshapen, or says which setting is not SD 1.5's.
+        Raises a WeightsError that lists what is missing, left over or misshapen, or says which setting is not SD 1.5's.
         """
-        from dragsa import weights  # the loader imports this module
-
-        return weights.build_unet(config_from_diffusers(config), state)
+        with torch.device("meta"):
+            unet = cls(config_from_diffusers(config))
+        problem = fitting.misfit(fitting.shapes(unet.state_dict()), fitting.shapes(state))
+        if problem:
+            raise fitting.WeightsError(f"the tensors do not fit the UNet: {problem}")
+        return fitting.adopt(unet, state)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -312,6 +316,8 @@ def config_from_diffusers(config: Mapping[str, Any]) -> UNetConfig:
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # diffusers' old misnomer
     heads = (heads,) * len(widths) if isinstance(heads, int) else tuple(heads)
     groups = config.get("norm_num_groups", 32)
+    if groups is None:
+        raise ValueError("UNet config: norm_num_groups must be a number as in SD 1.5, came None")
     if len(widths) != 4 or len(heads) != 4:
         raise ValueError(f"UNet config: four levels as in SD 1.5, came widths {list(widths)} and heads {list(heads)}")
     for width, n in zip(widths, heads, strict=True):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from statistics import mode
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import torch
@@ -26,13 +26,8 @@ from torch import Tensor, nn
 
 from dragsa import images, published, text, unet, vae
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.published import TEXT, UNET, VAE, Shape
-
-M = TypeVar("M", bound=nn.Module)
-
-
-class WeightsError(ValueError):
-    """These are not weights that can be loaded; the message says why and what to do."""
+from dragsa.fitting import Shape, WeightsError, adopt, listed, misfit
+from dragsa.published import TEXT, UNET, VAE
 
 
 @dataclass(frozen=True)
@@ -101,8 +96,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     Raises WeightsError for whatever is not complete weights of SD 1.5's structure, with the names that do not fit, and
     where no tokenizer is found; ValueError for a device or type that cannot be used.
     """
-    path, device = Path(path), torch.device(device)
-    _check_usable(device, dtype)
+    path, device = Path(path), _usable(device, dtype)
     if not path.exists():
         raise WeightsError(f"{path}: there is no such file or folder")
     opened = _open_folder(path, dtype) if path.is_dir() else _open_single_file(path)
@@ -113,7 +107,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     except Exception as error:  # whatever transformers makes of a damaged tokenizer
         raise WeightsError(f"{tokenizer}: {_one_line(error)}") from None
     for part in opened.parts:
-        _assign(part.module, _read(part.sources, device, dtype), part.component)
+        _adopt(part.module, _read(part.sources, device, dtype), part.component)
     sources = [source for part in opened.parts for source in part.sources.values()]
     config = ModelConfig(
         unet=opened.unet.module.config,
@@ -129,24 +123,11 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     return StableDiffusion(opened.unet.module, opened.vae.module, encoder.to(device).eval(), config)
 
 
-def build_unet(config: UNetConfig, state: Mapping[str, Tensor]) -> unet.UNet:
-    """A frozen UNet that takes the tensors of `state` (diffusers' names) as they are.
-
-    Raises WeightsError that lists what is missing, left over or misshapen.
-    """
-    with torch.device("meta"):
-        module = unet.UNet(config)
-    problem = _misfit(_shapes(module), {name: tuple(tensor.shape) for name, tensor in state.items()})
-    if problem:
-        raise WeightsError(f"the tensors do not fit the UNet: {problem}")
-    return _assign(module, state)
-
-
-def _check_usable(device: torch.device, dtype: torch.dtype) -> None:
+def _usable(device: str | torch.device, dtype: torch.dtype) -> torch.device:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"the weights' type must be float32, bfloat16, float16 or float64, came {dtype}")
     try:
-        torch.empty(0, device=device)
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used: {_one_line(error)}") from None
 
@@ -403,42 +384,21 @@ def _check_fit(path: Path, opened: Opened) -> None:
     for part in opened.parts:
         wanted.update({part.spell(name): shape for name, shape in _shapes(part.module, part.component).items()})
         given.update({part.spell(name): source.info.shape for name, source in part.sources.items()})
-    problem = _misfit(wanted, given, opened.left_over)
+    problem = misfit(wanted, given, opened.left_over)
     if problem:
         raise WeightsError(f"{path}: does not fit SD 1.5's structure: {problem}")
     sources = [source for part in opened.parts for source in part.sources.values()]
     if odd := [f"{source.name} {source.info.dtype}" for source in sources if source.info.dtype not in DTYPES]:
-        raise WeightsError(f"{path}: {_listed('tensors are not floats', odd)}")
+        raise WeightsError(f"{path}: {listed('tensors are not floats', odd)}")
     width, context = opened.text.module.config.hidden_size, opened.unet.module.config.context_dim
     if width != context:
         raise WeightsError(f"{path}: the text encoder is {width} wide, but the UNet takes a context of {context}")
 
 
-def _misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], left_over: Sequence[str] = ()) -> str:
-    """What is missing, left over or misshapen: the first ten of each, and how many. Empty if everything fits."""
-    misshapen = [
-        f"{name} {list(given[name])} instead of {list(shape)}"
-        for name, shape in wanted.items()
-        if name in given and given[name] != shape
-    ]
-    lists = {
-        "missing": [name for name in wanted if name not in given],
-        "left over": [*left_over, *(name for name in given if name not in wanted)],
-        "misshapen": misshapen,
-    }
-    return "; ".join(_listed(what, names) for what, names in lists.items() if names)
-
-
-def _listed(what: str, names: Sequence[str]) -> str:
-    more = f", and {len(names) - 10} more" if len(names) > 10 else ""
-    return f"{len(names)} {what} ({', '.join(names[:10])}{more})"
-
-
-def _assign(module: M, tensors: Mapping[str, Tensor], component: str = UNET) -> M:
-    """The module with these tensors, by diffusers names, as its own; frozen, in evaluation mode."""
+def _adopt(module: nn.Module, tensors: Mapping[str, Tensor], component: str) -> None:
+    """Give the module these tensors, by diffusers names."""
     keys = {published.newest(component, key): key for key in module.state_dict()}
-    module.load_state_dict({keys[name]: tensor for name, tensor in tensors.items()}, assign=True)
-    return module.requires_grad_(False).eval()
+    adopt(module, {keys[name]: tensor for name, tensor in tensors.items()})
 
 
 # --- safetensors ------------------------------------------------------------------------------------------------------

@@ -16,6 +16,9 @@ pytest.importorskip("diffusers")
 
 TOLERANCE = 5e-4  # relative to the largest value
 CONTEXT = 40
+# What feeds the residual stream is turned down, so that variances are small and a norm's epsilon of 1e-5 in the place of
+# 1e-6 would show.
+QUIET = ("conv_in.", ".conv2.", ".proj_in.", ".proj_out.", "mid_block.attentions.0.to_out.")
 
 
 class Peers(NamedTuple):
@@ -60,6 +63,8 @@ def peers() -> Peers:
         for name, value in network.named_parameters():
             if value.ndim == 1:  # norms and biases begin at exactly 1 and 0, where a mistake can hide
                 value.data += 0.1 * drawn(len(name), *value.shape)
+            if network is not text and any(layer in name for layer in QUIET):
+                value.data *= 0.02
         network.eval().requires_grad_(False)
     return Peers(unet, vae, text)
 

@@ -1,7 +1,9 @@
 """The whole edit on a tiny model: what it keeps, what it reports, what one inversion serves, what it refuses."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -171,13 +173,33 @@ def test_any_mode_comes_back_in_its_own_size(sd, picture, mode):
         ({"config": replace(CONFIG, control_step=-1)}, "control step A"),
         ({"config": replace(CONFIG, control_blocks=(11, 17))}, "no transformer block 17"),
         ({"config": replace(CONFIG, blend=True)}, "there is no mask"),
-        ({"config": replace(CONFIG, steps=8)}, "prepared with 6 steps"),
+        ({"config": replace(CONFIG, steps=8)}, "prepared with steps 6, and the edit has 8"),
+        ({"config": replace(CONFIG, fixed_point=1)}, "prepared with fixed_point 0"),
+        ({"config": replace(CONFIG, size=72)}, r"prepared with working size \(48, 64\)"),
+        ({"prompt": "a blue star"}, "prepared with the prompt 'a red disc'"),
+        ({"config": replace(CONFIG, drag_step=1.5)}, "drag step S must be a whole number"),
+        ({"config": replace(CONFIG, guidance=float("nan"))}, "guidance must be a number from 0, came nan"),
+        ({"config": replace(CONFIG, drag=DragConfig(tap="nope"))}, "'nope'"),
         ({"drags": DRAGS, "mask": Image.new("L", (64, 64))}, "64×64 pixels; it must be the picture's 70×90"),
     ],
 )
 def test_refusals(sd, source, arguments, says):
     with pytest.raises(ValueError, match=says):
         dragsa.edit(sd, source, **{"config": CONFIG, **arguments})
+
+
+def test_arguments_are_checked_before_the_inversion(sd, picture, monkeypatch):
+    monkeypatch.setattr(ddim, "invert", lambda *_, **__: pytest.fail("the picture was inverted first"))
+    with pytest.raises(ValueError, match="lies outside of the picture"):
+        dragsa.edit(sd, picture, [((70.0, 3.0), (5.0, 5.0))], config=CONFIG)
+    with pytest.raises(ValueError, match="it must be the picture's"):
+        dragsa.edit(sd, picture, DRAGS, Image.new("L", (64, 64)), config=CONFIG)
+
+
+def test_drags_may_be_an_array(sd, source):
+    listed, array = (dragsa.edit(sd, source, drags, config=CONFIG) for drags in (DRAGS, np.array(DRAGS)))
+    assert listed.image.tobytes() == array.image.tobytes()
+    json.dumps(trace.to_json(array.trace))
 
 
 def test_generated_size_must_fit(sd):

@@ -1,4 +1,4 @@
-"""The attention hook: what it is given, that an idle one changes no bit, the stock hooks, composition, compilation."""
+"""The attention hook: what it is given, that an idle one changes no bit, the stock hooks, composition."""
 
 import golden_cases
 import pytest

@@ -35,7 +35,8 @@ def inputs(height=16, width=16, batch=1):
 def test_every_tap_has_the_documented_grid_and_channels():
     z, text = inputs(16, 24)
     taps = golden_cases.golden_unet()(z, 401, text, taps=hooks.TAPS).taps
-    assert list(taps) == sorted(taps, key=list(taps).index) and set(taps) == set(hooks.TAPS)
+    assert set(taps) == set(hooks.TAPS)
+    assert list(taps)[:6] == ["block01.kv", "block01", "block02.kv", "block02", "encoder1", "block03.kv"]
     widths, grids = (32, 64, 96, 96), ((16, 24), (8, 12), (4, 6), (2, 3))
     levels = [0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0]
     for n, level in enumerate(levels, start=1):

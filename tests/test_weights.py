@@ -196,7 +196,7 @@ def test_single_file(single):
 
 def test_ema_copies_are_preferred(tmp_path):
     sd = weights.load(tiny_models.write_single_file(tmp_path / "model.safetensors", ema=True))
-    assert sd.config.copy == "EMA"
+    assert sd.config.copy == "EMA" and "EMA" in sd.provenance
     holds(sd, unet_seed=4)
 
 
@@ -571,8 +571,9 @@ def test_damaged_settings(folder, tmp_path):
 def test_what_cannot_be_used(folder):
     with pytest.raises(ValueError, match="int8"):
         weights.load(folder, dtype=torch.int8)
-    with pytest.raises(ValueError, match="cannot be used"):
-        weights.load(folder, device="cuda:99")
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(ValueError, match="cannot be used"):
+            weights.load(folder, device=device)
 
 
 # --- the tokenizer of a single file
