@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from dragsa.config import DragConfig, EditConfig
+from dragsa.config import BLOCKS, DragConfig, EditConfig
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,6 +32,8 @@ Options = dict[str, Any]  # what was given, by the options' long names with unde
 PICTURES_OUT = ("out", "source", "path", "sheet")
 PATHS_IN = ("image", "mask", "weights")
 PRESETS = ("paper", "dragdiffusion", "masactrl", "small")
+LARGEST = 8192  # pixels, of a working picture's side
+SMALL = Path(__file__).resolve().parent.parent / "weights" / "small"  # the model that ships, in a checkout
 NEVER = ("control_step", "patience", "lost_patience")  # options for which null in a job file is the word "never"
 
 
@@ -86,8 +88,10 @@ def blocks(text: str) -> tuple[int, ...]:
         ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if ends is None:
             raise argparse.ArgumentTypeError(f"must be blocks such as 11-16 or 11,12,14, came {text!r}")
-        first = int(ends[1])
-        found += range(first, int(ends[2] or first) + 1)
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if not 1 <= first <= last <= BLOCKS:
+            raise argparse.ArgumentTypeError(f"blocks are numbered 1 to {BLOCKS}, from low to high, came {text!r}")
+        found += range(first, last + 1)
     return tuple(found)
 
 
@@ -95,6 +99,8 @@ def extent(text: str) -> int | tuple[int, int]:
     found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"must be pixels, N or WIDTHxHEIGHT, came {text!r}")
+    if max(int(side) for side in found.groups("0")) > LARGEST:
+        raise argparse.ArgumentTypeError(f"must be at most {LARGEST} pixels, came {text!r}")
     return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
 
 
@@ -221,7 +227,9 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 def add_schedule_options(command: argparse.ArgumentParser) -> None:
     schedule = command.add_argument_group("schedule")
     schedule.add_argument(
-        "--preset", choices=PRESETS, help="every number that is not given (default paper, in brackets)"
+        "--preset",
+        choices=PRESETS,
+        help="every number that is not given (default paper, in brackets; small for the model that ships)",
     )
     schedule.add_argument("--steps", metavar="T", type=whole(1), help="T, the steps from noise to picture")
     schedule.add_argument("--variant", help="restored, even, dragdiffusion, masactrl or omitted")
@@ -380,7 +388,8 @@ class Progress:
 
 def config_of(options: Options) -> EditConfig:
     """The preset's numbers with those that were given laid over."""
-    preset: EditConfig = getattr(EditConfig, options.get("preset", "paper"))()
+    suits = "small" if weights_of(options).resolve() == SMALL else "paper"  # the small model knows small pictures only
+    preset: EditConfig = getattr(EditConfig, options.get("preset", suits))()
     given = dict(options)
     if isinstance(given.get("size"), tuple):
         given["size"] = max(given["size"])
@@ -394,9 +403,8 @@ def weights_of(options: Options) -> Path:
     """Where the weights are: as given, by the environment, or those beside the package in a checkout."""
     if path := options.get("weights") or os.environ.get("DRAGSA_WEIGHTS"):
         return Path(path)
-    small = Path(__file__).resolve().parent.parent / "weights" / "small"
-    if small.is_dir():
-        return small
+    if SMALL.is_dir():
+        return SMALL
     raise ValueError("no weights: give --weights PATH or set DRAGSA_WEIGHTS (weights/README.md says what to get)")
 
 
@@ -515,7 +523,6 @@ def run_edit(given: Options, parser: Parser, progress: Progress) -> None:
 
 def check_job(options: Options, taken: set[Path]) -> None:
     """Raise an error for whatever can be known to be wrong before the weights are loaded."""
-    from dragsa import drag as drag_loop
     from dragsa import editing, images
 
     if ("image" in options) == options.get("from_noise", False):
@@ -524,20 +531,13 @@ def check_job(options: Options, taken: set[Path]) -> None:
         raise ValueError("nothing to change: give --drag, --target-prompt, or both")
     check_outputs(options, PICTURES_OUT, taken)
     config = config_of(options)
-    drags = options.get("drag", ())
-    editing.check(config, drags, options.get("mask"))
-    drag_loop.check_config(config.drag)
-    weights_of(options)
     if options.get("from_noise"):
         size = options["size"] if isinstance(options.get("size"), tuple) else (config.size, config.size)
     elif isinstance(options.get("size"), tuple):
         raise ValueError("--size: one number; a picture keeps its aspect")
     else:
         size = images.open_picture(options["image"]).size
-        images.working_size(*size, config.size)
-    images.to_grid([point for pair in drags for point in pair], size, size)
-    if "mask" in options:
-        images.open_mask(options["mask"], size, (1, 1))
+    editing.check(config, options.get("drag", ()), options.get("mask"), size)
 
 
 def edit_one(options: Options, session: Session) -> None:
@@ -671,11 +671,14 @@ def run_info(options: Options, progress: Progress) -> int:
     size = size if isinstance(size, tuple) else (size, size)
     if min(size) < 8 or size[0] % 8 or size[1] % 8:
         raise ValueError(f"--size: sides must be multiples of 8, came {size[0]}×{size[1]}")
+    verified = weights.verify(weights_of(options)) if options.get("verify") else []
+    if not options.get("json"):
+        for one in verified:  # before the loading, which may fail for the very reason that is looked for
+            print(f"{one.sha256}  {one.file}: {one.known or 'not a published file'}")
     sd = Session(progress).model(options)
     rows = block_table(sd.unet, size)
     parts = {"unet": sd.unet, "vae": sd.vae, "text_encoder": sd.text}
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
-    verified = weights.verify(weights_of(options)) if options.get("verify") else []
     progress.erase()
     if options.get("json"):
         report = {
@@ -700,8 +703,6 @@ def run_info(options: Options, progress: Progress) -> int:
         widths = [max(len(line[n]) for line in lines) for n in range(6)]
         for line in lines:
             print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-        for one in verified:
-            print(f"{one.sha256}  {one.file}: {one.known or 'not a published file of SD 1.5'}")
     return 0 if all(one.known for one in verified) else 1
 
 
@@ -752,7 +753,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress.erase()
         print("dragsa: interrupted", file=sys.stderr)
         return 130
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # PyTorch's own, of any device
+            raise
         progress.erase()
         print(f"dragsa: error: {one_line(error)}", file=sys.stderr)
         return 2

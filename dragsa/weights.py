@@ -127,9 +127,12 @@ def _usable(device: str | torch.device, dtype: torch.dtype) -> torch.device:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"the weights' type must be float32, bfloat16, float16 or float64, came {dtype}")
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {str(device)!r} cannot be used: {_one_line(error)}") from None
+    if found.type == "meta":
+        raise ValueError("device 'meta' holds no values; give cpu or cuda")
+    return found
 
 
 # --- the two layouts --------------------------------------------------------------------------------------------------

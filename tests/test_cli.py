@@ -2,6 +2,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,7 +71,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--drag-step", "50"], "drag step S"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--tap", "block17"], "block17"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--variant", "odd"], "'odd'"),
-        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control-blocks", "0-3"], "block 0"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control-blocks", "0-3"], "numbered 1 to 16"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control-blocks", "16-11"], "low to high"),
+        (["generate", "--out", "o.png", "--size", "99999992"], "at most 8192"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control-blocks", "x"], "such as 11-16"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--size", "20"], "at least 64"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--size", "64x64"], "keeps its aspect"),
@@ -125,10 +128,10 @@ def test_no_weights_says_what_to_do(
     picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DRAGSA_WEIGHTS")
-    monkeypatch.setattr(cli, "__file__", str(Path.cwd() / "elsewhere" / "dragsa" / "cli.py"))
+    small = Path.cwd() / "small"
+    monkeypatch.setattr(cli, "SMALL", small)
     assert "DRAGSA_WEIGHTS" in refused(capsys, "edit", picture, "--drag", "1,2:3,4", "--out", "o.png")
-    small = Path.cwd() / "elsewhere" / "weights" / "small"
-    small.mkdir(parents=True)
+    small.mkdir()
     assert cli.weights_of({}) == small
     assert cli.weights_of({"weights": "given"}) == Path("given")
 
@@ -161,7 +164,15 @@ def test_presets_and_options_lie_over_one_another() -> None:
     base = EditConfig.masactrl()
     assert changed == replace(base, drag=replace(base.drag, lr=0.5), steps=20, control_step=None)
     for name in cli.PRESETS:
-        assert isinstance(cli.config_of({"preset": name}), EditConfig)
+        assert cli.config_of({"preset": name}) == getattr(EditConfig, name)()
+
+
+def test_the_model_that_ships_brings_its_own_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DRAGSA_WEIGHTS", raising=False)
+    monkeypatch.setattr(cli, "SMALL", Path.cwd())
+    assert cli.config_of(options()) == EditConfig.small()
+    assert cli.config_of(options("--preset", "paper")) == EditConfig.paper()
+    assert cli.config_of(options("--weights", "elsewhere")) == EditConfig.paper()
 
 
 def test_every_number_has_an_option() -> None:
@@ -332,6 +343,14 @@ def test_info_shows_the_loaded_shapes(capsys: pytest.CaptureFixture[str]) -> Non
     assert run("info") == 0
     printed = capsys.readouterr().out
     assert "block08  up_blocks.1.attentions.0" in printed and "16×16" in printed
+
+
+def test_info_verifies_before_it_loads(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    (broken / "vae" / "config.json").unlink()
+    assert run("info", "--verify", "--weights", str(broken)) == 2
+    said = capsys.readouterr()
+    assert said.out.count("not a published file") == 3 and "config.json: the file is missing" in said.err
 
 
 def test_info_verifies(capsys: pytest.CaptureFixture[str]) -> None:
