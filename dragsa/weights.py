@@ -270,6 +270,8 @@ def _commonest(shapes: Mapping[str, Shape], names: Sequence[str], axis: int, oth
     return mode([shapes[name][axis] for name in names if len(shapes.get(name, ())) > axis] or [otherwise])
 
 
+# The noise schedule that SD 1.5 was trained on, and `ddim.Schedule` has.
+NOISE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 FILES = {UNET: "diffusion_pytorch_model", VAE: "diffusion_pytorch_model", TEXT: "model"}
 
 
@@ -283,7 +285,11 @@ def _open_folder(folder: Path, dtype: torch.dtype) -> Opened:
         lacking = f"there is no {', no '.join(absent)} in this folder"
         raise WeightsError(f"{folder}: {_what_folder(folder) or lacking}")
     if (folder / "scheduler" / "scheduler_config.json").exists():
-        prediction = _settings(folder / "scheduler" / "scheduler_config.json").get("prediction_type", "epsilon")
+        scheduler = _settings(folder / "scheduler" / "scheduler_config.json")
+        for key, expected in NOISE.items():
+            if scheduler.get(key, expected) != expected:
+                raise WeightsError(f"{folder}: the scheduler's {key} must be {expected}, came {scheduler[key]}")
+        prediction = scheduler.get("prediction_type", "epsilon")
         if prediction != "epsilon":
             raise WeightsError(
                 f"{folder}: this model predicts {prediction} (as SD 2.x often does), not the noise; dragsa takes SD 1.5"

@@ -466,6 +466,7 @@ def test_look_alikes_in_one_file(tmp_path, shapes, words):
         ("unet/config.json", {"cross_attention_dim": 1024}, "SD 2"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "SDXL"),
         ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "v_prediction"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "beta_schedule must be scaled_linear"),
         ("text_encoder/config.json", {"model_type": "t5"}, "t5"),
         ("vae/config.json", {"latent_channels": 16, "shift_factor": 0.1}, "shift_factor"),
         ("text_encoder/config.json", {"num_attention_heads": 5}, "heads"),
