@@ -257,3 +257,22 @@ KNOWN_FILES = (
         "77795e2023adcf39bc29a884661950380bd093cf0750a966d473d1718dc9ef4e",
     ),
 )
+
+# The small model in weights/small, which ships with the checkout.
+SHIPPED_FILES = (
+    KnownFile(
+        "the small model's text_encoder/model.safetensors",
+        282_776,
+        "b70d646cc6f65ee23a4a48d8eca7fc3f79c4e3be8c34396c939b16695c6fd7b0",
+    ),
+    KnownFile(
+        "the small model's unet/diffusion_pytorch_model.safetensors",
+        17_290_264,
+        "b1357ab484a4d66578609076687d30dba9846e1d19f88bbfb2d6f8f6de6a8bbe",
+    ),
+    KnownFile(
+        "the small model's vae/diffusion_pytorch_model.safetensors",
+        2_668_942,
+        "bf40964904bd8ae34c7b6de7a6c95309bf6c2a20697eb50ac293eaae76ecb8cb",
+    ),
+)

@@ -564,7 +564,9 @@ class Verified(NamedTuple):
 
 
 def verify(path: str | Path) -> list[Verified]:
-    """The hash of a weights file, or of every safetensors file in a folder and below it, looked up among SD 1.5's.
+    """The hash of a weights file, or of every safetensors file in a folder and below it, looked up among the known.
+
+    Known are SD 1.5's published files and those of the small model that ships.
 
     Raises WeightsError if there is none.
     """
@@ -572,7 +574,7 @@ def verify(path: str | Path) -> list[Verified]:
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise WeightsError(f"{path}: there is no safetensors file")
-    known = {entry.sha256: entry.name for entry in published.KNOWN_FILES}
+    known = {entry.sha256: entry.name for entry in (*published.KNOWN_FILES, *published.SHIPPED_FILES)}
     hashed = ((file, sha256(file)) for file in files)
     return [Verified(file, digest, known.get(digest)) for file, digest in hashed]
 

@@ -1,0 +1,72 @@
+"""The model that ships: its files are whole, and an object that is dragged really moves in the picture."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import measure_small
+import pytest
+import scenes
+import torch
+
+import dragsa
+from dragsa import ddim, images, weights
+from dragsa.config import EditConfig
+
+FOLDER = Path(__file__).parents[1] / "weights" / "small"
+
+
+@pytest.fixture(scope="module")
+def sd():
+    return dragsa.load(FOLDER)
+
+
+def test_files_are_those_that_were_measured():
+    verified = weights.verify(FOLDER)
+    assert len(verified) == 3 and all(one.known for one in verified)
+
+
+def test_reconstruction_of_held_out_scenes(sd):
+    pictures = scenes.draw_batch([scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:12]])
+    again = sd.decode(sd.encode(pictures)).clamp(-1, 1)
+    assert scenes.psnr(again, pictures).mean() > 33
+
+
+def test_round_trip(sd):
+    drawn = [scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[12:16]]
+    z_0 = sd.encode(scenes.draw_batch(drawn))
+    context, schedule = sd.embed([scenes.caption(scene) for scene in drawn]), ddim.Schedule(25)
+    z_T = ddim.invert(sd.unet, z_0, context, schedule)[-1]
+    again = ddim.sample(sd.unet, z_T, context, schedule)[-1]
+    assert scenes.psnr(sd.decode(again), sd.decode(z_0)).mean() > 33
+
+
+def test_a_dragged_disc_moves_and_an_idle_edit_does_not(sd):
+    before = scenes.Scene("disc", "red", 0.35, 0.5, 0.36, 0.0, 0.0, "blue", (0.05, 0.05), texture=3)
+    after = replace(before, x=0.53)
+    start, goal = scenes.keypoints(before), scenes.keypoints(after)
+    config = EditConfig.small(steps=20, drag_step=8)
+    config = replace(config, drag=replace(config.drag, updates=50))
+    picture = images.to_picture(scenes.draw(before))
+    source = dragsa.prepare(sd, picture, scenes.caption(before), config=config)
+    drags = [(start[name], goal[name]) for name in measure_small.FIVE]
+    mask = measure_small.corridor(before, after)
+
+    def left(edited):
+        place = scenes.locate(images.to_tensor(edited.image)[0], after)
+        return math.dist(place[:2], goal["centre"])
+
+    asked = math.dist(start["centre"], goal["centre"])
+    assert abs(left(dragsa.edit(sd, source, config=config)) - asked) < 1
+    assert left(dragsa.edit(sd, source, drags, mask, config=config)) < 0.4 * asked
+
+
+def test_a_changed_prompt_changes_the_colour(sd):
+    scene = scenes.Scene("disc", "red", 0.4, 0.5, 0.4, 0.0, 0.0, "blue", (0.05, 0.05), texture=3)
+    config = EditConfig.small(steps=20, guidance=6.0)
+    source = dragsa.prepare(sd, images.to_picture(scenes.draw(scene)), scenes.caption(scene), config=config)
+    target = replace(scene, colour="yellow")
+    edited = images.to_tensor(dragsa.edit(sd, source, target_prompt=scenes.caption(target), config=config).image)[0]
+    middle = edited[:, 56:72, 44:60].mean(dim=(1, 2))
+    red, yellow = (2 * torch.tensor(scenes.PALETTE[name]) - 1 for name in ("red", "yellow"))
+    assert (middle - yellow).norm() < (middle - red).norm()
