@@ -244,7 +244,10 @@ def edit(
 
 
 def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = None, size: Size | None = None) -> None:
-    """Raise a ValueError for settings, or drags and a mask of a picture of that size, that no edit can be made with."""
+    """Raise a ValueError for settings that no edit can be made with, and for drags and a mask that do not fit a picture.
+
+    `size` is the picture's; without it only what holds for any picture is looked at.
+    """
     Schedule(config.steps, config.variant)
     drag.check_config(config.drag)
     hooks.check_blocks(config.control_blocks)
@@ -258,12 +261,12 @@ def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = No
         raise ValueError(f"fixed-point iterations must be a whole number from 0, came {config.fixed_point!r}")
     if not 0 <= config.guidance < math.inf:
         raise ValueError(f"guidance must be a number from 0, came {config.guidance!r}")
-    if config.blend and mask is None:
-        raise ValueError("blending keeps what lies outside of the mask, and there is no mask")
     for pair in drags:
         if np.shape(pair) != (2, 2):
             raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")
     if size is not None:
+        if config.blend and mask is None:
+            raise ValueError("blending keeps what lies outside of the mask, and there is no mask")
         images.to_grid([point for pair in drags for point in pair], size, size)
         if mask is not None:
             images.open_mask(mask, size, (1, 1))

@@ -63,8 +63,9 @@ def motion_supervision_loss(
     handle exactly at its target has no direction and adds nothing. still: (1, C, h, w), where the patch that stays is
     read; by default the features themselves. No gradient goes there.
 
-    Differentiable in `features`. bfloat16 and float16 features are accumulated in float32. Raises ValueError for a
-    wrong shape.
+    Differentiable in `features`. bfloat16 and float16 features are accumulated in float32. Equal to the reference but
+    for the gradient where the border makes the map flat: there the sign of rounding decides. Raises ValueError for a
+    wrong shape, or a point outside of the grid.
     """
     height, width = grid = _check(features, handles, targets, radius, grid)
     _, c, h, w = features.shape

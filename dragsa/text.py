@@ -95,5 +95,7 @@ class TextEncoder(nn.Module):
 
         No attention mask, as Stable Diffusion was trained: padding takes part. Warns when a prompt is cut.
         """
+        if not prompts:
+            raise ValueError("no prompts: give at least one, such as the empty one")
         numbers = self.tokenise(prompts).to(next(self.model.parameters()).device)
         return self.model(input_ids=numbers).last_hidden_state.float()  # (B, tokens, width)

@@ -22,7 +22,10 @@ STAGES = ("encode", "inversion", "generation", "drag", "denoising", "decode")
 
 @dataclass(frozen=True)
 class StageProgress:
-    """`done` of `total` steps of a stage (one of `STAGES`) are done; a stage begins with done = 0."""
+    """`done` of `total` steps of a stage (one of `STAGES`) are done.
+
+    A stage begins with done = 0 and ends with done = total, also where it took fewer steps than it might have.
+    """
 
     stage: str
     done: int

@@ -225,15 +225,17 @@ def measure_edit(file: Path, side: int, threads: int) -> bool:
     picture, result, report = (file.parent / name for name in ("noise.png", "edited.png", "edited.json"))
     save_picture(to_picture(inputs(side // 8)[2]), picture, overwrite=True)
     near, far = side // 4, side // 2
-    command = (
-        f"edit {picture} --weights {file} --drag {near},{near}:{far},{far} --steps 4 --drag-step 1 --control-step 1 "
-        f"--updates 2 --threads {threads} --out {result} --json {report} --force"
+    files = [str(picture), "--weights", str(file), "--out", str(result), "--json", str(report), "--force"]
+    numbers = (
+        f"--drag {near},{near}:{far},{far} --steps 4 --drag-step 1 --control-step 1 --updates 2 --threads {threads}"
     )
     print(
         f"\nan edit of {side}×{side} px in float32, {threads} threads: 4 steps, S = A = 1, 2 updates, block14",
         flush=True,
     )
-    subprocess.run([sys.executable, "-m", "dragsa", *command.split()], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "dragsa", "edit", *files, *numbers.split(), "--threads", str(threads)], check=True
+    )
     done = json.loads(report.read_text())
     for stage, seconds in done["seconds"].items():
         print(f"{stage:12} {seconds:8.1f} s")

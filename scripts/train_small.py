@@ -40,6 +40,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dragsa import ddim
 from dragsa.config import UNetConfig, VAEConfig
 from dragsa.unet import UNet
 from dragsa.vae import VAE
@@ -430,12 +431,6 @@ class Denoiser(nn.Module):
         return self.unet(z.contiguous(memory_format=torch.channels_last), t, context).eps
 
 
-def alpha_bars() -> Tensor:
-    """ᾱ of the 1000 timesteps: scaled-linear β from 0.00085 to 0.012."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    return (1 - betas).cumprod(0).float()
-
-
 def noised(z: Tensor, t: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
     """z_t = √ᾱ_t z + √(1 - ᾱ_t) noise."""
     signal = abar[t][:, None, None, None]
@@ -457,7 +452,7 @@ def train_unet(work: Path, cache: dict[str, Any], plan: Plan) -> Denoiser:
     denoiser.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     latents, tokens = cache["latents"], caption_tokens(tokenizer, cache["seeds"])
     empty = tokenize(tokenizer, [""])[0]
-    abar = alpha_bars()
+    abar = ddim.training_alpha_bars().float()
     weights = (plan.snr * (1 - abar) / abar).clamp(max=1)
 
     def batches(step: int, progress: float) -> tuple[Tensor, float, int]:
@@ -513,7 +508,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_model(folder: Path, vae: dict[str, Tensor], denoiser: Denoiser, tokenizer: Path) -> None:
-    """The model as a folder of diffusers' layout, in float16. Put in place whole; other files in the folder stay."""
+    """The model as a folder of diffusers' layout, in float16: each file put in place whole; other files there stay."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export") as temporary:
         new = Path(temporary)

@@ -133,6 +133,11 @@ def test_blending_keeps_what_lies_outside_of_the_mask(sd, source, monkeypatch):
     assert not torch.equal(free[1:, 1, ..., 3:], free[1:, 0, ..., 3:])
 
 
+def test_a_source_can_be_prepared_for_blending(sd, picture, source):
+    prepared = dragsa.prepare(sd, picture, "a red disc", config=replace(CONFIG, blend=True))
+    assert torch.equal(prepared.latents, source.latents)
+
+
 def test_black_mask_is_none(sd, source):
     black = Image.new("L", (70, 90), 0)
     config = replace(CONFIG, blend=True)

@@ -11,6 +11,7 @@ import torch
 import train_small
 from transformers import CLIPTokenizer
 
+from dragsa import ddim
 from dragsa.config import UNetConfig, VAEConfig
 from dragsa.vae import VAE
 
@@ -98,7 +99,7 @@ def test_crops_are_inside_and_mostly_of_the_object() -> None:
 
 
 def test_noised_latents_keep_their_spread() -> None:
-    abar = train_small.alpha_bars()
+    abar = ddim.training_alpha_bars().float()
     assert abar[0].item() == pytest.approx(1 - 0.00085) and abar[-1].item() == pytest.approx(0.00466, abs=2e-5)
     z, noise = torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0, 500, 999])
