@@ -244,7 +244,7 @@ def edit(
 
 
 def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = None, size: Size | None = None) -> None:
-    """Raise a ValueError for settings that no edit can be made with, and for drags and a mask that do not fit a picture.
+    """Raise a ValueError for settings that no edit can be made with, and drags and a mask that do not fit a picture.
 
     `size` is the picture's; without it only what holds for any picture is looked at.
     """
