@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,16 +27,18 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None, site: Site, hook: AttentionHook | None) -> tuple[Tensor, KV]:
         """(B, n, width) -> the same, and the heads' own key and value, as they were before the hook."""
         context = x if context is None else context
-        q = rearrange(self.to_q(x), "b n (h d) -> b h n d", h=self.heads)
-        k = rearrange(self.to_k(context), "b m (h d) -> b h m d", h=self.heads)
-        v = rearrange(self.to_v(context), "b m (h d) -> b h m d", h=self.heads)
+        # torch's own reshapes: tracing einops, layer after layer, is most of what compiling the UNet takes to begin.
+        q, k, v = (
+            tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, n or m, heads d) -> (B, heads, n or m, d)
+            for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
         if hook is None:
             out = attend(q, k, v)
         else:
             out = hook(site, q, k, v, attend)
             if out.shape != q.shape:
                 raise ValueError(f"{site.name}: the hook must return {tuple(q.shape)}, came {tuple(out.shape)}")
-        return self.to_out[0](rearrange(out, "b h n d -> b n (h d)")), KV(k, v)
+        return self.to_out[0](out.transpose(1, 2).flatten(2)), KV(k, v)  # (B, n, heads d)
 
 
 class GEGLU(nn.Module):
@@ -97,6 +98,6 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor, context: Tensor, block: int, hook: AttentionHook | None) -> tuple[Tensor, KV]:
         """(B, width, h, w) -> the same, and the self-attention's key and value."""
         h, w = x.shape[-2:]
-        tokens = rearrange(self.proj_in(self.norm(x)), "b c h w -> b (h w) c")
+        tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, h w, width)
         tokens, kv = self.transformer_blocks[0](tokens, context, block, (h, w), hook)
-        return x + self.proj_out(rearrange(tokens, "b (h w) c -> b c h w", h=h)), kv
+        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w))), kv  # (B, width, h, w)
