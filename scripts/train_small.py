@@ -46,7 +46,6 @@ from dragsa.unet import UNet
 from dragsa.vae import VAE
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZE = 128  # pixels
 VAE_CONFIG = VAEConfig(widths=(16, 32, 64, 64), groups=4)
 UNET_CONFIG = UNetConfig(widths=(32, 64, 128, 128), heads=(2, 4, 4, 4), context_dim=64, groups=4)
 TOKENS = 16  # of a prompt, with start and end
@@ -58,6 +57,7 @@ class Plan:
     """The training's numbers."""
 
     seed: int = 0
+    size: int = 128  # pixels of a picture's side
     vae_minutes: float = 22.0
     unet_minutes: float = 86.0
     vae_lr: float = 1.2e-3
@@ -253,10 +253,10 @@ def train_vae(work: Path, plan: Plan) -> VAE:
     def batches(step: int, progress: float) -> tuple[Tensor, float, int]:
         if progress < plan.crop_part:
             batch = scene_batch(plan.seed, step, plan.crops)
-            corners = crop_corners(batch, SIZE, plan.crop, random.Random(step))
-            pictures = scenes.draw_batch(batch, SIZE, corners, plan.crop)
+            corners = crop_corners(batch, plan.size, plan.crop, random.Random(step))
+            pictures = scenes.draw_batch(batch, plan.size, corners, plan.crop)
         else:
-            pictures = scenes.draw_batch(scene_batch(plan.seed, step, plan.pictures), SIZE)
+            pictures = scenes.draw_batch(scene_batch(plan.seed, step, plan.pictures), plan.size)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
             mean, logvar = vae.encode_moments(pictures)
@@ -270,7 +270,8 @@ def train_vae(work: Path, plan: Plan) -> VAE:
         loss = error.abs().mean() + 2 * error.square().mean() + plan.kl * kl + lead * small
         return loss, error.detach().abs().mean().item(), len(pictures)
 
-    held_out = scenes.draw_batch([scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[: plan.held_out]], SIZE)
+    watched = [scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[: plan.held_out]]
+    held_out = scenes.draw_batch(watched, plan.size)
 
     def watch(average: nn.Module) -> str:
         db = scenes.psnr(reconstruct(average, held_out), held_out)
@@ -324,7 +325,7 @@ def encode_latents(work: Path, vae: VAE, plan: Plan) -> dict[str, Any]:
     chunks = []
     with torch.inference_mode():
         for some in torch.tensor(seeds).split(32):
-            pictures = scenes.draw_batch([scenes.random_scene(seed) for seed in some.tolist()], SIZE)
+            pictures = scenes.draw_batch([scenes.random_scene(seed) for seed in some.tolist()], plan.size)
             chunks.append(vae.encode_moments(pictures)[0])
     latents = torch.cat(chunks)
     std, mean = torch.std_mean(latents[: plan.latents], dim=(0, 2, 3))
@@ -490,7 +491,7 @@ def train_unet(work: Path, cache: dict[str, Any], plan: Plan) -> Denoiser:
 
     def export(average: nn.Module) -> None:
         assert isinstance(average, Denoiser)
-        write_model(work / "export", cache["vae"], average, work / "tokenizer")
+        write_model(work / "export", cache, average, work / "tokenizer")
 
     average = train(
         "unet", work, denoiser, plan.unet_minutes, batches, rate, watch, 0.999, plan, weight_decay=1e-4, export=export
@@ -507,8 +508,11 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_model(folder: Path, vae: dict[str, Tensor], denoiser: Denoiser, tokenizer: Path) -> None:
-    """The model as a folder of diffusers' layout, in float16: each file put in place whole; other files there stay."""
+def write_model(folder: Path, cache: dict[str, Any], denoiser: Denoiser, tokenizer: Path) -> None:
+    """The model as a folder of diffusers' layout, in float16: each file put in place whole; other files there stay.
+
+    `cache` is that of `encode_latents`, which has the VAE and the latents' size.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export") as temporary:
         new = Path(temporary)
@@ -516,12 +520,12 @@ def write_model(folder: Path, vae: dict[str, Tensor], denoiser: Denoiser, tokeni
             (new / name).mkdir()
         shutil.copytree(tokenizer, new / "tokenizer")
         save_half(new / "unet" / "diffusion_pytorch_model.safetensors", denoiser.unet.state_dict())
-        save_half(new / "vae" / "diffusion_pytorch_model.safetensors", vae)
+        save_half(new / "vae" / "diffusion_pytorch_model.safetensors", cache["vae"])
         text = {key: value for key, value in denoiser.text.state_dict().items() if not key.endswith("position_ids")}
         if not any(key.startswith("text_model.") for key in text):
             text = {f"text_model.{key}": value for key, value in text.items()}
         save_half(new / "text_encoder" / "model.safetensors", text)
-        write_configs(new, denoiser.text.config)
+        write_configs(new, denoiser.text.config, 8 * cache["latents"].shape[-1])
         for part in sorted(new.iterdir()):
             place = folder / part.name
             folder.mkdir(exist_ok=True)
@@ -539,7 +543,7 @@ def save_half(path: Path, tensors: dict[str, Tensor]) -> None:
     save_file({k: v.to(torch.float16).contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
 
 
-def write_configs(folder: Path, text: CLIPTextConfig) -> None:
+def write_configs(folder: Path, text: CLIPTextConfig, size: int) -> None:
     unet, vae = UNET_CONFIG, VAE_CONFIG
     cross = ["CrossAttnDownBlock2D"] * 3, ["CrossAttnUpBlock2D"] * 3
     write_json(
@@ -561,7 +565,7 @@ def write_configs(folder: Path, text: CLIPTextConfig) -> None:
             "norm_eps": 1e-05,
             "norm_num_groups": unet.groups,
             "out_channels": unet.latent_channels,
-            "sample_size": SIZE // 8,
+            "sample_size": size // 8,
             "up_block_types": ["UpBlock2D", *cross[1]],
         },
     )
@@ -577,7 +581,7 @@ def write_configs(folder: Path, text: CLIPTextConfig) -> None:
             "layers_per_block": 2,
             "norm_num_groups": vae.groups,
             "out_channels": 3,
-            "sample_size": SIZE,
+            "sample_size": size,
             "scaling_factor": vae.scaling_factor,
             "up_block_types": ["UpDecoderBlock2D"] * 4,
         },
@@ -620,7 +624,7 @@ def export_now(work: Path, folder: Path) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     denoiser = Denoiser(text_config(tokenizer))
     denoiser.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["average"])
-    write_model(folder, cache["vae"], denoiser, work / "tokenizer")
+    write_model(folder, cache, denoiser, work / "tokenizer")
 
 
 def evaluate(folder: Path, count: int = 200) -> None:
@@ -628,8 +632,9 @@ def evaluate(folder: Path, count: int = 200) -> None:
     vae = VAE(VAE_CONFIG).eval()
     tensors = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
     vae.load_state_dict({key: value.float() for key, value in tensors.items()})
+    size = json.loads((folder / "vae" / "config.json").read_text())["sample_size"]
     held_out = [scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:count]]
-    pictures = scenes.draw_batch(held_out, SIZE)
+    pictures = scenes.draw_batch(held_out, size)
     again = reconstruct(vae, pictures)
     db = scenes.psnr(again, pictures)
     print(f"VAE on {count} held-out scenes: PSNR mean {db.mean():.2f} dB, least {db.min():.2f} dB")
@@ -638,7 +643,7 @@ def evaluate(folder: Path, count: int = 200) -> None:
         print(f"  {shape:9s} {db[chosen].mean():.2f} dB ({int(chosen.sum())} scenes)")
     shifts, overlaps, objects, grounds = [], [], [], []
     for scene, picture in zip(held_out, again, strict=True):
-        place, truth = scenes.locate(picture, scene), scenes.keypoints(scene, SIZE)["centre"]
+        place, truth = scenes.locate(picture, scene), scenes.keypoints(scene, size)["centre"]
         error = scenes.colour_error(picture, scene)
         shifts.append(math.dist(place[:2], truth))
         overlaps.append(scenes.overlap(picture, scene))
@@ -661,13 +666,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--vae-minutes", type=float, default=Plan.vae_minutes)
     parser.add_argument("--unet-minutes", type=float, default=Plan.unet_minutes)
     parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--size", type=int, default=Plan.size, help="pixels of a picture's side, a multiple of 64")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bfloat16", action="store_true", help="autocast in the VAE's training")
     parser.add_argument("--fresh", action="store_true", help="forget the stage's checkpoint")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
+    if options.size < 64 or options.size % 64:
+        parser.error(f"--size: must be a multiple of 64, came {options.size}")
     minutes = {name: options.minutes or getattr(options, f"{name}_minutes") for name in ("vae", "unet")}
-    plan = Plan(seed=options.seed, vae_minutes=minutes["vae"], unet_minutes=minutes["unet"], bfloat16=options.bfloat16)
+    plan = Plan(options.seed, options.size, minutes["vae"], minutes["unet"], bfloat16=options.bfloat16)
     work, stage = options.work, options.stage
     if options.fresh:
         files = {"vae": ("vae",), "latents": ("latents",), "unet": ("unet",), "all": ("vae", "latents", "unet")}

@@ -122,14 +122,17 @@ def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path, capsys: pytest.C
 
 def test_an_exported_folder_is_read_by_diffusers(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
-    cache = train_small.encode_latents(tmp_path, VAE(train_small.VAE_CONFIG), PLAN)
+    plan = dataclasses.replace(PLAN, unet_minutes=0.01, size=192)
+    cache = train_small.encode_latents(tmp_path, VAE(train_small.VAE_CONFIG), plan)
     assert cache["latents"].std(dim=(0, 2, 3)) == pytest.approx([1] * 4, abs=1e-3)
-    denoiser = train_small.train_unet(tmp_path, cache, dataclasses.replace(PLAN, unet_minutes=0.01))
+    assert cache["latents"].shape == (plan.latents, 4, 24, 24)
+    denoiser = train_small.train_unet(tmp_path, cache, plan)
     with torch.no_grad():
         denoiser.unet.conv_out.weight.normal_(std=0.05)  # at its start the network predicts nothing
-    train_small.write_model(tmp_path / "out", cache["vae"], denoiser, tmp_path / "tokenizer")
+    train_small.write_model(tmp_path / "out", cache, denoiser, tmp_path / "tokenizer")
 
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.vae.config.sample_size == 192 and pipeline.unet.config.sample_size == 24
     tokens = train_small.tokenize(pipeline.tokenizer, ["a red star on a blue ground"])
     context = pipeline.text_encoder(tokens).last_hidden_state
     z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([401])
