@@ -33,7 +33,8 @@ class VAEConfig:
 class DragConfig:
     """The drag loop's numbers, each with its symbol in the paper.
 
-    Radii and distances are in cells of the supervision grid (half the picture in each direction).
+    Radii and distances are in cells of the supervision grid (half the picture in each direction). The two patiences are
+    not the paper's, whose loop ends on arrival or when the updates are used up: None for both gives that.
     """
 
     tap: str = "block14"  # where the features F are read: any block or stage name

@@ -155,7 +155,6 @@ def inversion_step(schedule: Schedule, level: int) -> InversionStep | None:
     return InversionStep(schedule.alpha_bars[k - 1], schedule.alpha_bars[k], schedule.timesteps[level - 1])
 
 
-@torch.no_grad()
 def invert(
     unet: Denoiser,
     z0: Tensor,
@@ -167,18 +166,7 @@ def invert(
     progress: Progress | None = None,
 ) -> Tensor:
     """DDIM inversion (section 3.3): z_0 (B, C, h, w) -> z_0 … z_k, (k + 1, B, C, h, w), k = `steps` of the T (all)."""
-    total = schedule.steps if steps is None else steps
-    schedule.check_level(total, "steps")
-    z, zs = z0, [z0]
-    for level in range(1, total + 1):
-        step = inversion_step(schedule, level)
-        if step is not None:
-            eps = predict(unet, z, step.timestep, context, guidance, uncond)
-            z = ddim(z, eps, step.alpha_bar, step.alpha_bar_to)
-        zs.append(z)
-        if progress is not None:
-            progress(level, total)
-    return torch.stack(zs)
+    return _inversion(unet, z0, context, schedule, steps, guidance, uncond, progress, iterations=0).latents
 
 
 class FixedPointInversion(NamedTuple):
@@ -190,7 +178,6 @@ class FixedPointInversion(NamedTuple):
     converged: bool
 
 
-@torch.no_grad()
 def invert_fixed_point(
     unet: Denoiser,
     z0: Tensor,
@@ -209,18 +196,36 @@ def invert_fixed_point(
     z_k ← the step from z_{k-1} with ε(z_k, τ_k), started at plain inversion's z_k, at most `iterations` times, fewer
     where the change falls under `tolerance`. Says whether it converged; it need not.
     """
+    if not is_whole(iterations) or iterations < 1:
+        raise ValueError(f"iterations must be a whole number from 1, came {iterations!r}")
+    return _inversion(unet, z0, context, schedule, steps, guidance, uncond, progress, iterations, tolerance)
+
+
+@torch.no_grad()
+def _inversion(
+    unet: Denoiser,
+    z0: Tensor,
+    context: Tensor,
+    schedule: Schedule,
+    steps: int | None,
+    guidance: Guidance,
+    uncond: Tensor | None,
+    progress: Progress | None,
+    iterations: int,
+    tolerance: float = 0.0,
+) -> FixedPointInversion:
+    """Both inversions; the plain one has no iterations."""
     total = schedule.steps if steps is None else steps
     schedule.check_level(total, "steps")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1, came {iterations}")
     z, zs, residuals = z0, [z0], []
     for level in range(1, total + 1):
         step, residual = inversion_step(schedule, level), 0.0
         if step is not None:
-            below, z = z, ddim(z, predict(unet, z, step.timestep, context, guidance, uncond), *step[:2])
+            alpha_bar, alpha_bar_to, timestep = step
+            below, z = z, ddim(z, predict(unet, z, timestep, context, guidance, uncond), alpha_bar, alpha_bar_to)
             for _ in range(iterations):
-                eps = predict(unet, z, step.timestep, context, guidance, uncond)
-                before, z = z, ddim(below, eps, *step[:2])
+                eps = predict(unet, z, timestep, context, guidance, uncond)
+                before, z = z, ddim(below, eps, alpha_bar, alpha_bar_to)
                 residual = ((z - before).norm() / z.norm()).item()
                 if residual < tolerance:
                     break
