@@ -72,6 +72,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--tap", "block17"], "block17"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--variant", "odd"], "'odd'"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control-blocks", "0-3"], "numbered 1 to 16"),
+        (
+            ["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control-blocks", "1-9999999999"],
+            "numbered 1 to 16",
+        ),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control-blocks", "16-11"], "low to high"),
         (["generate", "--out", "o.png", "--size", "99999992"], "at most 8192"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control-blocks", "x"], "such as 11-16"),
