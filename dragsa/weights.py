@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dragsa import images, published, text, unet, vae
+from dragsa import fitting, images, published, text, unet, vae
 from dragsa.config import UNetConfig, VAEConfig
 from dragsa.fitting import Shape, WeightsError, adopt, listed, misfit
 from dragsa.published import TEXT, UNET, VAE
@@ -383,15 +383,16 @@ def _squeezed(component: str, name: str, info: TensorInfo) -> TensorInfo:
     return info._replace(shape=shape)
 
 
-def _shapes(module: nn.Module, component: str = UNET) -> dict[str, Shape]:
-    """The shapes that a network wants, by diffusers names; transformers' own names differ between its versions."""
-    return {published.newest(component, name): tuple(value.shape) for name, value in module.state_dict().items()}
+def _wanted(part: Part) -> dict[str, Shape]:
+    """The shapes that a network wants, as the file would spell them; transformers' names differ between versions."""
+    own = fitting.shapes(part.module.state_dict())
+    return {part.spell(published.newest(part.component, name)): shape for name, shape in own.items()}
 
 
 def _check_fit(path: Path, opened: Opened) -> None:
     wanted, given = {}, {}
     for part in opened.parts:
-        wanted.update({part.spell(name): shape for name, shape in _shapes(part.module, part.component).items()})
+        wanted.update(_wanted(part))
         given.update({part.spell(name): source.info.shape for name, source in part.sources.items()})
     problem = misfit(wanted, given, opened.left_over)
     if problem:
