@@ -1,4 +1,6 @@
-"""Drawn scenes with known parameters: one object over a smooth ground, and how to measure it in any picture.
+"""Drawn scenes with known parameters: an object over a smooth ground, and how to measure it in any picture.
+
+Three scenes of ten have a neighbour beside the object, another shape of another colour, which an edit should leave alone.
 
 A scene is a value. Drawing it with one parameter changed (`dataclasses.replace(scene, x=0.6)`) is the exact truth of an
 edit. Lengths and positions are fractions of the picture's width, x to the right and y down, (0.5, 0.5) the middle; so a
@@ -34,6 +36,7 @@ WORDS = (
     *("a", "at", "on", "the", "ground", "looking", "left", "right", "ahead", "top", "bottom", "middle"),
     *SHAPES,
     *PALETTE,
+    "and",
 )
 
 # Seeds of the scenes that a model is trained on, and of those it never sees.
@@ -41,8 +44,14 @@ TRAINING_SEEDS = range(0, 1_000_000)
 HELD_OUT_SEEDS = range(1_000_000, 1_100_000)
 
 MARGIN = 0.03  # of the width, between the object and the picture's edge
-SIZES = (0.28, 0.46)  # diameter of the circumscribed circle
-FACE_SIZES = (0.40, 0.54)
+SIZES = (0.26, 0.48)  # diameter of the circumscribed circle
+FACE_SIZES = (0.44, 0.66)  # large, so that a nose is more than one cell of the latent
+FACES = 0.3  # of all scenes
+NEIGHBOURS = 0.3  # of all scenes, and then both are smaller
+SIZES_BESIDE = (0.24, 0.36)
+FACE_SIZES_BESIDE = (0.38, 0.48)
+NEIGHBOUR_SIZES = (0.2, 0.3)
+GAP = 0.02  # at least, between the circumscribed circles of object and neighbour
 GREYING, GREY = 0.3, 0.45  # a ground's colour is its palette colour mixed with so much of that grey
 WAVES = 4  # cosines that make a ground's texture
 
@@ -52,7 +61,10 @@ _CORNERS = {"square": (4, math.cos(math.pi / 4)), "triangle": (3, 0.5), "star": 
 
 @dataclass(frozen=True)
 class Scene:
-    """One object on a ground. Lengths are fractions of the picture's width, angles are radians, clockwise."""
+    """An object on a ground. Lengths are fractions of the picture's width, angles are radians, clockwise.
+
+    `neighbour`: another object beside it, of which only what is its own counts (shape, colour, place, size, rotation).
+    """
 
     shape: str
     colour: str
@@ -64,6 +76,7 @@ class Scene:
     ground: str = "blue"
     slope: tuple[float, float] = (0.0, 0.0)  # the ground's gain in brightness from middle to edge, along x and y
     texture: int = 0  # seed of the ground's texture
+    neighbour: Scene | None = None
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
@@ -73,46 +86,77 @@ class Scene:
                 raise ValueError(f"no colour {name!r}; there are {', '.join(PALETTE)}")
 
 
-def random_scene(seed: int) -> Scene:
-    """The scene of a seed: every parameter random, the object wholly inside the picture."""
+def random_scene(seed: int, shapes: Sequence[str] | None = None, neighbour: bool | None = None) -> Scene:
+    """The scene of a seed: every parameter random, the objects wholly inside the picture and clear of each other.
+
+    `shapes`: what the object may be, by default all, faces most often. `neighbour`: whether there is one; None leaves it
+    to chance.
+    """
     rng = random.Random(seed)
-    shape = rng.choice(SHAPES)
+    if shapes is None:
+        shapes = ("face",) if rng.random() < FACES else SHAPES[:-1]
+    shape = rng.choice(shapes)
     face = shape == "face"
+    beside = rng.random() < NEIGHBOURS if neighbour is None else neighbour
     colour = rng.choice(SKINS if face else tuple(PALETTE))
     ground = rng.choice([name for name in PALETTE if name != colour and not (face and name == "red")])
-    size = rng.uniform(*(FACE_SIZES if face else SIZES))
-    least, most = size / 2 + MARGIN, 1 - size / 2 - MARGIN
-    half_sector = math.pi / _CORNERS[shape][0] if shape in _CORNERS else 0.0
-    return Scene(
+    sizes = (FACE_SIZES_BESIDE if face else SIZES_BESIDE) if beside else (FACE_SIZES if face else SIZES)
+    scene = Scene(
         shape=shape,
         colour=colour,
-        x=rng.uniform(least, most),
-        y=rng.uniform(least, most),
-        size=size,
-        rotation=rng.uniform(-0.2, 0.2) if face else rng.uniform(-half_sector, half_sector),
+        **_placed(rng, shape, rng.uniform(*sizes)),
         yaw=math.radians(rng.uniform(-40, 40)) if face else 0.0,
         ground=ground,
         slope=(rng.uniform(-0.08, 0.08), rng.uniform(-0.08, 0.08)),
         texture=rng.randrange(2**31),
     )
+    while beside:
+        other = rng.choice(SHAPES[:-1])
+        name = rng.choice([name for name in PALETTE if name not in (colour, ground)])
+        placed = Scene(other, name, **_placed(rng, other, rng.uniform(*NEIGHBOUR_SIZES)), ground=ground)
+        scene = replace(scene, neighbour=placed, **_placed(rng, shape, scene.size))
+        beside = not is_clear(scene)
+    return scene
+
+
+def _placed(rng: random.Random, shape: str, size: float) -> dict[str, float]:
+    """A random place inside the picture for a shape of that size, and a rotation."""
+    least, most = size / 2 + MARGIN, 1 - size / 2 - MARGIN
+    half_sector = math.pi / _CORNERS[shape][0] if shape in _CORNERS else 0.0
+    turned = 0.2 if shape == "face" else half_sector
+    return {
+        "x": rng.uniform(least, most),
+        "y": rng.uniform(least, most),
+        "size": size,
+        "rotation": rng.uniform(-turned, turned),
+    }
+
+
+def is_clear(scene: Scene) -> bool:
+    """Whether object and neighbour lie wholly inside the picture and do not touch."""
+    both = [scene] if scene.neighbour is None else [scene, scene.neighbour]
+    inside = all(s.size / 2 + MARGIN <= place <= 1 - s.size / 2 - MARGIN for s in both for place in (s.x, s.y))
+    if len(both) == 1:
+        return inside
+    first, second = both
+    return inside and math.dist((first.x, first.y), (second.x, second.y)) >= (first.size + second.size) / 2 + GAP
 
 
 def translation(seed: int, least: float = 0.1, most: float = 0.3) -> tuple[Scene, Scene]:
-    """A seed's scene, and the same with its object moved by `least` … `most` of the width, still wholly inside."""
-    scene = random_scene(seed)
+    """A seed's scene without neighbour, and the same with its object moved by `least` … `most` of the width."""
+    scene = random_scene(seed, neighbour=False)
     rng = random.Random(seed + 1)
-    low, high = scene.size / 2 + MARGIN, 1 - scene.size / 2 - MARGIN
     while True:
         distance, angle = rng.uniform(least, most), rng.uniform(0, 2 * math.pi)
-        x, y = scene.x + distance * math.cos(angle), scene.y + distance * math.sin(angle)
-        if low <= x <= high and low <= y <= high:
-            return scene, replace(scene, x=x, y=y)
+        moved = replace(scene, x=scene.x + distance * math.cos(angle), y=scene.y + distance * math.sin(angle))
+        if is_clear(moved):
+            return scene, moved
 
 
 def turn(seed: int, least: float = 0.1) -> tuple[Scene, Scene]:
     """A face of that seed, and the same turned so that its nose moves by `least` of the width or more."""
-    rng = random.Random(seed)
-    scene = next(s for s in iter(lambda: random_scene(rng.randrange(2**40)), None) if s.shape == "face")
+    scene = random_scene(seed, shapes=("face",), neighbour=False)
+    rng = random.Random(seed + 1)
     while True:
         yaws = math.radians(rng.uniform(-40, 40)), math.radians(rng.uniform(-40, 40))
         before, after = (replace(scene, yaw=yaw) for yaw in yaws)
@@ -121,12 +165,14 @@ def turn(seed: int, least: float = 0.1) -> tuple[Scene, Scene]:
 
 
 def caption(scene: Scene, place: bool = False, looking: bool = False) -> str:
-    """The scene in words; with `place` it says where the object is, with `looking` which way a face looks."""
+    """The scene in words; with `looking` it says which way a face looks, with `place` where an object alone is."""
     words = f"a {scene.colour} {scene.shape}"
     if looking and scene.shape == "face":
         side = "ahead" if abs(scene.yaw) < math.radians(12) else "right" if scene.yaw > 0 else "left"
         words += f" looking {side}"
-    if place:
+    if scene.neighbour is not None:
+        words += f" and a {scene.neighbour.colour} {scene.neighbour.shape}"
+    elif place:
         down = "top" if scene.y < 0.42 else "bottom" if scene.y > 0.58 else ""
         across = "left" if scene.x < 0.42 else "right" if scene.x > 0.58 else ""
         words += f" at the {' '.join(filter(None, (down, across))) or 'middle'}"
@@ -148,7 +194,7 @@ def draw_batch(scenes: Sequence[Scene], size: int = 128, corners: Tensor | None 
     picture of `size` pixels: (B, 3, window, window).
     """
     x, y = _coordinates(len(scenes), size, corners, window)
-    pictures = _grounds(scenes, x, y)
+    pictures = _backgrounds(scenes, x, y, size)
     pictures = torch.lerp(pictures, _colours([s.colour for s in scenes]), _coverage(scenes, x, y, size)[:, None])
     faces = [i for i, s in enumerate(scenes) if s.shape == "face"]
     if faces:
@@ -157,8 +203,8 @@ def draw_batch(scenes: Sequence[Scene], size: int = 128, corners: Tensor | None 
 
 
 def draw_ground(scene: Scene, size: int = 128) -> Tensor:
-    """The scene without its object: (3, size, size) in [-1, 1]."""
-    return _grounds([scene], *_coordinates(1, size))[0] * 2 - 1
+    """The scene without its object, but with its neighbour: (3, size, size) in [-1, 1]."""
+    return _backgrounds([scene], *_coordinates(1, size), size)[0] * 2 - 1
 
 
 def object_mask(scene: Scene, size: int = 128) -> Tensor:
@@ -195,6 +241,17 @@ def _grounds(scenes: Sequence[Scene], x: Tensor, y: Tensor) -> Tensor:
         light = light + 0.02 * torch.cos(wave[0] * x + wave[1] * y + wave[2])
     colours = torch.lerp(_colours([s.ground for s in scenes]), torch.tensor(GREY), GREYING)
     return (colours + light[:, None]).clamp(0, 1)
+
+
+def _backgrounds(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int) -> Tensor:
+    """Grounds with the neighbours on them: (B, 3, h, w) in [0, 1]."""
+    pictures = _grounds(scenes, x, y)
+    beside = [i for i, s in enumerate(scenes) if s.neighbour is not None]
+    if beside:
+        neighbours = [s.neighbour for s in scenes if s.neighbour is not None]
+        coverage = _coverage(neighbours, x[beside], y[beside], size)[:, None]
+        pictures[beside] = torch.lerp(pictures[beside], _colours([s.colour for s in neighbours]), coverage)
+    return pictures
 
 
 def _wave_vector(rng: random.Random) -> tuple[float, float]:

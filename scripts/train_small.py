@@ -6,8 +6,8 @@
     python scripts/train_small.py evaluate             # held-out figures of an exported folder
 
 A stage that was interrupted goes on from its last checkpoint in the work folder; a stage that is complete is passed
-over; `--fresh` starts again. A stage is planned over its minutes: the learning rate falls as they pass, so the number
-of updates depends on the machine. Every update draws its own random numbers from the seed and the update's number.
+over; `--fresh` starts again. A stage is planned over its minutes, counted while the processor works on it: the learning
+rate falls as they pass, so the number of updates depends on the machine. Every update draws its own random numbers from the seed and the update's number.
 
 The VAE learns from drawn pictures that never repeat. Then pictures are encoded once (`latents`), the latents' mean and
 spread per channel are folded into the VAE's 1×1 convolutions so that SD 1.5's scaling factor holds as it is, and the
@@ -110,7 +110,7 @@ def train(
     weight_decay: float,
     export: Any = None,
 ) -> nn.Module:
-    """Train `module` with AdamW for so many minutes, and return its average.
+    """Train `module` with AdamW for so many minutes of processor time, and return its average.
 
     `batches(step, progress)` gives the loss and what to log of one update, `rate(progress)` the learning rate, and
     `watch(average)` a line about held-out data. The checkpoint is `work/name.pt`; a training goes on from it.
@@ -127,7 +127,7 @@ def train(
         average.module.load_state_dict(state["average"])
         optimiser.load_state_dict(state["optimiser"])
         step, before = state["step"], state["seconds"]
-    first, began = step, time.monotonic()
+    first, began = step, time.thread_time()
     logged = saved = exported = began
     done, total, counted = 0, 0.0, 0
     say(f"{name}: {count(module):,} parameters, from update {step}, {before / 60:.1f} of {minutes:.1f} min passed")
@@ -138,12 +138,12 @@ def train(
             "average": average.module.state_dict(),
             "optimiser": optimiser.state_dict(),
             "step": step,
-            "seconds": before + time.monotonic() - began,
+            "seconds": before + time.thread_time() - began,
         }
         write_whole(path, lambda temporary: torch.save(state, temporary))
 
     def progress() -> float:
-        return min(1.0, (before + time.monotonic() - began) / (60 * minutes))
+        return min(1.0, (before + time.thread_time() - began) / (60 * minutes))
 
     while progress() < 1:
         passed = progress()
@@ -157,20 +157,20 @@ def train(
         average.update(step)
         step += 1
         done, total, counted = done + pictures, total + report, counted + 1
-        now = time.monotonic()
+        now = time.thread_time()
         if now - logged > plan.log_seconds or step in (200, 1000):
             say(
                 f"{name} {step:6d}  {(before + now - began) / 60:5.1f} min  loss {total / counted:.4f}  "
                 f"{done / (now - logged):5.1f} pictures/s  lr {optimiser.param_groups[0]['lr']:.1e}  "
                 f"{watch(average.module)}"
             )
-            logged, done, total, counted = time.monotonic(), 0, 0.0, 0
+            logged, done, total, counted = time.thread_time(), 0, 0.0, 0
         if now - saved > plan.save_seconds:
             save()
-            saved = time.monotonic()
+            saved = time.thread_time()
         if export is not None and now - exported > plan.export_seconds:
             export(average.module)
-            exported = time.monotonic()
+            exported = time.thread_time()
     if step > first:
         save()
     say(f"{name}: trained, {step} updates, {watch(average.module)}")
