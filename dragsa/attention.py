@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -10,11 +14,39 @@ from dragsa.hooks import KV, AttentionHook, Site
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Plain attention softmax(q kᵀ / √d) v: q (B, heads, n, d), k and v (B, heads, m, d) -> (B, heads, n, d)."""
+    if q.device.type == "cpu":  # whose kernel is up to a fifth slower on heads that lie between one another
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return F.scaled_dot_product_attention(q, k, v)
 
 
+class GroupNorm(nn.GroupNorm):
+    """With statistics in float32, whatever the type of activations and weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, _for_norm(self.weight, x), _for_norm(self.bias, x), self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """With statistics in float32, whatever the type of activations and weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, _for_norm(self.weight, x), _for_norm(self.bias, x), self.eps)
+
+
+def _for_norm(weight: Tensor, x: Tensor) -> Tensor:
+    """On the CPU the norms' kernels keep mean and deviation for the gradient in the type of the weights."""
+    return weight.float() if x.device.type == "cpu" and x.dtype in (torch.bfloat16, torch.float16) else weight
+
+
+class Placed(NamedTuple):
+    """A hook, and where it is about to act."""
+
+    hook: AttentionHook
+    site: Site
+
+
 class Attention(nn.Module):
-    """Multi-head attention of x to `context` (to itself where that is None)."""
+    """Multi-head attention of x to given K/V, such as those of a context, or to itself."""
 
     def __init__(self, width: int, context_width: int, heads: int) -> None:
         super().__init__()
@@ -24,17 +56,26 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor | None, site: Site, hook: AttentionHook | None) -> tuple[Tensor, KV]:
-        """(B, n, width) -> the same, and the heads' own key and value, as they were before the hook."""
-        context = x if context is None else context
+    def split(self, tokens: Tensor) -> Tensor:
+        """(B, n, heads d) -> (B, heads, n, d)."""
         # torch's own reshapes: tracing einops, layer after layer, is most of what compiling the UNet takes to begin.
-        q, k, v = (
-            tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, n or m, heads d) -> (B, heads, n or m, d)
-            for tokens in (self.to_q(x), self.to_k(context), self.to_v(context))
-        )
-        if hook is None:
+        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def key_value(self, context: Tensor) -> KV:
+        """The heads' key and value of (B, m, context_width)."""
+        return KV(self.split(self.to_k(context)), self.split(self.to_v(context)))
+
+    def forward(self, x: Tensor, kv: KV | None, placed: Placed | None) -> tuple[Tensor, KV]:
+        """(B, n, width) -> the same, and the key and value attended to, as they were before the hook.
+
+        kv: (B, heads, m, d) each; None for x's own.
+        """
+        q = self.split(self.to_q(x))  # (B, heads, n, d)
+        k, v = self.key_value(x) if kv is None else kv
+        if placed is None:
             out = attend(q, k, v)
         else:
+            hook, site = placed
             out = hook(site, q, k, v, attend)
             if out.shape != q.shape:
                 raise ValueError(f"{site.name}: the hook must return {tuple(q.shape)}, came {tuple(out.shape)}")
@@ -69,35 +110,45 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, width: int, context_dim: int, heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
+        self.norm1 = LayerNorm(width)
         self.attn1 = Attention(width, width, heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm2 = LayerNorm(width)
         self.attn2 = Attention(width, context_dim, heads)
-        self.norm3 = nn.LayerNorm(width)
+        self.norm3 = LayerNorm(width)
         self.ff = FeedForward(width)
 
     def forward(
-        self, x: Tensor, context: Tensor, block: int, grid: tuple[int, int], hook: AttentionHook | None
+        self, x: Tensor, cross: KV, block: int, grid: tuple[int, int], hook: AttentionHook | None
     ) -> tuple[Tensor, KV]:
-        attended, kv = self.attn1(self.norm1(x), None, Site(block, "self", grid), hook)
+        # Without a hook the block's number plays no part, so that blocks of one shape are compiled as one.
+        here, there = (None if hook is None else Placed(hook, Site(block, kind, grid)) for kind in ("self", "cross"))
+        attended, kv = self.attn1(self.norm1(x), None, here)
         x = x + attended
-        x = x + self.attn2(self.norm2(x), context, Site(block, "cross", grid), hook)[0]
+        x = x + self.attn2(self.norm2(x), cross, there)[0]
         return x + self.ff(self.norm3(x)), kv
 
 
 class Transformer(nn.Module):
     """The paper's block: a transformer layer over the cells of a feature map, with 1×1 convolutions round it."""
 
+    transformer_blocks: Sequence[TransformerLayer]
+
     def __init__(self, width: int, context_dim: int, heads: int, groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(groups, width, eps=1e-6)
+        self.norm = GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Conv2d(width, width, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerLayer(width, context_dim, heads)])
+        self.transformer_blocks = nn.ModuleList(  # type: ignore[assignment]
+            [TransformerLayer(width, context_dim, heads)]
+        )
         self.proj_out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Tensor, block: int, hook: AttentionHook | None) -> tuple[Tensor, KV]:
-        """(B, width, h, w) -> the same, and the self-attention's key and value."""
+    def key_value(self, context: Tensor) -> KV:
+        """Cross-attention's key and value of a context (B, tokens, context_dim)."""
+        return self.transformer_blocks[0].attn2.key_value(context)
+
+    def forward(self, x: Tensor, cross: KV, block: int, hook: AttentionHook | None) -> tuple[Tensor, KV]:
+        """(B, width, h, w) -> the same, and the self-attention's key and value. cross: `key_value` of the context."""
         h, w = x.shape[-2:]
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, h w, width)
-        tokens, kv = self.transformer_blocks[0](tokens, context, block, (h, w), hook)
+        tokens, kv = self.transformer_blocks[0](tokens, cross, block, (h, w), hook)
         return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w))), kv  # (B, width, h, w)

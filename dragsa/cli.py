@@ -1,4 +1,4 @@
-"""The command line: `dragsa edit`, `dragsa generate`, `dragsa info`.
+"""The command line: `dragsa edit`, `dragsa generate`, `dragsa info`, `dragsa bench`.
 
 Networks and tensors are imported only once the arguments are understood, so that help and mistakes cost no time.
 """
@@ -31,7 +31,7 @@ Options = dict[str, Any]  # what was given, by the options' long names with unde
 
 PICTURES_OUT = ("out", "source", "path", "sheet")
 PATHS_IN = ("image", "mask", "weights")
-PRESETS = ("paper", "dragdiffusion", "masactrl", "small")
+PRESETS = ("paper", "sd15", "dragdiffusion", "masactrl", "small")
 LARGEST = 8192  # pixels, of a working picture's side
 SMALL = Path(__file__).resolve().parent.parent / "weights" / "small"  # the model that ships, in a checkout
 NEVER = ("control_step", "patience", "lost_patience")  # options for which null in a job file is the word "never"
@@ -93,6 +93,15 @@ def blocks(text: str) -> tuple[int, ...]:
             raise argparse.ArgumentTypeError(f"blocks are numbered 1 to {BLOCKS}, from low to high, came {text!r}")
         found += range(first, last + 1)
     return tuple(found)
+
+
+def listed(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Reads values with commas between them."""
+
+    def read(text: str) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
+
+    return read
 
 
 def extent(text: str) -> int | tuple[int, int]:
@@ -199,6 +208,16 @@ def build_parser() -> Parser:
     )
     info.add_argument("--size", metavar="PX", type=extent, help="grids for a picture of this size (default 512)")
     info.add_argument("--json", action="store_true", help="print JSON in place of tables")
+
+    add_bench_options(
+        command(
+            "bench",
+            "measure the drag loop's speed and memory on this machine",
+            "Measure the drag loop by parts, its memory, and what its goals ask of both, against the loop as "
+            "DragDiffusion's program does it; print Markdown tables. No weights are needed: networks of SD 1.5's width "
+            "get seeded values. The whole takes some 20 minutes on two cores, and --quick some seconds.",
+        )
+    )
     return parser
 
 
@@ -229,7 +248,7 @@ def add_schedule_options(command: argparse.ArgumentParser) -> None:
     schedule.add_argument(
         "--preset",
         choices=PRESETS,
-        help="every number that is not given (default paper, in brackets; small for the model that ships)",
+        help="every number that is not given (default sd15; small for the model that ships; paper's in brackets)",
     )
     schedule.add_argument("--steps", metavar="T", type=whole(1), help="T, the steps from noise to picture")
     schedule.add_argument("--variant", help="restored, even, dragdiffusion, masactrl or omitted")
@@ -252,6 +271,40 @@ def add_output_options(command: argparse.ArgumentParser, what: str) -> argparse.
     output.add_argument("--force", action="store_true", help="replace files that are there")
     output.add_argument("--quiet", action="store_true", help="no progress on a terminal")
     return output
+
+
+def add_bench_options(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "--only",
+        metavar="PARTS",
+        type=listed(str),
+        help="of roof, update, memory, fused, tracking, handles, denoise, recompiles, and by name alone compile (the "
+        "compiler's minutes; recorded for compile=auto) and whole (an edit by stages)",
+    )
+    bench.add_argument("--sizes", metavar="PX", type=listed(whole(8)), help="sides of square pictures [512]")
+    bench.add_argument("--handles", metavar="N", type=listed(whole(1)), help="numbers of handles [1,20]")
+    bench.add_argument(
+        "--modes",
+        metavar="NAMES",
+        type=listed(str),
+        help="of updates: baseline,float32,bfloat16 and float32-checkpoint, bfloat16-checkpoint [the first three]",
+    )
+    bench.add_argument("--baseline", action="store_true", help="updates and memory of DragDiffusion's way alone")
+    bench.add_argument("--repeats", metavar="N", type=whole(1), help="of everything, after one that is not counted [5]")
+    bench.add_argument("--steps", metavar="N", type=whole(1), help="denoising steps timed, and T of a whole edit [2]")
+    bench.add_argument("--updates", metavar="N", type=whole(1), help="of a whole edit [2]")
+    bench.add_argument("--quick", action="store_true", help="tiny networks and pictures: that it runs, not how fast")
+    model = bench.add_argument_group("model")
+    model.add_argument("--weights", metavar="PATH", help="a file or folder, in place of seeded values")
+    model.add_argument("--width", choices=("sd15", "tiny"), help="of the seeded networks (default sd15)")
+    model.add_argument("--device", help="cpu (default), cuda, cuda:1, …")
+    model.add_argument("--threads", metavar="N", type=whole(1), help="CPU threads (default: all cores)")
+    output = bench.add_argument_group("output")
+    output.add_argument("--json", metavar="FILE", help="every repeat, the machine, and the goals")
+    output.add_argument("--markdown", metavar="FILE", help="the tables that are printed")
+    output.add_argument("--chart", metavar="PNG", help="bars of times, memory and goals")
+    output.add_argument("--force", action="store_true", help="replace files that are there")
+    output.add_argument("--quiet", action="store_true", help="no progress on a terminal")
 
 
 # --- job files --------------------------------------------------------------------------------------------------------
@@ -388,7 +441,7 @@ class Progress:
 
 def config_of(options: Options) -> EditConfig:
     """The preset's numbers with those that were given laid over."""
-    suits = "small" if weights_of(options).resolve() == SMALL else "paper"  # the small model knows small pictures only
+    suits = "small" if weights_of(options).resolve() == SMALL else "sd15"
     preset: EditConfig = getattr(EditConfig, options.get("preset", suits))()
     given = dict(options)
     if isinstance(given.get("size"), tuple):
@@ -409,16 +462,21 @@ def weights_of(options: Options) -> Path:
 
 
 def check_outputs(options: Options, names: Sequence[str], taken: set[Path]) -> None:
-    """Raise an error unless every output can be written; `taken` are those of earlier jobs, and is added to."""
-    from dragsa import images
-
+    """Raise an error unless `--out` is given and every output can be written; `taken` are those of earlier jobs."""
     if "out" not in options:
         raise ValueError("--out PNG is missing: where should the picture go?")
-    for name in (*names, "json"):
+    check_paths(options, (*names, "json"), taken)
+
+
+def check_paths(options: Options, names: Sequence[str], taken: set[Path]) -> None:
+    """Raise an error unless these outputs, where they are asked for, can be written; `taken` is added to."""
+    from dragsa import images
+
+    for name in names:
         if name not in options:
             continue
         path = images.check_output(options[name], options.get("force", False))
-        if name != "json":
+        if name not in ("json", "markdown"):
             images.check_format(path)
         if path.resolve() in taken:
             raise ValueError(f"{path}: two outputs of the same name")
@@ -706,6 +764,32 @@ def run_info(options: Options, progress: Progress) -> int:
     return 0 if all(one.known for one in verified) else 1
 
 
+BASELINE = {"modes": ("baseline",), "only": ("roof", "update", "memory")}
+QUICK = {"width": "tiny", "sizes": (128,), "repeats": 2}
+
+
+def run_bench(given: Options, progress: Progress) -> None:
+    from dragsa import bench, bench_report, images, trace
+
+    over = {**(BASELINE if given.get("baseline") else {}), **(QUICK if given.get("quick") else {})}
+    options = {**over, **given}
+    if given.get("baseline") and "modes" in given:
+        raise ValueError("--baseline measures one mode: leave out --modes")
+    names = {one.name for one in fields(bench.Settings)}
+    settings = bench.Settings(**{key: value for key, value in options.items() if key in names})
+    check_paths(options, ("json", "markdown", "chart"), set())
+    report = bench.run(settings, progress.say)
+    progress.erase()
+    tables, force = bench_report.markdown(report), options.get("force", False)
+    print(tables, end="")
+    if "markdown" in options:
+        images.save_bytes(tables.encode(), options["markdown"], force)
+    if "chart" in options:
+        images.save_picture(bench_report.chart(report), options["chart"], force)
+    if "json" in options:
+        trace.save_json(bench_report.to_json(report), options["json"], force)
+
+
 # --- main -------------------------------------------------------------------------------------------------------------
 
 
@@ -740,13 +824,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         command = options.get("command")
         if command is None:
-            raise ValueError("no command: edit, generate or info (dragsa --help)")
+            raise ValueError("no command: edit, generate, info or bench (dragsa --help)")
         progress = Progress(sys.stderr, quiet=options.get("quiet", False))
         with warnings_on_one_line(progress):
             if command == "edit":
                 run_edit(options, parser, progress)
             elif command == "generate":
                 run_generate(options, progress)
+            elif command == "bench":
+                run_bench(options, progress)
             else:
                 return run_info(options, progress)
     except KeyboardInterrupt:

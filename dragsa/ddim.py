@@ -7,7 +7,7 @@ z_k -> z_{k-1} with ε(z_k, τ_k), inversion z_{k-1} -> z_k with ε(z_{k-1}, τ_
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -15,17 +15,23 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from dragsa.hooks import AttentionHook, MutualSelfAttention
+from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, ReplayKV, block_name, check_blocks
 
 TRAINING_STEPS = 1000
 VARIANTS = ("restored", "even", "dragdiffusion", "masactrl", "omitted")
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 Guidance = float | Sequence[float]  # one scale, or one for each row of the latent
+# The K/V of self-attention in one latent's pass: (1, heads, n, d), with guidance (2, …), the unconditional row first.
+KVByBlock = Mapping[int, KV]
+Record = Callable[[int, KVByBlock], None]  # told the level of a pass and its K/V, in copies
 
 
 class Denoiser(Protocol):
-    """What the samplers ask of a UNet: noise prediction `.eps` (B, C, h, w) from z, t and context."""
+    """What the samplers ask of a UNet: noise prediction `.eps` (B, C, h, w) from z, t and context.
+
+    One whose K/V are recorded takes `taps=("block11.kv", …)` as well, and returns them in `.taps`.
+    """
 
     def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, attention: AttentionHook | None = None) -> Any: ...
 
@@ -116,6 +122,27 @@ def predict(
     every scale is 1 there is one pass of B rows; else one of 2 B: the unconditional rows, then the conditional ones.
     Raises ValueError where a scale other than 1 comes without `uncond`.
     """
+    return predict_and_read(unet, z, t, context, guidance, uncond, attention).eps
+
+
+class Prediction(NamedTuple):
+    """ε (B, C, h, w), and by block the K/V of self-attention for all rows of the pass, B or with guidance 2 B."""
+
+    eps: Tensor
+    kv: dict[int, KV]
+
+
+def predict_and_read(
+    unet: Denoiser,
+    z: Tensor,
+    t: Tensor,
+    context: Tensor,
+    guidance: Guidance = 1.0,
+    uncond: Tensor | None = None,
+    attention: AttentionHook | None = None,
+    blocks: Sequence[int] = (),
+) -> Prediction:
+    """`predict`, and the K/V of `blocks` as they were before the hook."""
     rows = z.shape[0]
     scales = [float(s) for s in guidance] if isinstance(guidance, Sequence) else [float(guidance)] * rows
     if len(scales) != rows:
@@ -123,16 +150,50 @@ def predict(
     if context.ndim != 3 or context.shape[0] not in (1, rows):
         raise ValueError(f"context must be ({rows}, tokens, C) or (1, tokens, C), came {tuple(context.shape)}")
     context = context.expand(rows, -1, -1)
+    taps: dict[str, Any] = {"taps": tuple(f"{block_name(block)}.kv" for block in blocks)} if blocks else {}
+
+    def read(out: Any) -> dict[int, KV]:
+        return {block: out.taps[f"{block_name(block)}.kv"] for block in blocks}
+
     if all(scale == 1.0 for scale in scales):
-        return unet(z, t, context, attention=attention).eps
+        out = unet(z, t, context, attention=attention, **taps)
+        return Prediction(out.eps, read(out))
     if uncond is None:
         raise ValueError("guidance other than 1 needs `uncond`, the embedding of the empty prompt")
     if uncond.shape != (1, *context.shape[1:]):
         raise ValueError(f"uncond must be {(1, *context.shape[1:])}, came {tuple(uncond.shape)}")
     both = torch.cat([uncond.expand_as(context), context])  # (2 B, n, C')
-    eps_uncond, eps = unet(torch.cat([z, z]), t, both, attention=attention).eps.chunk(2)
+    out = unet(torch.cat([z, z]), t, both, attention=attention, **taps)
+    eps_uncond, eps = out.eps.chunk(2)
     scale = torch.tensor(scales, dtype=z.dtype, device=z.device).view(rows, 1, 1, 1)
-    return eps_uncond + scale * (eps - eps_uncond)
+    return Prediction(eps_uncond + scale * (eps - eps_uncond), read(out))
+
+
+def first_rows(kv: KVByBlock, rows: int) -> dict[int, KV]:
+    """Of K/V read in a pass of `rows` latents, the first latent's: its row, or with guidance its two; in copies.
+
+    A copy lets go of the other rows, and its heads lie one behind the other, as a file has them.
+    """
+
+    def copy(x: Tensor) -> Tensor:
+        return x[::rows].clone(memory_format=torch.contiguous_format)  # (1 or 2, heads, n, d)
+
+    return {block: KV(copy(key), copy(value)) for block, (key, value) in kv.items()}
+
+
+def replay(source_kv: Callable[[int], KVByBlock], level: int, blocks: Sequence[int], rows: int) -> ReplayKV:
+    """The hook that gives recorded K/V to a pass of one latent: of `rows` 1, or 2 where there is guidance.
+
+    Raises ValueError where the level or a block was not recorded, or the unconditional row is wanted and was not.
+    """
+    try:
+        kv = source_kv(level)
+        chosen = {block: kv[block] for block in blocks}
+    except KeyError:
+        raise ValueError(f"level {level}: the source's K/V of blocks {list(blocks)} were not all recorded") from None
+    if any(key.shape[0] < rows for key, _ in chosen.values()):
+        raise ValueError(f"level {level}: the source's K/V were recorded without guidance, and the edit has it")
+    return ReplayKV({block: KV(key[-rows:], value[-rows:]) for block, (key, value) in chosen.items()})
 
 
 class InversionStep(NamedTuple):
@@ -164,9 +225,17 @@ def invert(
     guidance: Guidance = 1.0,
     uncond: Tensor | None = None,
     progress: Progress | None = None,
+    record: Record | None = None,
+    record_blocks: Sequence[int] = range(11, 17),
 ) -> Tensor:
-    """DDIM inversion (section 3.3): z_0 (B, C, h, w) -> z_0 … z_k, (k + 1, B, C, h, w), k = `steps` of the T (all)."""
-    return _inversion(unet, z0, context, schedule, steps, guidance, uncond, progress, iterations=0).latents
+    """DDIM inversion (section 3.3): z_0 (B, C, h, w) -> z_0 … z_k, (k + 1, B, C, h, w), k = `steps` of the T (all).
+
+    `record` is told the K/V of `record_blocks` in the step to z_k, for one latent (B = 1). They are those of z_{k-1},
+    where sampling would have those of z_k at the same timestep: an approximation of a sampling pass that costs none.
+    """
+    return _inversion(
+        unet, z0, context, schedule, steps, guidance, uncond, progress, record, record_blocks, iterations=0
+    ).latents
 
 
 class FixedPointInversion(NamedTuple):
@@ -187,6 +256,8 @@ def invert_fixed_point(
     guidance: Guidance = 1.0,
     uncond: Tensor | None = None,
     progress: Progress | None = None,
+    record: Record | None = None,
+    record_blocks: Sequence[int] = range(11, 17),
     *,
     iterations: int = 5,
     tolerance: float = 1e-3,
@@ -194,11 +265,14 @@ def invert_fixed_point(
     """Inversion with ε(z_k, τ_k), the exact inverse of sampling, found by fixed-point iteration.
 
     z_k ← the step from z_{k-1} with ε(z_k, τ_k), started at plain inversion's z_k, at most `iterations` times, fewer
-    where the change falls under `tolerance`. Says whether it converged; it need not.
+    where the change falls under `tolerance`. Says whether it converged; it need not. `record` as for `invert`, told
+    the last iteration's K/V.
     """
     if not is_whole(iterations) or iterations < 1:
         raise ValueError(f"iterations must be a whole number from 1, came {iterations!r}")
-    return _inversion(unet, z0, context, schedule, steps, guidance, uncond, progress, iterations, tolerance)
+    return _inversion(
+        unet, z0, context, schedule, steps, guidance, uncond, progress, record, record_blocks, iterations, tolerance
+    )
 
 
 @torch.no_grad()
@@ -211,30 +285,46 @@ def _inversion(
     guidance: Guidance,
     uncond: Tensor | None,
     progress: Progress | None,
+    record: Record | None,
+    record_blocks: Sequence[int],
     iterations: int,
     tolerance: float = 0.0,
 ) -> FixedPointInversion:
     """Both inversions; the plain one has no iterations."""
     total = schedule.steps if steps is None else steps
     schedule.check_level(total, "steps")
+    blocks = check_record(record, record_blocks, z0)
     z, zs, residuals = z0, [z0], []
     for level in range(1, total + 1):
         step, residual = inversion_step(schedule, level), 0.0
         if step is not None:
             alpha_bar, alpha_bar_to, timestep = step
-            below, z = z, ddim(z, predict(unet, z, timestep, context, guidance, uncond), alpha_bar, alpha_bar_to)
+            out = predict_and_read(unet, z, timestep, context, guidance, uncond, blocks=blocks)
+            below, z = z, ddim(z, out.eps, alpha_bar, alpha_bar_to)
             for _ in range(iterations):
-                eps = predict(unet, z, timestep, context, guidance, uncond)
-                before, z = z, ddim(below, eps, alpha_bar, alpha_bar_to)
+                out = predict_and_read(unet, z, timestep, context, guidance, uncond, blocks=blocks)
+                before, z = z, ddim(below, out.eps, alpha_bar, alpha_bar_to)
                 residual = ((z - before).norm() / z.norm()).item()
                 if residual < tolerance:
                     break
+            if record is not None:
+                record(level, first_rows(out.kv, rows=1))
         zs.append(z)
         residuals.append(residual)
         if progress is not None:
             progress(level, total)
     converged = all(residual < tolerance for residual in residuals)  # not so where one is NaN
     return FixedPointInversion(torch.stack(zs), torch.tensor(residuals), converged)
+
+
+def check_record(record: Record | None, blocks: Sequence[int], z: Tensor) -> tuple[int, ...]:
+    """The blocks to read: none without `record`. Raises ValueError for an unknown one, and for several latents."""
+    if record is None:
+        return ()
+    check_blocks(tuple(blocks))
+    if z.shape[0] != 1:
+        raise ValueError(f"K/V are recorded for one latent at a time, came {z.shape[0]}")
+    return tuple(blocks)
 
 
 def check_range(schedule: Schedule, start: int | None, stop: int) -> int:
@@ -259,17 +349,24 @@ def sample(
     uncond: Tensor | None = None,
     attention: AttentionHook | None = None,
     progress: Progress | None = None,
+    record: Record | None = None,
+    record_blocks: Sequence[int] = range(11, 17),
 ) -> Tensor:
     """DDIM sampling from level `start` (T) down to `stop`: (start - stop + 1, B, C, h, w), the start first.
 
     `attention` is given to every step; where it should act at some steps only, call once for each stretch of levels.
+    `record` is told the K/V of `record_blocks` in the step from z_k, for one latent (B = 1).
     """
     start = check_range(schedule, start, stop)
+    blocks = check_record(record, record_blocks, z)
     zs = [z]
     for level in range(start, stop, -1):
-        eps = predict(unet, z, schedule.timesteps[level - 1], context, guidance, uncond, attention)
-        z = step_down(z, eps, schedule, level)
+        timestep = schedule.timesteps[level - 1]
+        out = predict_and_read(unet, z, timestep, context, guidance, uncond, attention, blocks)
+        z = step_down(z, out.eps, schedule, level)
         zs.append(z)
+        if record is not None:
+            record(level, first_rows(out.kv, rows=1))
         if progress is not None:
             progress(start - level + 1, start - stop)
     return torch.stack(zs)
@@ -290,14 +387,15 @@ def sample_controlled(
     control_blocks: Sequence[int] = range(11, 17),
     may_move: Tensor | None = None,
     progress: Progress | None = None,
+    record: Record | None = None,
 ) -> Tensor:
     """Source and target denoised side by side, the target's self-attention on the source's K and V (section 3.4).
 
     z_source and z_target are (1, C, h, w) at level `start`; context (2, n, C') is source's and target's. Control acts
     from the `control_step`-th step run here (counted from 0; None: never) in `control_blocks`. With guidance, the
     unconditional and the conditional half each attend to their own source row. `may_move` (h, w) in [0, 1] blends:
-    where it is 0 the target's latent is the source's after every step. Returns (start - stop + 1, 2, C, h, w) from the
-    start down, row 0 the source, row 1 the target.
+    where it is 0 the target's latent is the source's after every step. `record` is told the source's K/V in every step
+    under control. Returns (start - stop + 1, 2, C, h, w) from the start down, row 0 the source, row 1 the target.
     """
     start = check_range(schedule, start, stop)
     if z_source.shape != z_target.shape or z_source.shape[0] != 1:
@@ -306,15 +404,65 @@ def sample_controlled(
     if context.shape[0] != 2:
         raise ValueError(f"context must be (2, n, C'), source and target, came {tuple(context.shape)}")
     control = MutualSelfAttention(tuple(control_blocks))
+    read = () if record is None else control.blocks
     z = torch.cat([z_source, z_target])  # (2, C, h, w)
     zs = [z]
     for level in range(start, stop, -1):
         controlled = control_step is not None and start - level >= control_step
         timestep = schedule.timesteps[level - 1]
-        eps = predict(unet, z, timestep, context, guidance, uncond, control if controlled else None)
-        z = step_down(z, eps, schedule, level)
+        hook, blocks = (control, read) if controlled else (None, ())
+        out = predict_and_read(unet, z, timestep, context, guidance, uncond, hook, blocks)
+        z = step_down(z, out.eps, schedule, level)
         if may_move is not None:
             z = torch.stack([z[0], z[0] + may_move * (z[1] - z[0])])
+        zs.append(z)
+        if record is not None and controlled:
+            record(level, first_rows(out.kv, rows=2))
+        if progress is not None:
+            progress(start - level + 1, start - stop)
+    return torch.stack(zs)
+
+
+@torch.no_grad()
+def sample_replayed(
+    unet: Denoiser,
+    z_target: Tensor,
+    context: Tensor,
+    schedule: Schedule,
+    source_kv: Callable[[int], KVByBlock],
+    start: int | None = None,
+    stop: int = 0,
+    guidance: float = 1.0,
+    uncond: Tensor | None = None,
+    control_step: int | None = 0,
+    control_blocks: Sequence[int] = range(11, 17),
+    may_move: Tensor | None = None,
+    source_latents: Mapping[int, Tensor] | Tensor | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The target's rows of `sample_controlled`, the source's K and V taken from an earlier pass of it: half the work.
+
+    Of the source its target needs K and V alone, and these depend on no target. `source_kv` gives them by level, as
+    `record` was told them: `kept.__getitem__` after `record=kept.__setitem__`. z_target is (1, C, h, w) at level
+    `start`, context (1, n, C') and the guidance scale are the target's. Blending takes the source's z_k from
+    `source_latents[k]`, (1, C, h, w). Returns (start - stop + 1, 1, C, h, w) from the start down.
+
+    Raises ValueError where what is needed was not recorded.
+    """
+    start = check_range(schedule, start, stop)
+    if z_target.shape[0] != 1:
+        raise ValueError(f"target latent must be (1, C, h, w), came {tuple(z_target.shape)}")
+    if may_move is not None and source_latents is None:
+        raise ValueError("blending needs the source's latents at every level")
+    z, zs, rows = z_target, [z_target], 1 if guidance == 1.0 else 2
+    for level in range(start, stop, -1):
+        controlled = control_step is not None and start - level >= control_step
+        hook = replay(source_kv, level, control_blocks, rows) if controlled else None
+        eps = predict(unet, z, schedule.timesteps[level - 1], context, guidance, uncond, hook)
+        z = step_down(z, eps, schedule, level)
+        if may_move is not None and source_latents is not None:
+            z_source = source_latents[level - 1]
+            z = z_source + may_move * (z - z_source)
         zs.append(z)
         if progress is not None:
             progress(start - level + 1, start - stop)

@@ -15,17 +15,20 @@ Points are (x, y) on the supervision grid, four cells for each of the latent's i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dragsa import ddim, hooks, patch_loss, tracking
+from dragsa import compiling, ddim, hooks, patch_loss, tracking
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
+from dragsa.unet import Conditioning, Run, UNet, UNetOutput, call, checkpointed
 
 CELLS = 4  # of the supervision grid for one of the latent
 
@@ -34,6 +37,20 @@ class FeatureExtractor(Protocol):
     """What the drag asks of a UNet: taps, and an early end of the pass."""
 
     def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, taps: tuple[str, ...], until: str | None) -> Any: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """A UNet with all that does not change from update to update computed, and how its regions are run."""
+
+    unet: UNet
+    conditioning: Conditioning
+    run: Run
+
+    def __call__(
+        self, z: Tensor, t: Tensor, context: Tensor, *, taps: tuple[str, ...], until: str | None
+    ) -> UNetOutput:
+        return self.unet(z, t, context, taps=taps, until=until, conditioning=self.conditioning, run=self.run)
 
 
 class Noise(NamedTuple):
@@ -163,6 +180,51 @@ def motion_supervision_step(
     return Step(loss, gradient, at.handles, at.distances, at.lost, finite, at.origin)
 
 
+@torch.no_grad()
+def extractor(
+    unet: FeatureExtractor, noise: Noise, context: Tensor, config: DragConfig, mode: str = "off"
+) -> FeatureExtractor:
+    """The network as the loop calls it: time embedding and cross-attention's K/V computed once, for all updates.
+
+    mode: "off", "whole" or "regions", of which the last compiles here. A callable that is not a UNet comes back as it
+    is; a ValueError where it is to be compiled or checkpointed.
+    """
+    if not isinstance(unet, UNet):
+        if config.checkpoint or mode != "off":
+            what = "checkpoint" if config.checkpoint else "compile"
+            raise ValueError(f"drag: {what} is for dragsa's own UNet, came {type(unet).__name__}")
+        return unet
+    run = compiling.regions() if mode == "regions" else call
+    if config.checkpoint:
+        run = partial(checkpointed, run=run)
+    return Conditioned(unet, unet.condition(noise.timestep, context), run)
+
+
+def stepper(mode: str, device: torch.device, backend: str | Callable[..., Any] = "inductor") -> Callable[..., Step]:
+    """`motion_supervision_step`, compiled where the mode is "whole".
+
+    That one is a single graph, for updates that have an origin to be compared with: the first of an edit, which has
+    none, is run as it is. Called with other handles, targets, latents and conditioning, it is not compiled again.
+    """
+    if mode == "whole":
+        return compiling.whole(motion_supervision_step, device.type, backend)
+    return motion_supervision_step
+
+
+@contextmanager
+def frozen(unet: FeatureExtractor) -> Iterator[None]:
+    """A module's parameters without gradient inside, so that nothing is kept for it, and as they were afterwards."""
+    trained = [p for p in unet.parameters() if p.requires_grad] if isinstance(unet, nn.Module) else []
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@torch.inference_mode(False)
 def drag_latent(
     unet: FeatureExtractor,
     z: Tensor,
@@ -180,7 +242,8 @@ def drag_latent(
     z: (1, 4, h, w) at `level` k, 1 … T; it is left as it is. context: (1, tokens, C'). handles, targets: (n, 2) on the
     supervision grid (4h, 4w). mask: (4h, 4w) in [0, 1], 1 may move; None, or all black, switches its term off. observe:
     called after every update. Latent, optimiser and loss are float32 (float64 for a float64 latent), whatever the
-    network's type.
+    network's type. It may be called under `torch.no_grad` and `torch.inference_mode`, and of a module whose parameters
+    want a gradient: none is taken for them.
 
     The loop ends, and `.reason` says so, when
 
@@ -192,10 +255,12 @@ def drag_latent(
       nearer to what is looked for than the average cell of the whole map, so that the match means nothing;
     - "not finite": loss, gradient or latent is not. The update that led there is undone and not counted.
 
-    Raises ValueError for a wrong shape, points outside of the grid, an unknown tap, a level or setting out of range.
+    Raises ValueError for a wrong shape, points outside of the grid, an unknown tap, a level or setting out of range, a
+    network whose weights were made under `torch.inference_mode`.
     """
     schedule.check_level(level, lowest=1)
     check_config(config)
+    check_differentiable(unet)
     if z.ndim != 4 or z.shape[0] != 1:
         raise ValueError(f"one latent is dragged at a time: expected (1, 4, h, w), came {tuple(z.shape)}")
     grid = CELLS * z.shape[2], CELLS * z.shape[3]
@@ -211,6 +276,7 @@ def drag_latent(
 
     latent = before = z.detach().to(torch.promote_types(z.dtype, torch.float32), copy=True)
     noise, targets_there = noise_at(schedule, level, z.device), targets.to(z.device)
+    context = context.clone() if context.is_inference() else context
     descend, state = OPTIMIZERS[config.optimizer], None
     losses: list[float] = []
     used: list[Tensor] = []  # the handles of each update, (n, 2)
@@ -218,26 +284,31 @@ def drag_latent(
     distances = (targets - handles).norm(dim=1)
     unmoved, lost = 0, torch.zeros(len(handles), dtype=torch.long)  # for so many updates in succession
     reason = "reached" if bool((distances < config.reach).all()) else None
-    while reason is None and len(losses) < config.updates:
-        step = motion_supervision_step(
-            unet, latent, noise, context, handles.to(z.device), targets_there, origin, keep, config
-        )
-        if not step.finite:  # here the update waits for the device
-            reason = "not finite"
-            break
-        found, pulled = step.handles.cpu(), distances >= config.reach
-        unmoved = 0 if origin is None or bool((found != handles.trunc())[pulled].any()) else unmoved + 1
-        handles, distances = found, step.distances.cpu()
-        active = distances >= config.reach
-        lost = torch.where(step.lost.cpu() & active, lost + 1, 0)
-        origin = step.origin if origin is None else origin
-        reason = why_stop(active, unmoved, lost, config)
-        if reason is None:
-            before, (latent, state) = latent, descend(latent, step.gradient, state, config.lr)
-            losses.append(float(step.loss))
-            used.append(handles)
-            if observe is not None:
-                observe(Update(len(losses), config.updates, losses[-1], handles, distances, latent))
+    if reason is None:
+        mode = compile_mode(unet, latent, distances, keep is not None, config)
+        extract, supervise = extractor(unet, noise, context, config, mode), motion_supervision_step
+    with frozen(unet):
+        while reason is None and len(losses) < config.updates:
+            step = supervise(extract, latent, noise, context, handles.to(z.device), targets_there, origin, keep, config)
+            if not step.finite:  # here the update waits for the device
+                reason = "not finite"
+                break
+            found, pulled = step.handles.cpu(), distances >= config.reach
+            unmoved = 0 if origin is None or bool((found != handles.trunc())[pulled].any()) else unmoved + 1
+            handles, distances = found, step.distances.cpu()
+            active = distances >= config.reach
+            lost = torch.where(step.lost.cpu() & active, lost + 1, 0)
+            if origin is None:
+                origin, supervise = step.origin, stepper(mode, z.device)
+            elif mode != "off" and isinstance(unet, UNet):
+                compiling.started(compiling.case(unet, latent, config, keep is not None), mode, len(handles))
+            reason = why_stop(active, unmoved, lost, config)
+            if reason is None:
+                before, (latent, state) = latent, descend(latent, step.gradient, state, config.lr)
+                losses.append(float(step.loss))
+                used.append(handles)
+                if observe is not None:
+                    observe(Update(len(losses), config.updates, losses[-1], handles, distances, latent))
 
     if used and not latent.isfinite().all():
         reason = "not finite"
@@ -297,8 +368,22 @@ OPTIMIZERS: dict[str, Callable[..., tuple[Tensor, Any]]] = {"adam": adam, "sgd":
 
 def noise_at(schedule: Schedule, level: int, device: torch.device) -> Noise:
     """The noise of z_k, k = `level` ≥ 1."""
-    below, here = schedule.alpha_bars[level - 1 : level + 1].to(device)
-    return Noise(schedule.timesteps[level - 1].to(device), here, below)
+    # Copies: a schedule made under torch.inference_mode has tensors that no gradient's pass may keep.
+    below, here = schedule.alpha_bars[level - 1 : level + 1].to(device, copy=True)
+    return Noise(schedule.timesteps[level - 1].to(device, copy=True), here, below)
+
+
+def compile_mode(unet: FeatureExtractor, latent: Tensor, distances: Tensor, mask: bool, config: DragConfig) -> str:
+    """ "off", "whole" or "regions": what the config says, or for "auto" what is soonest done with this edit.
+
+    An update pulls by one cell, so that the farthest handle's distance tells how many there will be at least.
+    """
+    if config.compile != "auto":
+        return config.compile
+    if not isinstance(unet, UNet):
+        return "off"
+    updates = min(config.updates, math.ceil(distances.max().item() - config.reach))
+    return compiling.decide(compiling.case(unet, latent, config, mask), updates, len(distances))
 
 
 def to_latent_grid(mask: Tensor, latent: Tensor) -> Tensor:
@@ -308,7 +393,7 @@ def to_latent_grid(mask: Tensor, latent: Tensor) -> Tensor:
 
 def check_points(points: Tensor, name: str, grid: tuple[int, int]) -> Tensor:
     """Points as float32 (n, 2) on the CPU. Raises a ValueError for another shape, or a point outside of the grid."""
-    points = torch.as_tensor(points).detach().to("cpu", torch.float32)
+    points = torch.as_tensor(points).detach().to("cpu", torch.float32, copy=True)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) == 0:
         raise ValueError(f"{name}s must be (n, 2) of (x, y), n at least 1, came {tuple(points.shape)}")
     height, width = grid
@@ -331,6 +416,15 @@ def check_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     return mask
 
 
+def check_differentiable(unet: FeatureExtractor) -> None:
+    """Raise a ValueError for a module whose weights are such that no gradient passes through it."""
+    if isinstance(unet, nn.Module) and any(parameter.is_inference() for parameter in unet.parameters()):
+        raise ValueError(
+            "the network was loaded under torch.inference_mode, and no gradient passes through such weights: load it "
+            "outside of that"
+        )
+
+
 def check_config(config: DragConfig) -> None:
     """Raise a ValueError that names the first setting out of its range."""
     if config.tap not in hooks.FEATURES:
@@ -338,6 +432,9 @@ def check_config(config: DragConfig) -> None:
         raise ValueError(f"drag: features cannot be read at {config.tap!r}: known are {known}")
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"drag: optimizer must be one of {', '.join(OPTIMIZERS)}, came {config.optimizer!r}")
+    if config.compile not in ("auto", "off", *compiling.MODES):
+        known = f"auto, off, {', '.join(compiling.MODES)}"
+        raise ValueError(f"drag: compile must be one of {known}, came {config.compile!r}")
     if config.reference not in ("first", "current"):
         raise ValueError(f"drag: reference must be 'first' or 'current', came {config.reference!r}")
     for name, least in (("updates", 0), ("radius", 0), ("track_radius", 0), ("patience", 1), ("lost_patience", 1)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,10 +20,12 @@ from dragsa import ddim, drag, hooks, images, trace
 from dragsa.config import EditConfig
 from dragsa.ddim import Schedule
 from dragsa.images import Point, Size
+from dragsa.recording import INVERSION, Recording, Trajectory
 from dragsa.trace import Observer, Trace
 from dragsa.weights import StableDiffusion
 
 Drag = tuple[Point, Point]  # handle and target, pixels of the picture as given
+SOURCE_KV = ("exact", "inversion", "none")
 Mask = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -30,7 +33,9 @@ Mask = str | Path | Image.Image | np.ndarray | Tensor
 class Source:
     """What a picture and its prompt give once, for any number of edits.
 
-    `latents`: its trajectory z_0 … z_T, (T + 1, 1, 4, h, w). `picture`: as given, or as generated.
+    `latents`: its trajectory z_0 … z_T, (T + 1, 1, 4, h, w). `picture`: as given, or as generated. `recorded`, the one
+    part that changes, is what its passes leave for later edits; it begins as `begun`, and a copy by
+    `dataclasses.replace`, which may have other latents, has an empty one.
     """
 
     picture: Image.Image
@@ -43,6 +48,11 @@ class Source:
     fixed_point: int = 0
     residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    begun: InitVar[Recording | None] = None
+    recorded: Recording = field(init=False, compare=False)
+
+    def __post_init__(self, begun: Recording | None) -> None:
+        object.__setattr__(self, "recorded", Recording() if begun is None else begun)
 
     @property
     def working_size(self) -> Size:
@@ -104,14 +114,19 @@ def prepare(
 ) -> Source:
     """The source's trajectory: a picture encoded and inverted to z_T, or for None one denoised from the seed's noise.
 
-    `size` (width, height), multiples of 8, is a generated picture's; by default a square of `config.size`. Raises
-    ValueError for a size that does not fit.
+    `size` (width, height), multiples of 8, is a generated picture's; by default a square of `config.size`. With
+    `config.source_kv` "inversion" the K/V of these passes are kept for the edits, at the levels and in the blocks that
+    the config controls; those of a generated picture are exact. Raises ValueError for a size that does not fit.
     """
     config = EditConfig.paper() if config is None else config
     check(config)
     schedule = Schedule(config.steps, config.variant)
     report = Report(observe, sd.device)
     uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
+    recorded, record = Recording().of(sd.unet), None
+    if config.source_kv == "inversion":
+        trajectory = config.steps if image is None else INVERSION
+        record = recorded.recorder(trajectory, controlled_levels(config, config.steps), config.source_kv_memory)
     if image is not None:
         with report.stage("encode", 1):
             working = images.working_size(*image.size, config.size)
@@ -120,13 +135,17 @@ def prepare(
             residual = None
             if config.fixed_point:
                 found = ddim.invert_fixed_point(
-                    sd.unet, z_0, context, schedule, progress=step, iterations=config.fixed_point
-                )
+                    sd.unet, z_0, context, schedule, progress=step, record=record,
+                    record_blocks=config.control_blocks, iterations=config.fixed_point
+                )  # fmt: skip
                 latents, residual = found.latents, found.residuals.max().item()
             else:
-                latents = ddim.invert(sd.unet, z_0, context, schedule, progress=step)  # (T + 1, 1, 4, h, w)
-        seconds = report.seconds
-        return Source(image, latents, prompt, seed, schedule, 1.0, False, config.fixed_point, residual, seconds)
+                latents = ddim.invert(
+                    sd.unet, z_0, context, schedule, progress=step, record=record, record_blocks=config.control_blocks
+                )  # (T + 1, 1, 4, h, w)
+        return Source(
+            image, latents, prompt, seed, schedule, 1.0, False, config.fixed_point, residual, report.seconds, recorded
+        )
 
     width, height = (config.size, config.size) if size is None else size
     if min(width, height) < images.SMALLEST or width % 8 or height % 8:
@@ -137,11 +156,14 @@ def prepare(
     z_T = torch.randn(1, sd.unet.config.latent_channels, height // 8, width // 8, generator=generator).to(sd.device)
     with report.stage("generation", config.steps) as step:
         down = ddim.sample(
-            sd.unet, z_T, context, schedule, guidance=config.guidance, uncond=uncond, progress=step
-        )  # (T + 1, 1, 4, h, w), z_T first
+            sd.unet, z_T, context, schedule, guidance=config.guidance, uncond=uncond, progress=step,
+            record=record, record_blocks=config.control_blocks
+        )  # (T + 1, 1, 4, h, w), z_T first  # fmt: skip
     with report.stage("decode", 1):
         picture = images.to_picture(sd.decode(down[-1]))
-    return Source(picture, down.flip(0), prompt, seed, schedule, config.guidance, True, seconds=report.seconds)
+    return Source(
+        picture, down.flip(0), prompt, seed, schedule, config.guidance, True, seconds=report.seconds, begun=recorded
+    )
 
 
 def edit(
@@ -162,6 +184,9 @@ def edit(
     from `prepare`, which brings its own prompt and seed, so that one inversion serves many edits. drags: ((x, y), (x,
     y)), handle and target, in pixels of the picture as given. mask: of the picture's size, white may move.
     target_prompt: the edited picture's; None leaves the prompt.
+
+    The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
+    alone with these (`config.source_kv`), equal but for rounding.
 
     Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
     any work is done.
@@ -191,28 +216,44 @@ def edit(
 
     # Where the edit leaves the source: at z_T if the prompt changes, else at z_{T-S}, since until there z'_k is z_k.
     level = T - config.drag_step if drags else T
-    z_source = z_target = source.latents[level]  # (1, 4, h, w)
+    leave = T if changed else level
+    z_source = z_target = source.latents[leave]  # (1, 4, h, w)
+    levels, own = controlled_levels(config, leave), own_trajectory(source, leave)
+    earlier = earlier_pass(source, config, leave, blend is not None, sd.unet)
+    record = None
+    if earlier is None and isinstance(image, Source) and config.source_kv != "none":  # another edit may come
+        record = source.recorded.recorder(own, levels, config.source_kv_memory)
 
-    def side_by_side(start: int, stop: int, z_source: Tensor, z_target: Tensor) -> tuple[Tensor, Tensor]:
-        """z_start -> z_stop of both, under control from step A of the whole way on."""
+    def denoise(start: int, stop: int, z_source: Tensor, z_target: Tensor) -> tuple[Tensor, Tensor]:
+        """z_start -> z_stop of source and target, under control from step A of the whole way on.
+
+        Where an earlier pass stands in for the source's, the target goes alone and z_source stays where it is.
+        """
         first = None if config.control_step is None else max(0, config.control_step - (T - start))
         with report.stage("denoising", start - stop) as step:
+            if earlier is not None:
+                zs = ddim.sample_replayed(
+                    sd.unet, z_target, context[1:], schedule, earlier.kv, start, stop, config.guidance, uncond,
+                    first, config.control_blocks, blend, earlier.latents, step
+                )  # fmt: skip
+                return z_source, zs[-1]
             zs = ddim.sample_controlled(
                 sd.unet, z_source, z_target, context, schedule, start, stop, (source.guidance, config.guidance), uncond,
-                first, config.control_blocks, blend, step
+                first, config.control_blocks, blend, step, record
             )  # fmt: skip
+        if record is not None:
+            source.recorded.keep_latents(own, start, zs[:, :1])
         return zs[-1, :1], zs[-1, 1:]
 
     if drags:
         if changed:
-            z_T = source.latents[T]
-            z_source, z_target = side_by_side(T, level, z_T, z_T)
+            z_source, z_target = denoise(T, level, z_source, z_target)
         with report.stage("drag", config.drag.updates):
             dragged = drag.drag_latent(
                 sd.unet, z_target, level, context[1:], schedule, handles, targets, may_move, config.drag, report.update
             )
         z_target = dragged.latent
-    z_target = side_by_side(level, 0, z_source, z_target)[1]
+    z_target = denoise(level, 0, z_source, z_target)[1]
     with report.stage("decode", 1):
         picture = images.restore(images.to_picture(sd.decode(z_target)), source.picture)
 
@@ -238,9 +279,51 @@ def edit(
         tracked=in_pixels(dragged.final_handles[None])[0] if drags else (),
         stop=dragged.reason if drags else None,
         inversion_residual=source.residual,
+        source_kv=(earlier.name if earlier else "computed") if levels else None,
         seconds={**({} if isinstance(image, Source) else source.seconds), **report.seconds},
     )
     return EditResult(picture, source.picture, made)
+
+
+class EarlierPass(NamedTuple):
+    """A pass of the source that stands in for denoising it again: its K/V, and its latents z_k, by level."""
+
+    name: str  # "recorded", or "inversion", which approximates
+    kv: Callable[[int], ddim.KVByBlock]
+    latents: Mapping[int, Tensor] | Tensor
+
+
+def earlier_pass(source: Source, config: EditConfig, start: int, blend: bool, network: object) -> EarlierPass | None:
+    """What has been recorded in place of the source's denoising from level `start`, or None where it does not suffice.
+
+    The same network's K/V must be there at every level under control, of every controlled block, and of the
+    unconditional row too where the edit has guidance; to blend, the latent of every level.
+    """
+    if config.source_kv == "none":
+        return None
+    recorded, own = source.recorded.of(network), own_trajectory(source, start)
+    latents = source.latents if source.generated else recorded.latents.get(own, {})
+    passes = [(own, EarlierPass("recorded", partial(recorded.kv, own, config.control_blocks), latents))]
+    if config.source_kv == "inversion":
+        kv = partial(recorded.kv, INVERSION, config.control_blocks)
+        passes.append((INVERSION, EarlierPass("inversion", kv, source.latents)))
+    levels, rows = controlled_levels(config, start), 1 if config.guidance == 1 else 2
+    for trajectory, earlier in passes:
+        attended = recorded.covers(trajectory, levels, config.control_blocks, rows)
+        blended = not blend or len(earlier.latents) > start  # z_start … z_0
+        if attended and blended:
+            return earlier
+    return None
+
+
+def own_trajectory(source: Source, start: int) -> Trajectory:
+    """What the source's latents are named by when it is denoised from `start`: a generated one's are always z_T's."""
+    return source.schedule.steps if source.generated else start
+
+
+def controlled_levels(config: EditConfig, start: int) -> range:
+    """The levels k, from `start` down, whose step z_k -> z_{k-1} is under control: from the A-th step of all on."""
+    return range(0) if config.control_step is None else range(min(start, config.steps - config.control_step), 0, -1)
 
 
 def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = None, size: Size | None = None) -> None:
@@ -259,6 +342,10 @@ def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = No
         raise ValueError(f"control step A must be a whole number from 0, or None, came {config.control_step!r}")
     if not ddim.is_whole(config.fixed_point) or config.fixed_point < 0:
         raise ValueError(f"fixed-point iterations must be a whole number from 0, came {config.fixed_point!r}")
+    if config.source_kv not in SOURCE_KV:
+        raise ValueError(f"source_kv must be one of {', '.join(SOURCE_KV)}, came {config.source_kv!r}")
+    if not ddim.is_whole(config.source_kv_memory) or config.source_kv_memory < 0:
+        raise ValueError(f"source_kv_memory must be a whole number of bytes, came {config.source_kv_memory!r}")
     if not 0 <= config.guidance < math.inf:
         raise ValueError(f"guidance must be a number from 0, came {config.guidance!r}")
     for pair in drags:

@@ -8,22 +8,35 @@ handle is
 sg being the stopped gradient and Ω the square of radius r₁ about int(h), cut at the border; the loss is the sum over
 handles. (The paper sums |·| over Ω; the factor and the mean are those of DragDiffusion's program.)
 
-F is bilinear in the native features f, a product of one linear map for the rows and one for the columns, so that a
-square of the grid is a small matrix times the few native cells under it,
+F is bilinear in the native features f, a product of one linear map for the rows and one for the columns, and F(q + d)
+is bilinear in the four cells of the grid round it: one more such product, so that
 
-    F(q) = Σ_kl Y[q_y, k] X[q_x, l] f[k, l],
+    F(q) = Σ_kl Y[q_y, k] X[q_x, l] f[k, l]    and    F(q + d) = Σ_kl Y'[q_y, k] X'[q_x, l] f[k, l],
 
-and F(q + d) is bilinear in the four cells of the grid round it. `motion_supervision_loss` gathers those native cells
-and multiplies, for all handles at once; its shapes depend on the radius and the two resolutions, never on where a
-handle stands. `motion_supervision_loss_reference` makes the whole map and slices it, handle by handle.
+small matrices times the few native cells under the patch. `motion_supervision_loss` gathers those cells and multiplies,
+for all handles at once, and finds the gradient on the way,
+
+    ∂loss / ∂f[k, l] = Σ_q weight(q) sign(F(q + d) - F(q)) Y'[q_y, k] X'[q_x, l],
+
+which is kept as those few cells until the backward pass adds them into a map of zeros. Its shapes depend on the radius
+and the two resolutions, never on where a handle stands. It is one operator, `dragsa::pull`, to whoever traces it; on
+CUDA a Triton kernel does its work, elsewhere torch. `motion_supervision_loss_reference` makes the whole map and slices
+it, handle by handle.
+
+Where the border clamps F(q), F(q + d) and all between them onto one native cell, F(q + d) - F(q) is nothing but
+rounding, and the sign of that would be a gradient like any other. Which samples these are is decided by where they
+stand. One that moves by whole cells is not counted; one that is blended with itself gets the residue of DragDiffusion's
+four products in DragDiffusion's order (`blend`), so that the sign is theirs, whatever the order of the sums above.
 
 Points are (x, y) on the supervision grid, cell centres at integers.
 """
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
+import importlib.util
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from einops import einsum, rearrange
@@ -44,7 +57,15 @@ class Moved(NamedTuple):
 
     cells: Tensor  # (n, P + 1) cells of the grid: sample p lies between the p-th and the next
     fraction: Tensor  # (n, P) and this far towards the next
-    still: Tensor  # (n, P) bool: on the very features that it left, by a zero shift or by the border
+    flat: Tensor  # (n, P) bool: both stand on the very features that the sample left, by a zero shift or by the border
+
+
+class Pull(NamedTuple):
+    """The loss, a scalar, and its gradient as the native cells that it reaches, both float32 or float64."""
+
+    loss: Tensor
+    gradient: Tensor  # (n, C, K, L)
+    first: Tensor  # (n, 2) int64: row and column of the first of each handle's K × L cells
 
 
 def motion_supervision_loss(
@@ -63,34 +84,18 @@ def motion_supervision_loss(
     handle exactly at its target has no direction and adds nothing. still: (1, C, h, w), where the patch that stays is
     read; by default the features themselves. No gradient goes there.
 
-    Differentiable in `features`. bfloat16 and float16 features are accumulated in float32. Equal to the reference but
-    for the gradient where the border makes the map flat: there the sign of rounding decides. Raises ValueError for a
-    wrong shape, or a point outside of the grid.
+    Differentiable in `features`, once. bfloat16 and float16 features are accumulated in float32, and so is what several
+    handles give to one cell of the gradient. Equal to the reference but for the gradient at the last row and column of
+    native cells, where the border makes the map flat: the dense map blends such a cell with itself, and there the sign
+    of its rounding decides. Raises ValueError for a wrong shape, or a point outside of the grid.
     """
-    height, width = grid = _check(features, handles, targets, radius, grid)
-    _, c, h, w = features.shape
+    height, width = _check(features, handles, targets, radius, grid)
     dtype = accumulated_in(features)
-    with torch.no_grad():
-        handles, targets = handles.to(dtype), targets.to(dtype)
-        d = direction(handles, targets)  # (n, 2)
-        window = window_about(handles, radius, grid)
-        x, y = moved_by(window.x, d[:, :1], w, width), moved_by(window.y, d[:, 1:], h, height)
-        columns, rows = cells_under(window.x, 1, w, width), cells_under(window.y, 1, h, height)  # (n, L), (n, K)
-        here = sampling(window.x, window.y, columns, rows, (h, w), grid)  # (n, P, P, K L)
-        there = sampling(x.cells, y.cells, columns, rows, (h, w), grid)  # (n, P + 1, P + 1, K L)
-        counted = window.inside & (d != 0).any(dim=1)[:, None, None]  # (n, P, P)
-        if still is None:
-            # A sample that does not move must not count by rounding: the sign of 1e-8 is a gradient like any other.
-            counted = counted & ~(y.still[:, :, None] & x.still[:, None])
-        if active is not None:
-            counted = counted & active[:, None, None]
-        cells = window.inside.sum(dim=(1, 2), keepdim=True).clamp(min=1)  # (n, 1, 1), that the mean is taken over
-        weight = counted * ((2 * radius + 1) ** 2 / (c * cells.to(dtype)))  # (n, P, P)
-
-    native = native_cells(features, columns, rows)  # (n, C, K L)
-    stays = sample((native if still is None else native_cells(still, columns, rows)).detach(), here)  # (n, C, P, P)
-    moved = between(sample(native, there), x.fraction, y.fraction)  # (n, C, P, P)
-    return ((moved - stays).abs() * weight[:, None]).sum()
+    handles = handles.detach().to(dtype)
+    directions = direction(handles, targets.detach().to(dtype))  # (n, 2)
+    still = None if still is None else still.detach()
+    loss, _, _ = _pull(features, still, handles, directions, active, radius, height, width)
+    return loss
 
 
 def motion_supervision_loss_reference(
@@ -120,6 +125,55 @@ def motion_supervision_loss_reference(
     return loss
 
 
+def pull(
+    features: Tensor,
+    still: Tensor | None,
+    handles: Tensor,
+    directions: Tensor,
+    active: Tensor | None,
+    radius: int,
+    grid: tuple[int, int],
+) -> Pull:
+    """Loss and gradient of `motion_supervision_loss` in torch; handles and directions (n, 2) float32 or float64."""
+    height, width = grid
+    _, c, h, w = features.shape
+    window = window_about(handles, radius, grid)
+    x, y = moved_by(window.x, directions[:, :1], w, width), moved_by(window.y, directions[:, 1:], h, height)
+    columns, rows = cells_under(window.x, 1, w, width), cells_under(window.y, 1, h, height)  # (n, L), (n, K)
+    here = product(along(window.y, rows, h, height), along(window.x, columns, w, width))  # (n, P, P, K L)
+    there = product(_along_moved(y, rows, h, height), _along_moved(x, columns, w, width))  # (n, P, P, K L)
+
+    native = native_cells(features, columns, rows)  # (n, C, K L)
+    moved = sample(native, there)  # (n, C, P, P)
+    stays = sample(native if still is None else native_cells(still, columns, rows), here)  # (n, C, P, P)
+    counted = window.inside & (directions != 0).any(dim=1)[:, None, None]  # (n, P, P)
+    if active is not None:
+        counted = counted & active[:, None, None]
+    if still is None:
+        flat = y.flat[:, :, None] & x.flat[:, None]  # (n, P, P)
+        blended = (y.fraction != 0)[:, :, None] | (x.fraction != 0)[:, None]
+        counted = counted & (blended | ~flat)
+        moved = torch.where(flat[:, None], blend(stays, stays, stays, stays, x.fraction, y.fraction), moved)
+    cells = window.inside.sum(dim=(1, 2), keepdim=True).clamp(min=1)  # (n, 1, 1), that the mean is taken over
+    weight = (counted * ((2 * radius + 1) ** 2 / (c * cells.to(native.dtype))))[:, None]  # (n, 1, P, P)
+    difference = moved - stays
+    gradient = einsum(difference.sgn() * weight, there, "n c p q, n p q k -> n c k")
+    first = torch.stack([rows[:, 0], columns[:, 0]], dim=1)  # (n, 2)
+    return Pull((difference.abs() * weight).sum(), gradient.unflatten(2, (rows.shape[1], -1)), first)
+
+
+def spread(gradient: Tensor, first: Tensor, scale: Tensor, native: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """Cells (n, C, K, L) times a scalar, added up in a map of zeros (1, C, h, w) of that type."""
+    c = gradient.shape[1]
+    rows = first[:, :1] + torch.arange(gradient.shape[2], device=first.device)  # (n, K)
+    columns = first[:, 1:] + torch.arange(gradient.shape[3], device=first.device)  # (n, L)
+    index = _flat_index(rows, columns, native[1])  # (n K L)
+    cells = rearrange(gradient * scale, "n c k l -> c (n k l)")
+    # In float32 whatever the type, since handles overlap. scatter_add_ adds up in a fixed order on the CPU.
+    features = gradient.new_zeros(c, native[0] * native[1]).scatter_add_(1, index.expand(c, -1), cells)  # (C, h w)
+    return features.to(dtype).view(1, c, *native)
+
+
 def direction(handles: Tensor, targets: Tensor) -> Tensor:
     """d = (t - h) / |t - h|, (n, 2), and zero for a handle at its target."""
     towards = targets - handles
@@ -145,13 +199,17 @@ def window_about(points: Tensor, radius: int, grid: tuple[int, int]) -> Window:
     return Window(x, y, inside)
 
 
+def cells_across(radius: int, margin: int, native: int, grid: int) -> int:
+    """As many native cells along one axis as reach any window of that radius, moved by up to `margin` cells."""
+    return min(native, -(-2 * (radius + margin) * native // grid) + 2)
+
+
 def cells_under(position: Tensor, margin: int, native: int, grid: int) -> Tensor:
     """The native cells (n, K) along one axis that reach positions (n, P) of the grid moved by up to `margin` cells.
 
     They are consecutive, as many for every window, and cells of the map: at its border more than need be.
     """
-    span = position.shape[1] - 1 + 2 * margin
-    count = min(native, math.ceil(span * native / grid) + 2)
+    count = cells_across(position.shape[1] // 2, margin, native, grid)
     first = native_position(position[:, :1] - margin, native, grid).floor().long().clamp(max=native - count)
     return first + torch.arange(count, device=position.device)  # (n, K)
 
@@ -161,18 +219,34 @@ def native_position(position: Tensor, native: int, grid: int) -> Tensor:
     return ((position + 0.5) * (native / grid) - 0.5).clamp(0, native - 1)
 
 
+def along(position: Tensor, cells: Tensor, native: int, grid: int) -> Tensor:
+    """The linear map of one axis, from native cells (n, K) to positions (n, P) of the grid: (n, P, K)."""
+    distance = native_position(position, native, grid)[:, :, None] - cells[:, None]
+    return (1 - distance.abs()).clamp(min=0)
+
+
+def _along_moved(moved: Moved, cells: Tensor, native: int, grid: int) -> Tensor:
+    """The same to where the samples have moved, between two cells of the grid."""
+    neighbours = along(moved.cells, cells, native, grid)  # (n, P + 1, K)
+    fraction = moved.fraction[:, :, None]
+    return neighbours[:, :-1] * (1 - fraction) + neighbours[:, 1:] * fraction  # (n, P, K)
+
+
+def product(along_y: Tensor, along_x: Tensor) -> Tensor:
+    """The linear map of both axes, (n, P, K) and (n, Q, L) -> (n, P, Q, K L)."""
+    return einsum(along_y, along_x, "n p k, n q l -> n p q k l").flatten(3)
+
+
 def sampling(
     x: Tensor, y: Tensor, columns: Tensor, rows: Tensor, native: tuple[int, int], grid: tuple[int, int]
 ) -> Tensor:
     """The linear map from native cells, columns (n, L) and rows (n, K), to cells of the grid, x (n, Q) and y (n, P)."""
-    along_x = _hat(native_position(x, native[1], grid[1])[:, :, None] - columns[:, None])  # (n, Q, L)
-    along_y = _hat(native_position(y, native[0], grid[0])[:, :, None] - rows[:, None])  # (n, P, K)
-    return einsum(along_y, along_x, "n p k, n q l -> n p q k l").flatten(3)  # (n, P, Q, K L)
+    return product(along(y, rows, native[0], grid[0]), along(x, columns, native[1], grid[1]))  # (n, P, Q, K L)
 
 
 def native_cells(features: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
     """The native cells of each window: (1, C, h, w) -> (n, C, K L), float32 or float64."""
-    index = (rows[:, :, None] * features.shape[3] + columns[:, None]).flatten()  # (n K L)
+    index = _flat_index(rows, columns, features.shape[3])
     # gather, whose backward adds up in a fixed order on the CPU; that of indexing does not
     cells = features.flatten(2).gather(2, index.expand(1, features.shape[1], -1))  # (1, C, n K L)
     return rearrange(cells, "1 c (n k) -> n c k", n=len(rows)).to(accumulated_in(features))
@@ -184,23 +258,36 @@ def sample(cells: Tensor, weights: Tensor) -> Tensor:
 
 
 def between(corners: Tensor, fraction_x: Tensor, fraction_y: Tensor) -> Tensor:
-    """Bilinear samples, each between four neighbours: (n, C, P + 1, Q + 1), (n, Q) and (n, P) -> (n, C, P, Q).
+    """Bilinear samples, each between four neighbours: (n, C, P + 1, Q + 1), (n, Q) and (n, P) -> (n, C, P, Q)."""
+    upper, lower = corners[:, :, :-1], corners[:, :, 1:]
+    return blend(upper[..., :-1], lower[..., :-1], upper[..., 1:], lower[..., 1:], fraction_x, fraction_y)
 
-    The order of the sum is DragDiffusion's. At a corner of the map all four neighbours can be one native cell; what
-    then remains of F(q + d) - F(q) is rounding, whose sign is gradient, and only the same order gives the same sign.
+
+def blend(
+    above_left: Tensor,
+    below_left: Tensor,
+    above_right: Tensor,
+    below_right: Tensor,
+    fraction_x: Tensor,
+    fraction_y: Tensor,
+) -> Tensor:
+    """Four (n, C, P, Q) weighted by fractions (n, Q) and (n, P), in DragDiffusion's order of products and sums.
+
+    Of four equals it returns them but for rounding, and only the same order leaves the same sign of that.
     """
     right, below = fraction_x[:, None, None, :], fraction_y[:, None, :, None]
     left, above = 1 - right, 1 - below
     return (
-        corners[:, :, :-1, :-1] * (left * above)
-        + corners[:, :, 1:, :-1] * (left * below)
-        + corners[:, :, :-1, 1:] * (right * above)
-        + corners[:, :, 1:, 1:] * (right * below)
+        above_left * (left * above)
+        + below_left * (left * below)
+        + above_right * (right * above)
+        + below_right * (right * below)
     )
 
 
-def _hat(distance: Tensor) -> Tensor:
-    return (1 - distance.abs()).clamp(min=0)
+def _flat_index(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """Cells of rows (n, K) and columns (n, L) in a flattened map: (n K L)."""
+    return (rows[:, :, None] * width + columns[:, None]).flatten()
 
 
 def moved_by(position: Tensor, shift: Tensor, native: int, grid: int) -> Moved:
@@ -210,8 +297,10 @@ def moved_by(position: Tensor, shift: Tensor, native: int, grid: int) -> Moved:
     start = (first + shift).floor()
     cell = position + (start - first)  # (n, P)
     fraction = torch.where((cell >= 0) & (cell < grid - 1), first + shift - start, 0)
-    same = native_position(cell, native, grid) == native_position(position, native, grid)
-    return Moved(torch.cat([cell, cell[:, -1:] + 1], dim=1).clamp(0, grid - 1), fraction, same & (fraction == 0))
+    cells = torch.cat([cell, cell[:, -1:] + 1], dim=1).clamp(0, grid - 1)  # (n, P + 1)
+    at, left_at = native_position(cells, native, grid), native_position(position, native, grid)
+    flat = (at[:, :-1] == left_at) & ((at[:, 1:] == left_at) | (fraction == 0))
+    return Moved(cells, fraction, flat)
 
 
 def _shifted_slice(first: int, end: int, shift: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -247,3 +336,93 @@ def check_inside(points: Tensor, grid: tuple[int, int]) -> None:
     if outside.any():
         x, y = points[outside][0].tolist()
         raise ValueError(f"point ({x:g}, {y:g}) lies outside of the grid, {grid[1]} cells wide and {grid[0]} high")
+
+
+@cache
+def triton_kernels() -> ModuleType | None:
+    """The kernels for CUDA; None without Triton, which PyTorch brings where it has a release: not on Windows."""
+    return importlib.import_module("dragsa.triton_kernels") if importlib.util.find_spec("triton") else None
+
+
+@torch.library.custom_op("dragsa::pull", mutates_args=())
+def _pull(
+    features: Tensor,
+    still: Tensor | None,
+    handles: Tensor,
+    directions: Tensor,
+    active: Tensor | None,
+    radius: int,
+    height: int,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`pull`, as an operator for every device."""
+    loss, gradient, first = pull(features, still, handles, directions, active, radius, (height, width))
+    return loss, gradient, first
+
+
+@_pull.register_kernel("cuda")
+def _pull_cuda(
+    features: Tensor,
+    still: Tensor | None,
+    handles: Tensor,
+    directions: Tensor,
+    active: Tensor | None,
+    radius: int,
+    height: int,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kernels = triton_kernels()
+    pulled = pull if kernels is None else kernels.pull
+    loss, gradient, first = pulled(features, still, handles, directions, active, radius, (height, width))
+    return loss, gradient, first
+
+
+@_pull.register_fake
+def _pull_shapes(
+    features: Tensor,
+    still: Tensor | None,
+    handles: Tensor,
+    directions: Tensor,
+    active: Tensor | None,
+    radius: int,
+    height: int,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, (_, c, h, w) = handles.shape[0], features.shape
+    cells = cells_across(radius, 1, h, height), cells_across(radius, 1, w, width)  # K, L
+    loss = features.new_empty((), dtype=accumulated_in(features))
+    return loss, loss.new_empty(n, c, *cells), loss.new_empty(n, 2, dtype=torch.long)
+
+
+@torch.library.custom_op("dragsa::spread", mutates_args=())
+def _spread(gradient: Tensor, first: Tensor, scale: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """`spread`, as an operator for every device; height and width are those of the features."""
+    return spread(gradient, first, scale, (height, width), dtype)
+
+
+@_spread.register_kernel("cuda")
+def _spread_cuda(gradient: Tensor, first: Tensor, scale: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    kernels = triton_kernels()
+    return (spread if kernels is None else kernels.spread)(gradient, first, scale, (height, width), dtype)
+
+
+@_spread.register_fake
+def _spread_shape(
+    gradient: Tensor, first: Tensor, scale: Tensor, height: int, width: int, dtype: torch.dtype
+) -> Tensor:
+    return gradient.new_empty(1, gradient.shape[1], height, width, dtype=dtype)
+
+
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    _, gradient, first = output
+    ctx.mark_non_differentiable(gradient, first)
+    ctx.save_for_backward(gradient, first)
+    ctx.native, ctx.dtype = inputs[0].shape[2:], inputs[0].dtype
+
+
+def _spread_gradient(ctx: Any, scale: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    gradient, first = ctx.saved_tensors
+    return _spread(gradient, first, scale, *ctx.native, ctx.dtype), None, None, None, None, None, None, None
+
+
+_pull.register_autograd(_spread_gradient, setup_context=_keep_gradient)

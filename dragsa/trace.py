@@ -83,6 +83,9 @@ class Trace:
     tracked: tuple[Point, ...] = ()  # (n, 2): where tracking found the handles last
     stop: str | None = None  # why the drag loop ended; None where there was no drag
     inversion_residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
+    # Where the source's K and V came from: "computed" beside the target; "recorded" in an earlier pass, as exact;
+    # "inversion", an approximation. None where control never acted.
+    source_kv: str | None = "computed"
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     versions: dict[str, str] = field(default_factory=versions)
 
@@ -140,6 +143,7 @@ def to_json(trace: Trace) -> dict[str, Any]:
             "drags": drags,
             "stop": trace.stop,
             "inversion_residual": trace.inversion_residual,
+            "source_kv": trace.source_kv,
             "updates": updates,
             "seconds": dict(trace.seconds),
             "versions": dict(trace.versions),

@@ -3,8 +3,9 @@
     h' = argmin over q ∈ Ω(h, r₂) of Σ_channels |F(q) - reference|,
 
 Ω being the square of radius r₂ about int(h), cut at the border, and F the features on the supervision grid. The first
-minimum in reading order wins. `track` samples the window alone, for all handles at once, without a host sync;
-`track_points_reference` makes the whole map and searches it handle by handle. Points are (x, y) on the grid.
+minimum in reading order wins. `track` samples the window alone, for all handles at once, without a host sync, and is
+one operator, `dragsa::search`, to whoever traces it: a Triton kernel on CUDA, elsewhere torch. `track_points_reference`
+makes the whole map and searches it handle by handle. Points are (x, y) on the grid.
 """
 
 from __future__ import annotations
@@ -40,21 +41,8 @@ def track(
     features: (1, C, h, w) at any resolution. reference: (n, C), what to look for. handles: (n, 2). radius: r₂. grid:
     (H, W), by default that of the features. Raises ValueError for a wrong shape.
     """
-    height, width = grid = _check(features, reference, handles, radius, grid)
-    _, _, h, w = features.shape
-    dtype = patch_loss.accumulated_in(features)
-    window = patch_loss.window_about(handles.to(dtype), radius, grid)
-    x, y = window.x, window.y  # each (n, P)
-    columns, rows = patch_loss.cells_under(x, 0, w, width), patch_loss.cells_under(y, 0, h, height)
-    weights = patch_loss.sampling(x, y, columns, rows, (h, w), grid)  # (n, P, P, K L)
-    found = patch_loss.sample(patch_loss.native_cells(features, columns, rows), weights)  # (n, C, P, P)
-    distance = (found - reference.to(dtype)[:, :, None, None]).abs().sum(dim=1)  # (n, P, P)
-    repeated = _repeats(y, h, height)[:, :, None] | _repeats(x, w, width)[:, None]
-    distance = distance.masked_fill(~window.inside | repeated, torch.inf).flatten(1)  # (n, P P)
-    best, index = distance.min(dim=1)  # the first of equals
-    size = x.shape[1]
-    best_x, best_y = x.gather(1, index[:, None] % size), y.gather(1, index[:, None] // size)
-    return Track(torch.cat([best_x, best_y], dim=1).to(handles.dtype), best)
+    height, width = _check(features, reference, handles, radius, grid)
+    return Track(*_search(features, reference, handles, radius, height, width))
 
 
 @torch.no_grad()
@@ -91,6 +79,25 @@ def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int] | None
         weights = patch_loss.sampling(x.cells, y.cells, columns, rows, (h, w), grid)  # (n, 2, 2, K L)
     cells = patch_loss.native_cells(features, columns, rows)  # (n, C, K L)
     return patch_loss.between(patch_loss.sample(cells, weights), x.fraction, y.fraction)[:, :, 0, 0]
+
+
+def search(features: Tensor, reference: Tensor, handles: Tensor, radius: int, grid: tuple[int, int]) -> Track:
+    """`track` in torch."""
+    height, width = grid
+    _, _, h, w = features.shape
+    dtype = patch_loss.accumulated_in(features)
+    window = patch_loss.window_about(handles.to(dtype), radius, grid)
+    x, y = window.x, window.y  # each (n, P)
+    columns, rows = patch_loss.cells_under(x, 0, w, width), patch_loss.cells_under(y, 0, h, height)
+    weights = patch_loss.sampling(x, y, columns, rows, (h, w), grid)  # (n, P, P, K L)
+    found = patch_loss.sample(patch_loss.native_cells(features, columns, rows), weights)  # (n, C, P, P)
+    distance = (found - reference.to(dtype)[:, :, None, None]).abs().sum(dim=1)  # (n, P, P)
+    repeated = _repeats(y, h, height)[:, :, None] | _repeats(x, w, width)[:, None]
+    distance = distance.masked_fill(~window.inside | repeated, torch.inf).flatten(1)  # (n, P P)
+    best, index = distance.min(dim=1)  # the first of equals
+    size = x.shape[1]
+    best_x, best_y = x.gather(1, index[:, None] % size), y.gather(1, index[:, None] // size)
+    return Track(torch.cat([best_x, best_y], dim=1).to(handles.dtype), best)
 
 
 @torch.no_grad()
@@ -131,3 +138,30 @@ def _check(
     grid = (features.shape[2], features.shape[3]) if grid is None else grid
     patch_loss.check_inside(handles, grid)
     return grid
+
+
+@torch.library.custom_op("dragsa::search", mutates_args=())
+def _search(
+    features: Tensor, reference: Tensor, handles: Tensor, radius: int, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """`search`, as an operator for every device."""
+    points, distance = search(features, reference, handles, radius, (height, width))
+    return points, distance
+
+
+@_search.register_kernel("cuda")
+def _search_cuda(
+    features: Tensor, reference: Tensor, handles: Tensor, radius: int, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    kernels = patch_loss.triton_kernels()
+    found = search if kernels is None else kernels.search
+    points, distance = found(features, reference, handles, radius, (height, width))
+    return points, distance
+
+
+@_search.register_fake
+def _search_shapes(
+    features: Tensor, reference: Tensor, handles: Tensor, radius: int, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    n = handles.shape[0]
+    return handles.new_empty(n, 2), features.new_empty(n, dtype=patch_loss.accumulated_in(features))

@@ -6,17 +6,18 @@ Submodules carry diffusers' names, so that its folders load as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from dragsa import fitting
-from dragsa.attention import Transformer
+from dragsa.attention import GroupNorm, Transformer
 from dragsa.config import UNetConfig
-from dragsa.hooks import AttentionHook, block_name, check_taps
+from dragsa.hooks import KV, AttentionHook, block_name, check_taps
 
 # Each stage: its tap, the transformer block behind each of its ResBlocks (None: no transformer there), and whether it
 # ends in a change of resolution. The channels of a stage are the config's width of the same level.
@@ -44,22 +45,75 @@ class UNetOutput(NamedTuple):
     taps: dict[str, Any]
 
 
+class Conditioning(NamedTuple):
+    """What a pass takes from the timestep and the context, and nothing from the latent."""
+
+    time: tuple[Tensor, ...]  # the time embedding as each ResBlock adds it, (B, c_out), in forward order
+    kv: tuple[KV, ...]  # cross-attention's key and value of block01 … block16, each (B, heads, tokens, d)
+
+
+# How a pass runs its regions, the ResBlocks and the transformers: it is given one and its arguments.
+Run = Callable[..., Any]
+
+
+def call(region: nn.Module, *arguments: Any) -> Any:
+    """As it is."""
+    return region(*arguments)
+
+
+def checkpointed(region: nn.Module, *arguments: Any, run: Run = call) -> Any:
+    """Gradient checkpointing (Chen et al. 2016): of what the gradient needs only the region's input is kept.
+
+    The rest is computed again on the way back, attention hooks included: a third more time for less memory.
+    """
+    if not torch.is_grad_enabled():
+        return run(region, *arguments)
+    return checkpoint(run, region, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+class Convolution(nn.Conv2d):
+    """3 × 3 cells, the grid kept."""
+
+    bias: nn.Parameter
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, c_in, h, w) -> (B, c_out, h, w)."""
+        if not self.is_mostly_weights(x):
+            return super().forward(x)
+        columns, weight = F.unfold(x, 3, padding=1), self.weight.flatten(1)  # (B, 9 c_in, h w), (c_out, 9 c_in)
+        return torch.stack([torch.addmm(self.bias[:, None], weight, c) for c in columns]).unflatten(2, x.shape[-2:])
+
+    def is_mostly_weights(self, x: Tensor) -> bool:
+        """Whether a matrix product is faster.
+
+        On the CPU a convolution first reorders its weights, in every pass. Where they outnumber the cells, at 16 × 16
+        and less in SD 1.5, that takes as long as the convolution. Training would keep the unfolded cells: not then.
+        """
+        h, w = x.shape[-2:]
+        weight = self.weight
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and weight.is_contiguous()
+        return plain and h * w <= self.out_channels and not weight.requires_grad
+
+
 class ResBlock(nn.Module):
     """Two convolutions with the time embedding added between them, and a residual."""
 
     def __init__(self, c_in: int, c_out: int, time_dim: int, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, c_in, eps=1e-5)
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm1 = GroupNorm(groups, c_in, eps=1e-5)
+        self.conv1 = Convolution(c_in, c_out)
         self.time_emb_proj = nn.Linear(time_dim, c_out)
-        self.norm2 = nn.GroupNorm(groups, c_out, eps=1e-5)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm2 = GroupNorm(groups, c_out, eps=1e-5)
+        self.conv2 = Convolution(c_out, c_out)
         self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x (B, c_in, h, w), time (B, time_dim), already activated -> (B, c_out, h, w)."""
+        """x (B, c_in, h, w), time (B, c_out), what `time_emb_proj` makes of the embedding -> (B, c_out, h, w)."""
         y = self.conv1(F.silu(self.norm1(x)))
-        y = y + self.time_emb_proj(time)[:, :, None, None]
+        y = y + time[:, :, None, None]
         y = self.conv2(F.silu(self.norm2(y)))
         return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -77,7 +131,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.conv = Convolution(width, width)
 
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """To the size of the skip that comes next, which is not always twice the size."""
@@ -103,8 +157,8 @@ class TimeEmbedding(nn.Module):
 class Stage(nn.Module):
     """ResBlocks, the transformers behind them, and the change of resolution at the end, where there are any."""
 
-    resnets: Sequence[nn.Module]
-    attentions: Sequence[nn.Module]
+    resnets: Sequence[ResBlock]
+    attentions: Sequence[Transformer]
     downsamplers: Sequence[nn.Module]
     upsamplers: Sequence[nn.Module]
 
@@ -159,7 +213,7 @@ class UNet(nn.Module):
             stages.append(Stage(resnets=resnets, attentions=transformers(blocks, level), upsamplers=doubling))
         self.up_blocks = nn.ModuleList(stages)  # type: ignore[assignment]
 
-        self.conv_norm_out = nn.GroupNorm(groups, widths[0], eps=1e-5)
+        self.conv_norm_out = GroupNorm(groups, widths[0], eps=1e-5)
         self.conv_out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
 
     @classmethod
@@ -179,6 +233,22 @@ class UNet(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.conv_in.weight.dtype
 
+    def condition(self, t: Tensor | int, context: Tensor) -> Conditioning:
+        """What passes at this timestep and context have in common, for `forward` to be given: computed once for all.
+
+        t: timestep(s), a number or (B,). context: (B, tokens, context_dim).
+        """
+        t = torch.as_tensor(t, device=context.device).expand(context.shape[0])  # (B,)
+        time = F.silu(self.time_embedding(t))  # (B, 4 width): every ResBlock wants it activated
+        context = context.to(self.dtype)
+        stages = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        return Conditioning(
+            tuple(resnet.time_emb_proj(time) for stage in stages for resnet in stage.resnets),
+            tuple(
+                transformer.key_value(context) for stage in stages for transformer in getattr(stage, "attentions", ())
+            ),
+        )
+
     def forward(
         self,
         z: Tensor,
@@ -187,20 +257,25 @@ class UNet(nn.Module):
         attention: AttentionHook | None = None,
         taps: tuple[str, ...] = (),
         until: str | None = None,
+        conditioning: Conditioning | None = None,
+        run: Run = call,
     ) -> UNetOutput:
         """One pass.
 
         z: latent (B, C, h, w), any h and w. t: timestep(s), a number or (B,). context: (B, tokens, context_dim).
         attention: called by every attention layer in place of plain attention. taps: names of the activations to return
         (`hooks.TAPS`). until: the pass ends behind this activation, and eps is None; nothing after it is computed.
+        conditioning: what `condition` made of t and context, which are then not looked at. run: how ResBlocks and
+        transformers are run: `call`, `checkpointed`, or one that compiles them.
 
         The network runs in its weights' type; eps comes back in the latent's, taps as they are. Raises ValueError for
         an unknown tap, one that lies behind `until`, or a wrong shape.
         """
         check_taps(taps, until)
-        self._check_shapes(z, context)
+        self._check_shapes(z, context, conditioning)
+        conditioning = self.condition(t, context) if conditioning is None else conditioning
         read: dict[str, Any] = {}
-        for name, activation in self.walk(z, t, context, attention):
+        for name, activation in self.walk(z, conditioning, attention, run):
             if name in taps:
                 read[name] = activation
             if name == until:
@@ -211,20 +286,18 @@ class UNet(nn.Module):
         return UNetOutput(activation.to(z.dtype) if until is None else None, read)
 
     def walk(
-        self, z: Tensor, t: Tensor | int, context: Tensor, attention: AttentionHook | None
+        self, z: Tensor, conditioning: Conditioning, attention: AttentionHook | None, run: Run = call
     ) -> Iterator[tuple[str, Any]]:
         """The pass itself: yields every named activation in forward order, and ("eps", noise prediction) at the end."""
-        t = torch.as_tensor(t, device=z.device).expand(z.shape[0])  # (B,)
-        time = F.silu(self.time_embedding(t))  # (B, 4 width): every ResBlock wants it activated
-        context = context.to(self.dtype)
+        time, cross = iter(conditioning.time), conditioning.kv
         x = self.conv_in(z.to(self.dtype))  # (B, widths[0], h, w)
         skips = [x]
 
         for module, (name, blocks, down) in zip(self.down_blocks, ENCODER, strict=True):
             for layer, block in enumerate(blocks):
-                x = module.resnets[layer](x, time)
+                x = run(module.resnets[layer], x, next(time))
                 if block is not None:
-                    x, kv = module.attentions[layer](x, context, block, attention)
+                    x, kv = run(module.attentions[layer], x, cross[block - 1], block, attention)
                     yield f"{block_name(block)}.kv", kv
                     yield block_name(block), x
                 skips.append(x)
@@ -233,18 +306,18 @@ class UNet(nn.Module):
                 skips.append(x)
             yield name, x
 
-        x = self.mid_block.resnets[0](x, time)
-        x, kv = self.mid_block.attentions[0](x, context, MIDDLE, attention)
+        x = run(self.mid_block.resnets[0], x, next(time))
+        x, kv = run(self.mid_block.attentions[0], x, cross[MIDDLE - 1], MIDDLE, attention)
         yield f"{block_name(MIDDLE)}.kv", kv
         yield block_name(MIDDLE), x
-        x = self.mid_block.resnets[1](x, time)
+        x = run(self.mid_block.resnets[1], x, next(time))
         yield "mid", x
 
         for module, (name, blocks, up) in zip(self.up_blocks, DECODER, strict=True):
             for layer, block in enumerate(blocks):
-                x = module.resnets[layer](torch.cat([x, skips.pop()], dim=1), time)
+                x = run(module.resnets[layer], torch.cat([x, skips.pop()], dim=1), next(time))
                 if block is not None:
-                    x, kv = module.attentions[layer](x, context, block, attention)
+                    x, kv = run(module.attentions[layer], x, cross[block - 1], block, attention)
                     yield f"{block_name(block)}.kv", kv
                     yield block_name(block), x
             if up:
@@ -253,11 +326,14 @@ class UNet(nn.Module):
 
         yield "eps", self.conv_out(F.silu(self.conv_norm_out(x)))
 
-    def _check_shapes(self, z: Tensor, context: Tensor) -> None:
+    def _check_shapes(self, z: Tensor, context: Tensor, conditioning: Conditioning | None) -> None:
         channels, width = self.config.latent_channels, self.config.context_dim
         if z.ndim != 4 or z.shape[1] != channels:
             raise ValueError(f"latent must be (B, {channels}, h, w), came {tuple(z.shape)}")
-        if context.ndim != 3 or context.shape[2] != width or context.shape[0] != z.shape[0]:
+        if conditioning is not None:
+            if len(conditioning.time[0]) != len(z):
+                raise ValueError(f"conditioning must be of {len(z)} rows, came {len(conditioning.time[0])}")
+        elif context.ndim != 3 or context.shape[2] != width or context.shape[0] != z.shape[0]:
             raise ValueError(f"context must be ({z.shape[0]}, tokens, {width}), came {tuple(context.shape)}")
 
 

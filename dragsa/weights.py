@@ -96,7 +96,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     Raises WeightsError for whatever is not complete weights of SD 1.5's structure, with the names that do not fit, and
     where no tokenizer is found; ValueError for a device or type that cannot be used.
     """
-    path, device = Path(path), _usable(device, dtype)
+    path, device = Path(path), usable(device, dtype)
     if not path.exists():
         raise WeightsError(f"{path}: there is no such file or folder")
     opened = _open_folder(path, dtype) if path.is_dir() else _open_single_file(path)
@@ -123,7 +123,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     return StableDiffusion(opened.unet.module, opened.vae.module, encoder.to(device).eval(), config)
 
 
-def _usable(device: str | torch.device, dtype: torch.dtype) -> torch.device:
+def usable(device: str | torch.device, dtype: torch.dtype) -> torch.device:
+    """The device. Raises ValueError for one that is not there, and for a type that weights cannot have."""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         raise ValueError(f"the weights' type must be float32, bfloat16, float16 or float64, came {dtype}")
     try:

@@ -1,36 +1,24 @@
-"""What the small model can do, measured on held-out scenes whose edits have an exact truth.
+"""How near the small model comes back to a picture that is inverted and denoised, under each schedule variant.
 
-    python scripts/measure_small.py roundtrip     z_0 -> z_T -> z_0 for each schedule variant
-    python scripts/measure_small.py drags         objects moved by 10 to 30 % of the width, measured in the result
-
-The distance left is found in the edited picture (`scenes.locate`), never taken from point tracking.
+python scripts/measure_small.py      z_0 -> z_T -> z_0 of held-out scenes
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import scenes
 import torch
-from torch import Tensor
 
-from dragsa import ddim, editing, images, weights
-from dragsa.config import EditConfig
+from dragsa import cli, ddim, trace, weights
 from dragsa.ddim import Schedule
 from dragsa.weights import StableDiffusion
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE = 128  # pixels
-FIRST = 1000  # of the held-out seeds, for figures; settings are chosen on others
-FIVE = ("centre", "top", "right", "bottom", "left")
+FIRST = 1000  # of the held-out seeds
 
 
 @torch.no_grad()
@@ -58,105 +46,6 @@ def roundtrip(sd: StableDiffusion, seeds: Sequence[int], steps: int) -> list[dic
     return rows
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A row of the table of drags: an edit's numbers, and the handles that are placed on the object."""
-
-    name: str
-    config: EditConfig
-    handles: tuple[str, ...]  # keypoints; none: no edit
-
-
-def settings() -> list[Setting]:
-    paper, small = EditConfig.paper(size=SIZE), EditConfig.small()
-    plain = replace(small, control_step=None)
-    return [
-        Setting("no edit", small, ()),
-        Setting("paper's preset, one handle", paper, ("centre",)),
-        Setting("paper's preset, five handles", paper, FIVE),
-        Setting("small preset, one handle", small, ("centre",)),
-        Setting("small preset, five handles", small, FIVE),
-        Setting("small preset, five, no control", plain, FIVE),
-        Setting("small preset, five, blended", replace(small, blend=True), FIVE),
-    ]
-
-
-def corridor(before: scenes.Scene, after: scenes.Scene) -> Tensor:
-    """A mask (H, W) of all that the object sweeps on its way, with room round it: 1 may move."""
-    ways = [replace(before, x=mix(before.x, after.x, s), y=mix(before.y, after.y, s)) for s in torch.linspace(0, 1, 17)]
-    swept = torch.stack([scenes.object_mask(replace(way, size=1.3 * way.size), SIZE) for way in ways])
-    return (swept.amax(dim=0) > 0.5).float()
-
-
-def mix(a: float, b: float, share: Tensor) -> float:
-    return a + float(share) * (b - a)
-
-
-def drag_case(sd: StableDiffusion, seed: int, chosen: Sequence[Setting]) -> dict[str, dict[str, Any]]:
-    """One held-out translation under each setting; one inversion serves those of the same schedule."""
-    before, after = scenes.translation(seed)
-    picture = images.to_picture(scenes.draw(before, SIZE))
-    truth = scenes.draw(after, SIZE)
-    start, goal = scenes.keypoints(before, SIZE), scenes.keypoints(after, SIZE)
-    asked = math.dist(start["centre"], goal["centre"])
-    mask = corridor(before, after)
-    sources: dict[Any, editing.Source] = {}
-    rows = {}
-    for setting in chosen:
-        config, begin = setting.config, time.perf_counter()
-        result, updates, stop = picture, 0, None
-        if setting.handles:
-            key = (config.steps, config.variant)
-            if key not in sources:
-                sources[key] = editing.prepare(sd, picture, scenes.caption(before), config=config)
-            drags = [(start[name], goal[name]) for name in setting.handles]
-            edited = editing.edit(sd, sources[key], drags, mask, config=config)
-            result, updates, stop = edited.image, len(edited.trace.losses), edited.trace.stop
-        pixels = images.to_tensor(result)[0]  # (3, H, W)
-        place = scenes.locate(pixels, after)
-        # An object that cannot be found any more counts as not moved.
-        left = asked if math.isnan(place.x) else math.dist(place[:2], goal["centre"])
-        error = scenes.colour_error(pixels, after, before)
-        rows[setting.name] = {
-            "seed": seed,
-            "shape": before.shape,
-            "asked px": asked,
-            "left px": left,
-            "left share": left / asked,
-            "found": not math.isnan(place.x),
-            "overlap": scenes.overlap(pixels, after),
-            "dB to the truth": scenes.psnr(pixels, truth).item(),
-            "object colour": error.object,
-            "ground colour": error.ground,
-            "updates": updates,
-            "stop": stop,
-            "seconds": time.perf_counter() - begin,
-        }
-    return rows
-
-
-def summary(name: str, cases: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over the cases. `left` is the mean of each case's share of the distance asked."""
-
-    def mean(key: str) -> float:
-        values = [case[key] for case in cases if not math.isnan(case[key])]
-        return sum(values) / len(values) if values else math.nan
-
-    return {
-        "setting": name,
-        "left": mean("left share"),
-        "left px": mean("left px"),
-        "of px": mean("asked px"),
-        "halved": sum(case["left share"] < 0.5 for case in cases) / len(cases),
-        "overlap": mean("overlap"),
-        "dB": mean("dB to the truth"),
-        "object": mean("object colour"),
-        "ground": mean("ground colour"),
-        "updates": mean("updates"),
-        "seconds": mean("seconds"),
-    }
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Rows of the same keys as aligned text."""
     lines = [list(rows[0])]
@@ -172,31 +61,23 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("roundtrip", "drags"))
-    parser.add_argument("--weights", type=Path, default=ROOT / "weights" / "small")
-    parser.add_argument("--count", type=int, default=20, help="of held-out scenes")
-    parser.add_argument("--first", type=int, default=FIRST, help="the first of the held-out seeds to take")
-    parser.add_argument("--steps", type=int, default=50, help="T of the round trip")
-    parser.add_argument("--json", type=Path, help="write every single result there")
-    options = parser.parse_args(arguments)
+    parser = cli.Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("what", choices=("roundtrip",), nargs="?", default="roundtrip")
+    parser.add_argument("--weights", type=Path, default=cli.SMALL)
+    parser.add_argument("--count", type=cli.whole(1), default=20, help="of held-out scenes")
+    parser.add_argument("--first", type=cli.whole(0), default=FIRST, help="the first of the held-out seeds to take")
+    parser.add_argument("--steps", type=cli.whole(1), default=50, help="T")
+    parser.add_argument("--json", type=Path, help="write the table there")
     try:
+        options = parser.parse_args(arguments)
         sd = weights.load(options.weights)
-    except weights.WeightsError as error:
-        print(f"measure_small: error: {error}", file=sys.stderr)
+        rows = roundtrip(sd, scenes.HELD_OUT_SEEDS[options.first : options.first + options.count], options.steps)
+        print(table(rows))
+        if options.json:
+            trace.save_json(rows, options.json, overwrite=True)
+    except (OSError, ValueError) as error:
+        print(f"measure_small: error: {cli.one_line(error)}", file=sys.stderr)
         return 2
-    seeds = scenes.HELD_OUT_SEEDS[options.first : options.first + options.count]
-    if options.what == "roundtrip":
-        rows = roundtrip(sd, seeds, options.steps)
-        results: Any = rows
-    else:
-        chosen = settings()
-        cases = [drag_case(sd, seed, chosen) for seed in seeds]
-        results = {setting.name: [case[setting.name] for case in cases] for setting in chosen}
-        rows = [summary(name, of_setting) for name, of_setting in results.items()]
-    print(table(rows))
-    if options.json:
-        images.save_bytes((json.dumps(results, indent=1) + "\n").encode(), options.json, overwrite=True)
     return 0
 
 

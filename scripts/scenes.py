@@ -1,6 +1,7 @@
 """Drawn scenes with known parameters: an object over a smooth ground, and how to measure it in any picture.
 
-Three scenes of ten have a neighbour beside the object, another shape of another colour, which an edit should leave alone.
+Three scenes of ten have a neighbour beside the object, another shape of another colour, which an edit should leave
+alone.
 
 A scene is a value. Drawing it with one parameter changed (`dataclasses.replace(scene, x=0.6)`) is the exact truth of an
 edit. Lengths and positions are fractions of the picture's width, x to the right and y down, (0.5, 0.5) the middle; so a
@@ -57,6 +58,7 @@ WAVES = 4  # cosines that make a ground's texture
 
 # Corners, and the radius of the points midway between them over the radius of the corners.
 _CORNERS = {"square": (4, math.cos(math.pi / 4)), "triangle": (3, 0.5), "star": (5, 0.5)}
+CORNERS = {shape: count for shape, (count, _) in _CORNERS.items()}
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class Scene:
 def random_scene(seed: int, shapes: Sequence[str] | None = None, neighbour: bool | None = None) -> Scene:
     """The scene of a seed: every parameter random, the objects wholly inside the picture and clear of each other.
 
-    `shapes`: what the object may be, by default all, faces most often. `neighbour`: whether there is one; None leaves it
-    to chance.
+    `shapes`: what the object may be, by default all, faces most often. `neighbour`: whether there is one; None leaves
+    it to chance.
     """
     rng = random.Random(seed)
     if shapes is None:
@@ -194,12 +196,15 @@ def draw_batch(scenes: Sequence[Scene], size: int = 128, corners: Tensor | None 
     picture of `size` pixels: (B, 3, window, window).
     """
     x, y = _coordinates(len(scenes), size, corners, window)
-    pictures = _backgrounds(scenes, x, y, size)
-    pictures = torch.lerp(pictures, _colours([s.colour for s in scenes]), _coverage(scenes, x, y, size)[:, None])
-    faces = [i for i, s in enumerate(scenes) if s.shape == "face"]
-    if faces:
-        pictures[faces] = _features([scenes[i] for i in faces], x[faces], y[faces], size, pictures[faces])
-    return pictures * 2 - 1
+    return _with_objects(scenes, _backgrounds(scenes, x, y, size), x, y, size) * 2 - 1
+
+
+def draw_over(scenes: Sequence[Scene], ground: Tensor) -> Tensor:
+    """The scenes' objects and neighbours over one ground (3, H, H) that is there already: (B, 3, H, H) in [-1, 1]."""
+    size = ground.shape[-1]
+    x, y = _coordinates(len(scenes), size)
+    pictures = ((ground + 1) / 2).repeat(len(scenes), 1, 1, 1)
+    return _with_objects(scenes, _with_neighbours(scenes, pictures, x, y, size), x, y, size) * 2 - 1
 
 
 def draw_ground(scene: Scene, size: int = 128) -> Tensor:
@@ -245,12 +250,25 @@ def _grounds(scenes: Sequence[Scene], x: Tensor, y: Tensor) -> Tensor:
 
 def _backgrounds(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int) -> Tensor:
     """Grounds with the neighbours on them: (B, 3, h, w) in [0, 1]."""
-    pictures = _grounds(scenes, x, y)
+    return _with_neighbours(scenes, _grounds(scenes, x, y), x, y, size)
+
+
+def _with_neighbours(scenes: Sequence[Scene], pictures: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
+    """The neighbours over pictures (B, 3, h, w) in [0, 1], which are changed in place."""
     beside = [i for i, s in enumerate(scenes) if s.neighbour is not None]
     if beside:
         neighbours = [s.neighbour for s in scenes if s.neighbour is not None]
         coverage = _coverage(neighbours, x[beside], y[beside], size)[:, None]
         pictures[beside] = torch.lerp(pictures[beside], _colours([s.colour for s in neighbours]), coverage)
+    return pictures
+
+
+def _with_objects(scenes: Sequence[Scene], pictures: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
+    """The objects over pictures (B, 3, h, w) in [0, 1]."""
+    pictures = torch.lerp(pictures, _colours([s.colour for s in scenes]), _coverage(scenes, x, y, size)[:, None])
+    faces = [i for i, s in enumerate(scenes) if s.shape == "face"]
+    if faces:
+        pictures[faces] = _features([scenes[i] for i in faces], x[faces], y[faces], size, pictures[faces])
     return pictures
 
 
@@ -290,11 +308,12 @@ def _cornered_distance(scenes: Sequence[Scene], x: Tensor, y: Tensor, radius: Te
 
 # A face's parts on its ball: azimuth and elevation in degrees, radius of the ball over the face's, width and height of
 # the part over the face's radius. The nose stands out, so it moves furthest as the face turns.
+NOSE_WIDTH = 0.27
 _PARTS = {
     "left eye": (-30, 24, 0.85, 0.15, 0.19),
     "right eye": (30, 24, 0.85, 0.15, 0.19),
     "mouth": (0, -36, 0.85, 0.36, 0.10),
-    "nose": (0, 0, 0.75, 0.27, 0.27),
+    "nose": (0, 0, 0.75, NOSE_WIDTH, NOSE_WIDTH),
 }
 
 
@@ -390,7 +409,7 @@ def segment(picture: Tensor, scene: Scene) -> Tensor:
 def locate(picture: Tensor, scene: Scene) -> Place:
     """The object's centre in a picture (3, H, W), wherever it is: centre of mass of the largest patch of `segment`."""
     size = picture.shape[-1]
-    return _densest(segment(picture, scene), radius=0.5 * scene.size * size)
+    return densest(segment(picture, scene), radius=0.5 * scene.size * size)
 
 
 def locate_nose(picture: Tensor, scene: Scene) -> Place:
@@ -405,8 +424,8 @@ def locate_nose(picture: Tensor, scene: Scene) -> Place:
     dark = torch.tensor(DARK) * 2 - 1
     distances = torch.stack([(picture - c[:, None, None]).norm(dim=0) for c in (skin, nose, dark)])  # (3, H, W)
     redness = (1.5 - 2 * distances[1] / (torch.minimum(distances[0], distances[2]) + distances[1])).clamp(0, 1)
-    redness = redness * _disc(size, face.x, face.y, 0.46 * scene.size * size)
-    return _densest(redness, radius=0.5 * 0.27 * scene.size * size)
+    redness = redness * disc(size, face.x, face.y, 0.46 * scene.size * size)
+    return densest(redness, radius=0.5 * NOSE_WIDTH * scene.size * size)
 
 
 def overlap(picture: Tensor, truth: Scene) -> float:
@@ -439,12 +458,13 @@ def psnr(picture: Tensor, truth: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (picture - truth).square().mean(dim=(-3, -2, -1)))
 
 
-def _disc(size: int, x: float, y: float, radius: float) -> Tensor:
+def disc(size: int, x: float, y: float, radius: float) -> Tensor:
+    """1 within so many pixels of a place, else 0: (size, size)."""
     side = torch.arange(size, dtype=torch.float32)
     return (torch.hypot(side[None, :] - x, side[:, None] - y) <= radius).float()
 
 
-def _densest(weight: Tensor, radius: float) -> Place:
+def densest(weight: Tensor, radius: float) -> Place:
     """Centre of mass of weights (H, W) in a disc round where they are densest; the disc follows its own centre."""
     size, half = weight.shape[-1], round(0.9 * radius)  # a square about as large as the disc
     rows = F.avg_pool2d(weight[None, None], (2 * half + 1, 1), stride=1, padding=(half, 0))
@@ -453,7 +473,7 @@ def _densest(weight: Tensor, radius: float) -> Place:
     side = torch.arange(size, dtype=torch.float32)
     area = 0.0
     for _ in range(8):
-        near = weight * _disc(size, x, y, 1.25 * radius + 1)
+        near = weight * disc(size, x, y, 1.25 * radius + 1)
         area = near.sum().item()
         if area < 0.1 * math.pi * radius**2:
             return Place(math.nan, math.nan, area)

@@ -58,8 +58,8 @@ class Plan:
 
     seed: int = 0
     size: int = 128  # pixels of a picture's side
-    vae_minutes: float = 22.0
-    unet_minutes: float = 86.0
+    vae_minutes: float = 30.0
+    unet_minutes: float = 150.0
     vae_lr: float = 1.2e-3
     crop: int = 64  # the VAE's crops, for the first part of its training
     crop_part: float = 0.8
@@ -67,7 +67,7 @@ class Plan:
     pictures: int = 2  # a batch of whole pictures, after that
     kl: float = 1e-4
     bfloat16: bool = False  # autocast in the VAE's training: faster where the processor has it, slower elsewhere
-    latents: int = 12_000
+    latents: int = 16_000
     unet_lr: float = 1e-3
     unet_batch: int = 16
     unet_decay: float = 0.6  # the learning rate falls from this part of the training on

@@ -106,6 +106,18 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["generate", "--seed", str(2**64), "--out", "o.png"], "--seed: must be a whole"),
         (["info", "--size", "100"], "multiples of 8"),
         (["info", "--weights", "gone"], "gone"),
+        (["bench", "--quick", "--only", "update,speed"], "only: 'speed' is none of roof, update"),
+        (["bench", "--sizes", "512,wide"], "--sizes: must be a whole number of at least 8, came 'wide'"),
+        (["bench", "--sizes", "500"], "multiples of 8 from 64, came 500"),
+        (["bench", "--repeats", "0"], "--repeats: must be a whole"),
+        (["bench", "--modes", "float64"], "modes: 'float64' is none of baseline"),
+        (["bench", "--baseline", "--modes", "float32"], "leave out --modes"),
+        (["bench", "--quick", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["bench", "--quick", "--only", "update", "--weights", "gone"], "gone"),
+        (["bench", "--quick", "--json", "text.png"], "text.png: is there already"),
+        (["bench", "--quick", "--json", "o.txt", "--markdown", "o.txt"], "two outputs"),
+        (["bench", "--quick", "--chart", "o.doc"], ".doc is not a picture format"),
+        (["bench", "--quick", "--markdown", "no/o.md"], "there is no folder no"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -162,7 +174,7 @@ def options(*arguments: str) -> cli.Options:
 
 
 def test_presets_and_options_lie_over_one_another() -> None:
-    assert cli.config_of(options()) == EditConfig.paper()
+    assert cli.config_of(options()) == EditConfig.sd15()
     assert cli.config_of(options("--preset", "dragdiffusion")) == EditConfig.dragdiffusion()
     changed = cli.config_of(options("--preset", "masactrl", "--lr", "0.5", "--steps", "20", "--control-step", "never"))
     base = EditConfig.masactrl()
@@ -176,7 +188,7 @@ def test_the_model_that_ships_brings_its_own_preset(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cli, "SMALL", Path.cwd())
     assert cli.config_of(options()) == EditConfig.small()
     assert cli.config_of(options("--preset", "paper")) == EditConfig.paper()
-    assert cli.config_of(options("--weights", "elsewhere")) == EditConfig.paper()
+    assert cli.config_of(options("--weights", "elsewhere")) == EditConfig.sd15()
 
 
 def test_every_number_has_an_option() -> None:
@@ -363,6 +375,29 @@ def test_info_verifies(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # --- the terminal --------------------------------------------------------------------------------------------------
+
+
+# --- bench -----------------------------------------------------------------------------------------------------------
+
+
+def test_bench_prints_its_tables_and_writes_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--only", "fused,tracking", "--repeats", "1", "--threads", "1", "--quiet"]
+    files = ["--json", "o.json", "--markdown", "o.md", "--chart", "o.png"]
+    assert run("bench", "--quick", *asked, "--sizes", "64", *files) == 0
+    printed = capsys.readouterr().out
+    assert Path("o.md").read_text() == printed
+    assert "| tracking, one handle, against the dense one |" in printed
+    report = json.loads(Path("o.json").read_text())
+    assert report["settings"]["sizes"] == [64] and report["settings"]["width"] == "tiny"
+    assert report["settings"]["only"] == ["fused", "tracking"] and report["machine"]["threads"] == 1
+    assert {(row["part"], row["case"]) for row in report["measurements"]} == {
+        (part, case) for part in ("fused", "tracking") for case in ("dense", "fused")
+    }
+    with Image.open("o.png") as chart:
+        assert chart.format == "PNG" and chart.width > 400
+    assert "is there already" in refused(capsys, "bench", "--quick", *asked, *files)
+    assert run("bench", "--quick", *asked, "--only", "tracking", *files, "--force") == 0
+    assert json.loads(Path("o.json").read_text())["settings"]["only"] == ["tracking"]
 
 
 class Terminal(io.StringIO):

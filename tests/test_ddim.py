@@ -181,6 +181,7 @@ def test_guidance_by_hand():
 def controlled(**changes):
     case = golden_cases.case("control_plain")
     z_source, z_target = (case.input(name, 1, 4, 8, 8) for name in ("a", "b"))
+    z_target = changes.pop("z_target", z_target)
     text = case.input("text", 2, 77, golden_cases.CONTEXT_DIM)
     arguments = {"start": 3, "control_step": 0, **changes}
     return ddim.sample_controlled(
@@ -201,6 +202,120 @@ def test_blending_keeps_the_source_outside_of_the_mask():
     blended, free = controlled(may_move=may_move), controlled()
     assert torch.equal(blended[1:, 0, :, :, 4:], blended[1:, 1, :, :, 4:])
     assert torch.allclose(blended[1, 1, :, :, :4], free[1, 1, :, :, :4])
+
+
+GUIDED = {"uncond": torch.full((1, 77, golden_cases.CONTEXT_DIM), 0.1)}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "changes"),
+    [
+        (1.0, 1.0, {}),
+        (1.0, 1.0, {"control_step": 1, "control_blocks": (3, 12, 14)}),
+        (1.0, 1.0, {"start": 10, "stop": 7}),
+        (1.0, 1.0, {"may_move": torch.eye(8)}),
+        (1.0, 3.0, GUIDED),
+        (2.0, 3.0, {**GUIDED, "control_step": 1, "may_move": torch.eye(8)}),
+        (2.0, 1.0, GUIDED),
+    ],
+)
+def test_replayed_is_the_target_of_the_side_by_side_pass(source, target, changes):
+    """Recorded beside one target and taken up by another: float32, so equal but for the rounding of another batch."""
+    kept, case = {}, golden_cases.case("control_plain")
+    first = controlled(guidance=(source, target), record=kept.__setitem__, **changes)
+    start, stop = changes.get("start", 3), changes.get("stop", 0)
+    assert sorted(kept) == list(range(stop + 1, start + 1 - changes.get("control_step", 0)))
+    other = case.input("another", 1, 4, 8, 8)
+    expected = controlled(z_target=other, guidance=(source, target), **changes)
+    net = Rows(golden_cases.golden_unet())
+    came = ddim.sample_replayed(
+        net,
+        other,
+        case.input("text", 2, 77, golden_cases.CONTEXT_DIM)[1:],
+        Schedule(10),
+        kept.__getitem__,
+        guidance=target,
+        source_latents=dict(zip(range(start, stop - 1, -1), first[:, :1], strict=True)),
+        **{"start": start, **changes},
+    )
+    assert torch.equal(first[:, 0], expected[:, 0]) and not torch.equal(first[-1, 1], expected[-1, 1])
+    assert came.shape == (start - stop + 1, 1, 4, 8, 8)
+    assert relative(came[:, 0], expected[:, 1]) < 1e-5
+    assert net.rows == [1 if target == 1 else 2] * (start - stop)
+
+
+class Rows:
+    """A network, and how many rows each of its passes had."""
+
+    def __init__(self, net):
+        self.net, self.rows = net, []
+
+    def __call__(self, z, *rest, **named):
+        self.rows.append(len(z))
+        return self.net(z, *rest, **named)
+
+
+def test_recording_changes_no_bit():
+    assert torch.equal(controlled(record=lambda level, kv: None), controlled())
+
+
+def recorded(function, z, **changes):
+    """What `record` was told: the key of block12 by level. And what the function gave."""
+    kept, text = {}, golden_cases.case("control_plain").input("text", 1, 77, golden_cases.CONTEXT_DIM)
+    came = function(
+        *(golden_cases.golden_unet(), z, text, Schedule(10)),
+        record=kept.__setitem__,
+        record_blocks=(12,),
+        **changes,
+    )
+    assert all(set(kv) == {12} for kv in kept.values())
+    return came, {level: kv[12].key for level, kv in kept.items()}
+
+
+def key_of(z, level):
+    text = golden_cases.case("control_plain").input("text", 1, 77, golden_cases.CONTEXT_DIM)
+    out = golden_cases.golden_unet()(z, Schedule(10).timesteps[level - 1], text, taps=("block12.kv",))
+    return out.taps["block12.kv"].key
+
+
+def test_sampling_and_inversion_record_their_own_passes():
+    z = golden_cases.case("control_plain").input("a", 1, 4, 8, 8)
+    zs, keys = recorded(ddim.sample, z, start=3)
+    assert sorted(keys) == [1, 2, 3]
+    assert all(relative(keys[level], key_of(zs[3 - level], level)) < 1e-5 for level in keys)
+    # Inversion comes to z_k by the timestep of z_k, from z_{k-1}.
+    zs, keys = recorded(ddim.invert, z, steps=3)
+    assert sorted(keys) == [1, 2, 3]
+    assert all(relative(keys[level], key_of(zs[level - 1], level)) < 1e-5 for level in keys)
+    # With fixed points the last pass tells, here the one from plain inversion's z_1.
+    _, again = recorded(ddim.invert_fixed_point, z, steps=1, iterations=1, tolerance=0.0)
+    assert relative(again[1], key_of(zs[1], 1)) < 1e-5
+    # With guidance there are two rows, the unconditional one first.
+    _, keys = recorded(ddim.sample, z, start=1, guidance=2.0, **GUIDED)
+    assert keys[1].shape[0] == 2 and relative(keys[1][1:], key_of(z, 1)) < 1e-5
+    assert relative(keys[1][:1], key_of(z, 1)) > 1e-3
+
+
+def replayed(kept, **changes):
+    case = golden_cases.case("control_plain")
+    z, text = case.input("b", 1, 4, 8, 8), case.input("text", 1, 77, golden_cases.CONTEXT_DIM)
+    return ddim.sample_replayed(golden_cases.golden_unet(), z, text, Schedule(10), kept.__getitem__, 3, **changes)
+
+
+def test_what_was_not_recorded_is_refused():
+    kept = {}
+    controlled(record=kept.__setitem__, control_step=1, control_blocks=(12, 13))
+    replayed(kept, control_step=1, control_blocks=(13,))
+    with pytest.raises(ValueError, match=r"level 3: the source's K/V of blocks \[12\] were not all recorded"):
+        replayed(kept, control_blocks=(12,))
+    with pytest.raises(ValueError, match=r"level 2: the source's K/V of blocks \[13, 14\] were not all recorded"):
+        replayed(kept, control_step=1, control_blocks=(13, 14))
+    with pytest.raises(ValueError, match="recorded without guidance, and the edit has it"):
+        replayed(kept, control_step=1, control_blocks=(13,), guidance=2.0, **GUIDED)
+    with pytest.raises(ValueError, match="blending needs the source's latents"):
+        replayed(kept, control_step=1, control_blocks=(13,), may_move=torch.eye(8))
+    with pytest.raises(ValueError, match="for one latent at a time, came 2"):
+        recorded(ddim.sample, torch.zeros(2, 4, 8, 8), start=1)
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,84 @@ def test_half_precision_is_accumulated_in_float32(dtype):
     torch.testing.assert_close(gradient, expected.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_overlapping_patches_add_up_before_they_are_rounded(dtype):
+    """A large number and nineteen that each round away beside it."""
+    large = 2 / torch.finfo(dtype).eps  # the next number of the type is 2 more
+    gradient = torch.ones(20, 1, 1, 1)
+    gradient[0] = large
+    first, scale = torch.tensor([[2, 1]]).expand(20, 2), torch.tensor(1.0)
+    came = patch_loss.spread(gradient, first, scale, (3, 4), dtype)
+    assert came.dtype == dtype
+    assert abs(came[0, 0, 2, 1].item() - (large + 19)) <= 1
+    assert came.count_nonzero() == 1
+
+
+def test_the_layout_in_memory_is_of_no_account():
+    features, still = drawn((9, 14), 6), drawn((9, 14), 6, 1)
+    handles, grid = border_points((36, 56))[::3], (36, 56)
+    for kept in (None, still):
+        arguments = handles, drawn_targets(len(handles), grid), 1, grid, None
+        expected = with_gradient(motion_supervision_loss, features, *arguments, kept)
+        last = features.contiguous(memory_format=torch.channels_last)
+        came = with_gradient(motion_supervision_loss, last, *arguments, kept)
+        part = torch.cat([features, features], dim=3)[:, :, :, :14]
+        of_part = with_gradient(motion_supervision_loss, part, *arguments, None if kept is None else kept.mT.clone().mT)
+        for loss, gradient in (came, of_part):
+            torch.testing.assert_close(loss, expected[0])
+            torch.testing.assert_close(gradient, expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operators_are_what_they_are_registered_as(dtype):
+    """Schema, shapes without data, and autograd, as torch.library checks them."""
+    features, still = drawn((9, 14), 3).to(dtype).requires_grad_(), drawn((9, 14), 3, 1).to(dtype)
+    handles, grid = border_points((36, 56))[:4], (36, 56)
+    directions = patch_loss.direction(handles, drawn_targets(4, grid))
+    active = torch.tensor([True, False, True, True])
+    for arguments in ((None, None, 1), (still, active, 3)):
+        torch.library.opcheck(patch_loss._pull, (features, arguments[0], handles, directions, *arguments[1:], *grid))
+    pulled = patch_loss.pull(features.detach(), None, handles, directions, active, 1, grid)
+    scale = torch.tensor(2.0)
+    torch.library.opcheck(patch_loss._spread, (pulled.gradient, pulled.first, scale, 9, 14, dtype))
+
+
+def test_one_graph_wherever_the_handles_are():
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    def step(features, handles, targets, active):
+        return motion_supervision_loss(features, handles, targets, 1, (64, 64), active)
+
+    run, targets, active = (
+        torch.compile(step, fullgraph=True, backend=backend),
+        drawn_targets(3, (64, 64)),
+        torch.ones(3) > 0,
+    )
+    for seed in range(4):
+        arguments = drawn((16, 16), 4, seed), drawn_targets(3, (64, 64), seed + 9), targets, active
+        for came, expected in zip(with_gradient(run, *arguments), with_gradient(step, *arguments), strict=True):
+            assert torch.equal(came, expected)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (1, 0), (47, 0), (46, 31), (0, 31)])
+def test_what_is_blended_with_itself_does_not_hang_on_the_other_sums(corner, monkeypatch):
+    """In these corners all that a sample is blended of is one native cell: its weights alone decide what is left."""
+    features, grid = drawn((4, 6), 64), (32, 48)
+    arguments = torch.tensor([corner]).float(), torch.tensor([[23.3, 17.9]]), 1, grid
+    loss, gradient = with_gradient(motion_supervision_loss, features, *arguments)
+    exact = patch_loss._along_moved
+    monkeypatch.setattr(patch_loss, "_along_moved", lambda *axis: exact(*axis) * (1 + 1e-5))
+    of_others, gradient_of_others = with_gradient(motion_supervision_loss, features, *arguments)
+    assert torch.equal(of_others, loss)
+    torch.testing.assert_close(gradient_of_others, gradient, rtol=1e-4, atol=0)
+
+
 def test_the_same_bits_twice():
     grid = (64, 64)
     handles, targets = 20 + drawn_targets(12, grid) / 16, drawn_targets(12, grid, 1)  # patches that overlap

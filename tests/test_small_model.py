@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import measure_small
+import cases
 import pytest
 import scenes
 import torch
@@ -49,8 +49,8 @@ def test_a_dragged_disc_moves_and_an_idle_edit_does_not(sd):
     config = replace(config, drag=replace(config.drag, updates=50))
     picture = images.to_picture(scenes.draw(before))
     source = dragsa.prepare(sd, picture, scenes.caption(before), config=config)
-    drags = [(start[name], goal[name]) for name in measure_small.FIVE]
-    mask = measure_small.corridor(before, after)
+    drags = [(start[name], goal[name]) for name in cases.FIVE]
+    mask = cases.corridor(before, after)
 
     def left(edited):
         place = scenes.locate(images.to_tensor(edited.image)[0], after)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_patch_loss import SIZES, border_points, drawn
 
-from dragsa import patch_loss
+from dragsa import patch_loss, tracking
 from dragsa.tracking import chance, sample_points, track, track_points, track_points_reference
 
 
@@ -102,6 +102,33 @@ def test_bfloat16_features():
     assert reference.dtype == torch.float32
     moved = track_points(features, reference, handles, 3, (64, 64))
     assert torch.equal(moved, track_points_reference(features, reference, handles, 3, (64, 64)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_operator_is_what_it_is_registered_as(dtype):
+    features, reference = drawn((9, 14), 3).to(dtype), drawn((4, 3), 1, 9)[0, 0]
+    torch.library.opcheck(tracking._search, (features, reference, border_points((36, 56))[:4], 3, 36, 56))
+
+
+def test_one_graph_wherever_the_handles_are():
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    def step(features, reference, handles):
+        return track(features, reference, handles, 3, (64, 64))
+
+    run = torch.compile(step, fullgraph=True, backend=backend)
+    for seed in range(4):
+        features, reference = drawn((16, 16), 4, seed).requires_grad_(), drawn((3, 4), 1, seed)[0, 0]
+        handles = 20 + drawn((3, 2), 1, seed)[0, 0]
+        came, expected = run(features, reference, handles), step(features, reference, handles)
+        assert torch.equal(came.points, expected.points)
+        assert not came.distance.requires_grad
+    assert len(graphs) == 1
 
 
 @pytest.mark.parametrize("native, grid", SIZES)

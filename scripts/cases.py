@@ -1,0 +1,263 @@
+"""The benchmark's cases: edits of drawn scenes whose exact results are known, because they are drawn too.
+
+Twenty of each of five kinds:
+
+- move: the object goes 10 to 30 % of the picture's width; nothing else is in the picture;
+- resize: points of the outline go out or in, the object's radius changing by 8 % of the width or more;
+- turn: a large face's nose goes 10 % of the width or more, which turns the head;
+- two: object and neighbour go 10 to 25 % each, in directions of their own;
+- protect: the object goes 10 to 30 % beside a neighbour that the mask protects.
+
+Each can be asked for by few handles ("one" for each object) or by many ("five"). There are two lists of the same kinds
+and no common seed: "figures", whose figures are reported, and "settings", on which settings are chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import scenes
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scenes import Scene
+from torch import Tensor
+
+from dragsa import images, trace
+from dragsa.editing import Drag
+from dragsa.images import Point
+
+KINDS = ("move", "resize", "turn", "two", "protect")
+EACH = 20  # of every kind
+SIZE = 128  # pixels
+FIRST = {"figures": 20_000, "settings": 60_000}  # of the held-out seeds; each kind has its own stretch from there
+STRETCH = 5_000
+
+QUARTERS = ("top", "right", "bottom", "left")
+FIVE = ("centre", *QUARTERS)
+NEIGHBOUR = "neighbour "  # before the names of a neighbour's points
+HANDLES = {
+    "move": {"one": ("centre",), "five": FIVE},
+    "resize": {"one": (), "five": FIVE},  # one: see `Case.handle_names`
+    "turn": {"one": ("nose",), "five": ("nose", "left eye", "right eye", "mouth")},
+    "two": {"one": ("centre", NEIGHBOUR + "centre"), "five": (*FIVE, *(NEIGHBOUR + name for name in FIVE))},
+    "protect": {"one": ("centre",), "five": FIVE},
+}
+MEASURED = {  # the points whose remaining distance is reported
+    "move": ("centre",),
+    "resize": QUARTERS,
+    "turn": ("nose",),
+    "two": ("centre", NEIGHBOUR + "centre"),
+    "protect": ("centre",),
+}
+REACH = {"resize": 0.85}  # where the four points lie between centre and outline
+INSIDE = 0.6  # the same for the other kinds
+ROOM = 1.3  # of the size of what moves: the mask's
+ROOM_BESIDE = 4 / 128  # of the width: the mask keeps so far from a protected neighbour
+LARGE_FACE = 0.54
+WAYPOINTS = 17
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit and its exact truth. `after` is `before` with what the edit should change, and nothing else."""
+
+    kind: str
+    number: int  # of its kind, from 0
+    seed: int
+    before: Scene
+    after: Scene
+    size: int = SIZE
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.number:02d}"
+
+    @property
+    def prompt(self) -> str:
+        return scenes.caption(self.before)
+
+    @cached_property
+    def source(self) -> Image.Image:
+        return images.to_picture(scenes.draw(self.before, self.size))
+
+    @cached_property
+    def truth(self) -> Image.Image:
+        return images.to_picture(scenes.draw(self.after, self.size))
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(H, W), 1 where the edit may change the picture: all that the objects sweep on their way, with room."""
+        moving = [(self.before, self.after)]
+        if self.kind == "two" and self.before.neighbour is not None and self.after.neighbour is not None:
+            moving.append((self.before.neighbour, self.after.neighbour))
+        swept = torch.stack([corridor(*pair, self.size) for pair in moving]).amax(dim=0)
+        if self.kind == "protect" and self.before.neighbour is not None:
+            swept = swept * (1 - dilated(scenes.object_mask(self.before.neighbour, self.size), ROOM_BESIDE))
+        return swept
+
+    @property
+    def mask_picture(self) -> Image.Image:
+        return Image.fromarray((255 * self.mask).to(torch.uint8).numpy())
+
+    def points(self, scene: Scene) -> dict[str, Point]:
+        """Named points of a scene's object and neighbour, in pixels."""
+        reach = REACH.get(self.kind, INSIDE)
+        points = scenes.keypoints(scene, self.size, reach)
+        if scene.neighbour is not None:
+            beside = scenes.keypoints(scene.neighbour, self.size, reach)
+            points |= {NEIGHBOUR + name: point for name, point in beside.items()}
+        return points
+
+    def handle_names(self, variant: str) -> tuple[str, ...]:
+        """Names of the points that are dragged. A resize by one: the quarter whose outline is furthest out."""
+        if self.kind == "resize" and variant == "one":
+            points = self.points(self.before)
+            furthest = max(math.dist(points["centre"], points[name]) for name in QUARTERS)
+            quarters = [n for n in QUARTERS if math.dist(points["centre"], points[n]) > 0.999 * furthest]
+            return (quarters[self.number % len(quarters)],)
+        return HANDLES[self.kind][variant]
+
+    def drags(self, variant: str) -> tuple[Drag, ...]:
+        """Handles and targets in pixels. `variant`: "one" handle for each object, or "five"."""
+        start, goal = self.points(self.before), self.points(self.after)
+        return tuple((start[name], goal[name]) for name in self.handle_names(variant))
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        return MEASURED[self.kind]
+
+
+def corridor(before: Scene, after: Scene, size: int = SIZE) -> Tensor:
+    """What an object covers on a straight way from `before` to `after`, with room round it: (H, W), 0 or 1."""
+    ways = [scenes.object_mask(replace(way, size=ROOM * way.size), size) for way in between(before, after)]
+    return (torch.stack(ways).amax(dim=0) > 0.5).float()
+
+
+def dilated(mask: Tensor, reach: float) -> Tensor:
+    """A mask (H, W) with all that is nearer than `reach` of the width to it: 0 or 1."""
+    room = round(reach * mask.shape[-1])
+    return F.max_pool2d((mask > 0)[None].float(), 2 * room + 1, stride=1, padding=room)[0]
+
+
+def between(before: Scene, after: Scene) -> Iterator[Scene]:
+    """Scenes on the straight way, both ends among them; places and sizes change, of the neighbour too."""
+    for n in range(WAYPOINTS):
+        share = n / (WAYPOINTS - 1)
+        yield _mix(before, after, share)
+
+
+def _mix(before: Scene, after: Scene, share: float) -> Scene:
+    mixed: dict[str, Any] = {
+        name: getattr(before, name) * (1 - share) + getattr(after, name) * share for name in ("x", "y", "size")
+    }
+    neighbour = before.neighbour
+    if neighbour is not None and after.neighbour is not None:
+        neighbour = _mix(neighbour, after.neighbour, share)
+    return replace(before, **mixed, neighbour=neighbour)
+
+
+# ------------------------------------------------------------------------------------------------------ the two lists
+
+
+def cases(which: str = "figures", limit: int | None = None, size: int = SIZE) -> list[Case]:
+    """The list of "figures" or of "settings", all kinds by turns; `limit`: only so many of each kind."""
+    if which not in FIRST:
+        raise ValueError(f"no list of cases {which!r}; there are {', '.join(FIRST)}")
+    each = EACH if limit is None else min(limit, EACH)
+    columns = [_of_kind(kind, FIRST[which] + n * STRETCH, each, size) for n, kind in enumerate(KINDS)]
+    return [case for row in zip(*columns, strict=True) for case in row]
+
+
+def _of_kind(kind: str, first: int, count: int, size: int) -> list[Case]:
+    """The cases of the first seeds that give one: where a scene leaves its edit no room, the next seed's is taken."""
+    found: list[Case] = []
+    for seed in scenes.HELD_OUT_SEEDS[first : first + STRETCH]:
+        pair = _edit(kind, seed)
+        if pair is not None:
+            found.append(Case(kind, len(found), seed, *pair, size))
+        if len(found) == count:
+            break
+    return found
+
+
+def _edit(kind: str, seed: int, tries: int = 300) -> tuple[Scene, Scene] | None:
+    """A seed's scene before and after the edit, or None if no try gives one that fits into the picture."""
+    rng = random.Random(seed + 1)
+    before = scenes.random_scene(seed, ("face",) if kind == "turn" else None, neighbour=kind in ("two", "protect"))
+    if kind == "turn" and before.size < LARGE_FACE:
+        return None
+    for _ in range(tries):
+        if kind in ("move", "protect"):
+            pair = before, _moved(before, rng, 0.3)
+        elif kind == "two" and before.neighbour is not None:
+            pair = before, replace(_moved(before, rng, 0.25), neighbour=_moved(before.neighbour, rng, 0.25))
+        elif kind == "resize":
+            least, most = scenes.FACE_SIZES if before.shape == "face" else scenes.SIZES
+            pair = before, replace(before, size=rng.uniform(least, most))
+            if abs(pair[1].size - before.size) / 2 < 0.08:
+                continue
+        else:
+            yaws = math.radians(rng.uniform(-40, 40)), math.radians(rng.uniform(-40, 40))
+            pair = replace(before, yaw=yaws[0]), replace(before, yaw=yaws[1])
+            noses = [scenes.keypoints(face, 1)["nose"] for face in pair]
+            if math.dist(*noses) < 0.1:
+                continue
+        if all(scenes.is_clear(way) for way in between(*pair)):
+            return pair
+    return None
+
+
+def _moved(scene: Scene, rng: random.Random, most: float) -> Scene:
+    distance, angle = rng.uniform(0.1, most), rng.uniform(0, 2 * math.pi)
+    return replace(scene, x=scene.x + distance * math.cos(angle), y=scene.y + distance * math.sin(angle))
+
+
+# ---------------------------------------------------------------------------------------------------------- as files
+
+
+def save(case: Case, folder: Path) -> None:
+    """Write source.png, truth.png, mask.png and case.json (points, prompt, scenes) into a folder that is there."""
+    images.save_picture(case.source, folder / "source.png", overwrite=True)
+    images.save_picture(case.truth, folder / "truth.png", overwrite=True)
+    images.save_picture(case.mask_picture, folder / "mask.png", overwrite=True)
+    trace.save_json(to_json(case), folder / "case.json", overwrite=True)
+
+
+def to_json(case: Case) -> dict[str, Any]:
+    """What a program needs to make the edit, and what an evaluator needs to judge it."""
+    drags = {
+        variant: [{"name": n, "handle": h, "target": t} for n, (h, t) in zip(names, case.drags(variant), strict=True)]
+        for variant, names in ((v, case.handle_names(v)) for v in ("one", "five"))
+    }
+    scalars = {name: getattr(case, name) for name in ("name", "kind", "number", "seed", "size", "prompt")}
+    return {
+        **scalars,
+        "drags": drags,
+        "measured": list(case.measured),
+        "points": {"before": case.points(case.before), "after": case.points(case.after)},
+        "before": asdict(case.before),
+        "after": asdict(case.after),
+    }
+
+
+def load(folder: Path) -> Case:
+    """The case that `save` wrote into a folder. Raises OSError or ValueError for a folder that holds none."""
+    try:
+        value = json.loads((folder / "case.json").read_text())
+        before, after = (_scene(value[name]) for name in ("before", "after"))
+        return Case(value["kind"], value["number"], value["seed"], before, after, value["size"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / 'case.json'}: not a case of this benchmark ({error})") from None
+
+
+def _scene(value: Mapping[str, Any]) -> Scene:
+    neighbour = None if value["neighbour"] is None else _scene(value["neighbour"])
+    return Scene(**{**value, "slope": tuple(value["slope"]), "neighbour": neighbour})

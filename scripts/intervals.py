@@ -1,0 +1,91 @@
+"""Means with bootstrap intervals, over handles and over pictures, whatever order the results come in.
+
+A picture is one draw from the benchmark and its handles are not: they share a scene and an edit. So it is pictures that
+are resampled, with all their handles, also where the mean is over handles (the cluster bootstrap; Efron and Tibshirani,
+*An Introduction to the Bootstrap*, 1993, chapters 8 and 13: percentile interval).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+DRAWS = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean and the ends of its bootstrap interval; None where there is nothing, or one picture, to take it from."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`per_handle`: every handle weighs the same. `per_picture`: every picture does, by the mean of its handles.
+
+    `pictures` and `handles` count what the means are over, `missing` the values that were None or not finite.
+    """
+
+    per_handle: Mean
+    per_picture: Mean
+    pictures: int
+    handles: int
+    missing: int
+
+
+def summarise(values: Mapping[str, Sequence[float | None]], seed: int = 0, draws: int = DRAWS) -> Summary:
+    """Means and 95 % intervals of one quantity: a picture's name -> its value for each handle, or its only value.
+
+    A value that is None or not finite is left out and counted; a picture without values is left out. The same values
+    give the same bytes in any order of the pictures and of their handles. Raises ValueError for less than one draw.
+    """
+    if draws < 1:
+        raise ValueError(f"the bootstrap needs 1 or more draws, came {draws}")
+    there = {name: [v for v in values[name] if v is not None and math.isfinite(v)] for name in sorted(values)}
+    given = sum(len(row) for row in values.values())
+    rows = [row for row in there.values() if row]
+    counts = np.array([len(row) for row in rows], dtype=np.float64)  # (pictures,)
+    sums = np.array([math.fsum(row) for row in rows], dtype=np.float64)  # (pictures,), exact, so of no order
+    handles = sum(len(row) for row in rows)
+    return Summary(
+        per_handle=_mean(sums, counts, seed, draws),
+        per_picture=_mean(sums / counts, np.ones_like(counts), seed, draws),
+        pictures=len(rows),
+        handles=handles,
+        missing=given - handles,
+    )
+
+
+def _mean(sums: np.ndarray, counts: np.ndarray, seed: int, draws: int) -> Mean:
+    """Σ sums / Σ counts over the pictures, with the percentile interval of that ratio over resampled pictures."""
+    pictures = len(sums)
+    if pictures == 0:
+        return Mean(None, None, None)
+    mean = math.fsum(sums) / math.fsum(counts)
+    if pictures == 1:  # nothing to resample
+        return Mean(mean, None, None)
+    drawn = np.random.default_rng(seed).integers(pictures, size=(draws, pictures))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Mean(mean, float(low), float(high))
+
+
+def to_json(summary: Summary) -> dict[str, Any]:
+    """The summary as values that strict JSON can hold."""
+    return asdict(summary)
+
+
+def text(mean: Mean, digits: int = 2) -> str:
+    """A mean and its interval as text, such as `4.31 (3.90 to 4.77)`; a dash where there is none."""
+    if mean.mean is None:
+        return "–"
+    if mean.low is None or mean.high is None:
+        return f"{mean.mean:.{digits}f}"
+    return f"{mean.mean:.{digits}f} ({mean.low:.{digits}f} to {mean.high:.{digits}f})"

@@ -1,0 +1,607 @@
+"""The benchmark with exact truth: held-out drawn scenes, edited, and compared with the scenes drawn as asked.
+
+    python scripts/truth_bench.py run RUN           the edits of every case under every setting, then the table
+    python scripts/truth_bench.py table RUN         the table again, from what the folder RUN holds
+    python scripts/truth_bench.py export FOLDER     the cases alone, for other programs to edit
+
+A case that is done is a folder in RUN: its pictures, every result as <setting>.png and its figures as <setting>.json,
+there whole or not at all. A run that was broken off goes on where it stood. `--workers` processes share the work, and
+under torchrun the ranks do too. `table` writes RUN/results.json, RUN/table.md and RUN/sheet.png.
+
+Where an object is in a result is measured in the picture (evaluate.py), never taken from the edit's own tracking.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cases
+import evaluate
+import intervals
+import published_metrics
+import torch
+from cases import Case
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from dragsa import cli, ddim, drag, editing, images, trace, weights
+from dragsa.config import EditConfig
+from dragsa.editing import Source
+from dragsa.weights import StableDiffusion
+
+NO_EDIT, RECONSTRUCTION, MAIN = "no-edit", "reconstruction", "five-handles"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table: an edit's numbers, and how many handles ask for it.
+
+    Without a config the source itself is the result. Without a variant of handles ("one", "five") the result is the
+    source inverted and denoised again, with no edit.
+    """
+
+    name: str
+    config: EditConfig | None = None
+    handles: str | None = None
+
+
+def headline(size: int = cases.SIZE) -> list[Setting]:
+    """The reported settings: the small model's own, what it is without its parts, and the paper's numbers."""
+    small = EditConfig.small(size=size)
+    return [
+        Setting(NO_EDIT),
+        Setting(RECONSTRUCTION, small),
+        Setting(MAIN, small, "five"),
+        Setting("one-handle", small, "one"),
+        Setting("no-control", replace(small, control_step=None), "five"),
+        Setting("blended", replace(small, blend=True), "five"),
+        Setting("paper", EditConfig.paper(size=size), "five"),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ the edits
+
+
+class Dragged(NamedTuple):
+    """A source's latent after the drag, for any number of ways down from there. `course`: how the drag went."""
+
+    latent: Tensor  # (1, 4, h, w)
+    level: int
+    course: dict[str, Any]
+
+
+@torch.no_grad()
+def drag_source(sd: StableDiffusion, source: Source, case: Case, variant: str, config: EditConfig) -> Dragged:
+    """The first half of `editing.edit`: z_{T-S} of the source, dragged."""
+    begin = time.perf_counter()
+    level, grid = config.steps - config.drag_step, images.grid_size(source.working_size)
+    asked = case.drags(variant)
+    handles, targets = (images.to_grid([pair[end] for pair in asked], source.picture.size, grid) for end in (0, 1))
+    may_move = images.open_mask(case.mask, source.picture.size, grid)
+    context = sd.embed([source.prompt])
+    dragged = drag.drag_latent(
+        sd.unet, source.latents[level], level, context, source.schedule, handles, targets, may_move, config.drag
+    )
+    course = {
+        "updates": len(dragged.losses),
+        "stop": dragged.reason,
+        "asked_cells": (targets - handles).norm(dim=1).tolist(),
+        "tracked_cells": (targets - dragged.final_handles).norm(dim=1).tolist(),
+        "losses": dragged.losses.tolist(),
+        "distances_cells": dragged.distances.mean(dim=1).tolist(),
+        "seconds": time.perf_counter() - begin,
+    }
+    return Dragged(dragged.latent, level, course)
+
+
+@torch.no_grad()
+def finish(sd: StableDiffusion, source: Source, dragged: Dragged, case: Case, config: EditConfig) -> Image.Image:
+    """The second half of `editing.edit`: source and target denoised under control, the target decoded."""
+    blend = None
+    if config.blend:
+        grid = images.grid_size(source.working_size)
+        blend = drag.to_latent_grid(images.open_mask(case.mask, source.picture.size, grid), source.latents)  # (h, w)
+    uncond, context = sd.embed(["", source.prompt, source.prompt]).split([1, 2])  # (1, n, C); (2, n, C)
+    first = None if config.control_step is None else max(0, config.control_step - config.drag_step)
+    z = ddim.sample_controlled(
+        sd.unet, source.latents[dragged.level], dragged.latent, context, source.schedule, dragged.level, 0,
+        (source.guidance, config.guidance), uncond, first, config.control_blocks, blend
+    )[-1, 1:]  # (1, 4, h, w)  # fmt: skip
+    return images.restore(images.to_picture(sd.decode(z)), source.picture)
+
+
+@torch.no_grad()
+def reconstruct(sd: StableDiffusion, source: Source, level: int | None = None) -> Image.Image:
+    """The source's z_T, or z_level, denoised and decoded with no edit."""
+    level = source.schedule.steps if level is None else level
+    z = ddim.sample(sd.unet, source.latents[level], sd.embed([source.prompt]), source.schedule, level)[-1]
+    return images.restore(images.to_picture(sd.decode(z)), source.picture)
+
+
+class Result(NamedTuple):
+    """One case under one setting: the picture, and every figure as values for JSON."""
+
+    picture: Image.Image
+    figures: dict[str, Any]
+
+
+def run_case(
+    sd: StableDiffusion, case: Case, settings: Sequence[Setting], published: bool = True, explain: bool = True
+) -> dict[str, Result]:
+    """A case under every setting. What settings have in common is done once: the inversion, and the drag.
+
+    `published`: with the published metrics too. `explain`: where an edit leaves more than half of the distance, with
+    what the model makes of the true result (see `drawable`).
+    """
+    sources: dict[Any, Source] = {}
+    dragged: dict[Any, Dragged] = {}
+    drawn: dict[Any, dict[str, Any]] = {}
+    distances = _published(sd, case) if published else None
+    results = {}
+    for setting in settings:
+        config, picture = setting.config, case.source
+        figures: dict[str, Any] = {"case": case.name, "kind": case.kind, "setting": setting.name}
+        if config is not None:
+            inversion = config.steps, config.variant, config.fixed_point, config.size
+            if inversion not in sources:
+                sources[inversion] = editing.prepare(sd, case.source, case.prompt, config=config)
+            source, begin = sources[inversion], time.perf_counter()
+            seconds = {"inversion": sum(source.seconds.values())}
+            if setting.handles is None:
+                picture = reconstruct(sd, source)
+            else:
+                key = inversion, config.drag, config.drag_step, setting.handles
+                if key not in dragged:
+                    dragged[key] = drag_source(sd, source, case, setting.handles, config)
+                course = dragged[key].course
+                begin = time.perf_counter()
+                picture = finish(sd, source, dragged[key], case, config)
+                seconds["drag"] = course["seconds"]
+                figures["drag"] = course
+            seconds["denoising"] = time.perf_counter() - begin
+            figures["seconds"] = {**seconds, "all": sum(seconds.values())}
+        figures |= evaluate.measure(picture, case)
+        if distances is not None:
+            figures["published"] = distances(picture)
+        if explain and config is not None and setting.handles is not None and figures["share"] > 0.5:
+            level = config.steps, config.variant, config.fixed_point, config.size, config.drag_step
+            if level not in drawn:
+                drawn[level] = drawable(sd, case, config)
+            figures["drawable"] = drawn[level]
+        results[setting.name] = Result(picture, figures)
+    return results
+
+
+def _published(sd: StableDiffusion, case: Case) -> Callable[[Image.Image], dict[str, Any]]:
+    """The published metrics of a case's results, all by the same handles: the five."""
+
+    def features(picture: Image.Image, which: str) -> Tensor:
+        seed = published_metrics.picture_seed(f"{case.name}:{which}")
+        return published_metrics.dift(sd, picture, case.prompt, seed, case.size)
+
+    source, handles, mask = features(case.source, "source"), case.drags("five"), case.mask
+
+    def measured(result: Image.Image) -> dict[str, Any]:
+        edited = features(result, "edited")
+        found = published_metrics.distances(source, edited, handles, case.source.size, mask)
+        values = {name: getattr(found, name) for name in published_metrics.FORMS.values()}
+        return {**values, "fidelity": published_metrics.fidelity(case.source, result)}
+
+    return measured
+
+
+def drawable(sd: StableDiffusion, case: Case, config: EditConfig) -> dict[str, Any]:
+    """What the model makes of the true result itself: inverted to the drag's level and denoised from there."""
+    source = editing.prepare(sd, case.truth, case.prompt, config=config)
+    figures = evaluate.measure(reconstruct(sd, source, config.steps - config.drag_step), case)
+    return {name: figures[name] for name in ("share", "overlap", "truth_db")}
+
+
+# ---------------------------------------------------------------------------------------------------- the failures
+
+# By the first rule that holds, in this order, of every edit that leaves more than half of the distance.
+REASONS = {
+    "model cannot draw it": "the true result, inverted to the drag's level and denoised, is off by a quarter or more",
+    "control pulls back": "the same drag without K/V control leaves less than half",
+    "tracking lost": "the drag ended because a handle's features were nowhere to be found",
+    "not moving": "the drag ended because tracking found the handles where they had been, 30 updates long",
+    "not finite": "the drag ended because loss, gradient or latent was not finite",
+    "budget used up": "all updates were used and tracking still has more than a quarter of the way to go",
+    "drag undone": "tracking found the handles at the targets, and the object is not there in the picture",
+}
+
+
+def why_failed(figures: Mapping[str, Any], uncontrolled: Mapping[str, Any] | None = None) -> str | None:
+    """Which of `REASONS` an edit failed for; None for one that leaves half of the distance or less.
+
+    `uncontrolled`: figures of the same drag without control.
+    """
+    if figures["share"] <= 0.5:
+        return None
+    made = figures.get("drawable")
+    if made is not None and (made["share"] >= 0.25 or made["overlap"] < 0.6):
+        return "model cannot draw it"
+    if uncontrolled is not None and uncontrolled["share"] < 0.5:
+        return "control pulls back"
+    course = figures["drag"]
+    if course["stop"] in REASONS:
+        return course["stop"]
+    if course["stop"] == "budget" and sum(course["tracked_cells"]) > 0.25 * sum(course["asked_cells"]):
+        return "budget used up"
+    return "drag undone"
+
+
+# ------------------------------------------------------------------------------------------------- runs and folders
+
+
+def run(
+    folder: Path,
+    listed: Sequence[Case],
+    settings: Sequence[Setting],
+    model: Path,
+    workers: int = 1,
+    published: bool = True,
+    explain: bool = True,
+) -> bool:
+    """Do what is missing of a run. True once every case is there, which under torchrun only the last rank may see.
+
+    Raises ValueError as `claim` does.
+    """
+    claim(folder, settings, model)
+    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    missing = [case for case in listed[rank::ranks] if not (folder / case.name / "case.json").exists()]
+    work = partial(_do, folder=folder, settings=settings, published=published, explain=explain)
+    workers = min(workers, len(missing))
+    if workers > 1:
+        with multiprocessing.get_context("spawn").Pool(workers, _begin, (model,)) as pool:
+            for line in pool.imap_unordered(work, missing):
+                print(line, flush=True)
+    elif missing:
+        _begin(model, threads=None if ranks == 1 else 1)
+        for case in missing:
+            print(work(case), flush=True)
+    return all((folder / case.name / "case.json").exists() for case in listed)
+
+
+_model: StableDiffusion | None = None  # of a worker process
+
+
+def _begin(model: Path, threads: int | None = 1) -> None:
+    """A worker's beginning. Several share the machine, so each computes with one thread."""
+    global _model
+    if threads is not None:
+        torch.set_num_threads(threads)
+    _model = weights.load(model)
+
+
+def _do(case: Case, folder: Path, settings: Sequence[Setting], published: bool, explain: bool) -> str:
+    """One case, written to the run's folder; gives the line that says so."""
+    assert _model is not None
+    begin = time.perf_counter()
+    results = run_case(_model, case, settings, published, explain)
+    save(folder, case, results)
+    shares = "  ".join(f"{name} {result.figures['share']:.2f}" for name, result in results.items())
+    return f"{case.name}  {time.perf_counter() - begin:.1f} s  {shares}"
+
+
+def save(folder: Path, case: Case, results: Mapping[str, Result]) -> None:
+    """A finished case, whole or not at all: written beside, then renamed."""
+    part = folder / f".{case.name}.{os.getpid()}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        cases.save(case, part)
+        for name, (picture, figures) in results.items():
+            images.save_picture(picture, part / f"{name}.png")
+            trace.save_json(finite(figures), part / f"{name}.json")
+        if not (folder / case.name).exists():  # another rank's, else
+            os.replace(part, folder / case.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def finite(value: Any) -> Any:
+    """The value as strict JSON can hold it: a number that is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def claim(folder: Path, settings: Sequence[Setting], model: Path) -> None:
+    """Make the folder and write down what the run is of, or check that the run that is there is of the same.
+
+    Raises ValueError for a folder that holds a run of other settings or other weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = sorted(model.glob("*/*.safetensors")) if model.is_dir() else [model]
+    identity = {str(file.relative_to(model)) if file != model else file.name: weights.sha256(file) for file in files}
+    mine = json.loads(json.dumps({"settings": [asdict(setting) for setting in settings], "weights": identity}))
+    path = folder / "run.json"
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        for name, value in mine.items():
+            if theirs[name] != value:
+                raise ValueError(f"{folder}: a run with other {name}; give another folder")
+        return
+    trace.save_json({**mine, "versions": trace.versions()}, path, overwrite=True)
+
+
+Results = dict[str, dict[str, dict[str, Any]]]  # setting -> case -> figures
+
+
+def read(folder: Path) -> Results:
+    """Every single figure of a run, by setting and case, whatever order they were made in."""
+    if not (folder / "run.json").is_file():
+        raise ValueError(f"{folder}: no run; make one with `truth_bench.py run {folder}`")
+    order = [setting["name"] for setting in json.loads((folder / "run.json").read_text())["settings"]]
+    results: Results = {name: {} for name in order}
+    for name in order:
+        for file in sorted(folder.glob(f"*/{name}.json")):
+            if not file.parent.name.startswith("."):
+                results[name][file.parent.name] = json.loads(file.read_text())
+    if not any(results.values()):
+        raise ValueError(f"{folder}: no case of the run is done yet")
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------ the tables
+
+
+COLUMNS: dict[str, tuple[str, int]] = {  # heading -> figure, digits
+    "distance left, share": ("share", 2),
+    "left, px": ("left", 1),
+    "IoU with the truth": ("overlap", 2),
+    "object's colour, of 255": ("object_colour", 1),
+    "shape kept, IoU": ("shape", 2),
+    "background, of 255": ("background_error", 2),
+    "background, dB": ("background_db", 1),
+    "truth, dB": ("truth_db", 1),
+    "truth, SSIM": ("truth_ssim", 3),
+}
+
+
+def summary(of_case: Mapping[str, Mapping[str, Any]], figure: str) -> intervals.Summary:
+    """Mean of one figure over cases. The share left is a value for each handle that is measured."""
+    if figure == "share":
+        return intervals.summarise({name: [p["share"] for p in row["points"]] for name, row in of_case.items()})
+    return intervals.summarise({name: [row.get(figure)] for name, row in of_case.items()})
+
+
+def tables(results: Results) -> str:
+    """All of a run's tables as Markdown. Means over cases with 95 % bootstrap intervals."""
+    parts = [
+        "## All cases", _table(_overall(results)),
+        "## Share of the distance left, by kind", _table(_by_kind(results, "share")),
+        "## Overlap with the truth (IoU), by kind", _table(_by_kind(results, "overlap")),
+    ]  # fmt: skip
+    if any("published" in row for of_case in results.values() for row in of_case.values()):
+        parts += ["## Published metrics", _table(_published_rows(results))]
+        reason = published_metrics.why_no_fidelity()
+        parts += [f"No image fidelity: {reason}."] if reason else []
+    parts += ["## What failed, and why", _table(_failure_rows(results))]
+    parts += ["\n".join(f"- {name}: {meaning}." for name, meaning in REASONS.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
+        return "None."
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _overall(results: Results) -> list[dict[str, str]]:
+    rows = []
+    for name, of_case in results.items():
+        cells = {"setting": name, "cases": str(len(of_case))}
+        for heading, (figure, digits) in COLUMNS.items():
+            cells[heading] = intervals.text(summary(of_case, figure).per_picture, digits)
+            if figure == "share":
+                cells["the same per handle"] = intervals.text(summary(of_case, figure).per_handle, digits)
+                halved = [row["share"] < 0.5 for row in of_case.values()]
+                cells["less than half left"] = f"{sum(halved) / len(halved):.0%}" if halved else "–"
+        beside = {case: row for case, row in of_case.items() if row["kind"] == "protect"}
+        cells["neighbour changed, of 255"] = intervals.text(summary(beside, "neighbour_error").per_picture, 2)
+        cells["not found"] = str(sum(not row["found"] or row["nose_found"] is False for row in of_case.values()))
+        seconds = [row["seconds"]["all"] for row in of_case.values() if "seconds" in row]
+        cells["seconds"] = f"{sum(seconds) / len(seconds):.1f}" if seconds else "–"
+        rows.append(cells)
+    return rows
+
+
+def _by_kind(results: Results, figure: str) -> list[dict[str, str]]:
+    rows = []
+    for name, of_case in results.items():
+        cells = {"setting": name}
+        for kind in cases.KINDS:
+            mine = {case: row for case, row in of_case.items() if row["kind"] == kind}
+            cells[kind] = intervals.text(summary(mine, figure).per_picture)
+        rows.append(cells)
+    return rows
+
+
+def _published_rows(results: Results) -> list[dict[str, str]]:
+    """Each published metric under its own name, averaged as it is published."""
+    rows = []
+    for name, of_case in results.items():
+        there = {case: row["published"] for case, row in of_case.items() if "published" in row}
+        cells = {"setting": name}
+        for heading, key in published_metrics.FORMS.items():
+            found = intervals.summarise({case: row[key] or [] for case, row in there.items()})
+            mean = found.per_picture if key in published_metrics.BY_PICTURE else found.per_handle
+            cells[heading] = intervals.text(mean, 3 if key == "normalised" else 1)
+        fidelity = intervals.summarise({case: [row["fidelity"]] for case, row in there.items()})
+        cells["image fidelity, 1 − LPIPS"] = intervals.text(fidelity.per_picture, 3)
+        rows.append(cells)
+    return rows
+
+
+def failures(results: Results) -> dict[str, dict[str, str]]:
+    """Setting -> case -> why, of every edit that leaves more than half of the distance."""
+    found: dict[str, dict[str, str]] = {}
+    for name, of_case in results.items():
+        edited = {case: row for case, row in of_case.items() if "drag" in row}
+        without = results.get("no-control", {}) if name == MAIN else {}
+        reasons = {case: why_failed(row, without.get(case)) for case, row in edited.items()}
+        if edited:
+            found[name] = {case: reason for case, reason in reasons.items() if reason is not None}
+    return found
+
+
+def _failure_rows(results: Results) -> list[dict[str, str]]:
+    rows = []
+    for name, why in failures(results).items():
+        counts = Counter(why.values())
+        kinds = Counter(case.rpartition("-")[0] for case in why)
+        cells = {"setting": name, "failed": str(len(why)), **{reason: str(counts[reason]) for reason in REASONS}}
+        cells["of the kinds"] = ", ".join(f"{kind} {kinds[kind]}" for kind in cases.KINDS if kinds[kind]) or "–"
+        rows.append(cells)
+    return rows
+
+
+def summaries(results: Results) -> dict[str, Any]:
+    """The tables' numbers: setting -> "all" or a kind -> figure -> means, intervals and counts."""
+    figures = [figure for figure, _ in COLUMNS.values()] + ["all_left", "nose_left", "neighbour_error"]
+    found: dict[str, Any] = {}
+    for name, of_case in results.items():
+        for kind in ("all", *cases.KINDS):
+            mine = {case: row for case, row in of_case.items() if kind in ("all", row["kind"])}
+            if mine:
+                of_kind = {figure: intervals.to_json(summary(mine, figure)) for figure in figures}
+                halved = sum(row["share"] < 0.5 for row in mine.values()) / len(mine)
+                found.setdefault(name, {})[kind] = {"cases": len(mine), "less than half left": halved, **of_kind}
+    return found
+
+
+def write_tables(folder: Path, rows: int = 4) -> str:
+    """results.json, table.md and sheet.png of what a run's folder holds; gives the tables as text."""
+    results = read(folder)
+    text = tables(results)
+    everything = {"summaries": summaries(results), "failures": failures(results), "results": results}
+    trace.save_json(finite(everything), folder / "results.json", overwrite=True)
+    images.save_bytes(text.encode(), folder / "table.md", overwrite=True)
+    images.save_picture(sheet(folder, list(results), rows), folder / "sheet.png", overwrite=True)
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------- the sheet
+
+
+def sheet(folder: Path, settings: Sequence[str], rows: int = 4, width: int = 128) -> Image.Image:
+    """The first `rows` cases of each kind, one a row: source with its handles, truth, and each setting's result."""
+    listed = [case for case in _cases_of(folder) if case.number < rows]
+    columns = ["source", "truth", *(name for name in settings if name != NO_EDIT)]
+    label, gap, font = 90, 4, ImageFont.load_default(12)
+    whole = Image.new("RGB", (label + len(columns) * (width + gap), 22 + len(listed) * (width + gap)), "white")
+    ink = ImageDraw.Draw(whole)
+    for column, name in enumerate(columns):
+        ink.text((label + column * (width + gap), 4), name, fill="black", font=font)
+    for row, case in enumerate(listed):
+        top = 22 + row * (width + gap)
+        ink.text((4, top + 4), case.name, fill="black", font=font)
+        for column, name in enumerate(columns):
+            file = folder / case.name / f"{name}.png"
+            if not file.is_file():
+                continue
+            picture = images.to_rgb(images.open_picture(file)).resize((width, width), Image.Resampling.LANCZOS)
+            left = label + column * (width + gap)
+            whole.paste(picture, (left, top))
+            if name == "source":
+                for pair in case.drags("five"):
+                    scale = width / case.size
+                    (x0, y0), (x1, y1) = (((x + 0.5) * scale + left, (y + 0.5) * scale + top) for x, y in pair)
+                    ink.line((x0, y0, x1, y1), fill="white", width=3)
+                    ink.line((x0, y0, x1, y1), fill="black", width=1)
+                    ink.ellipse((x1 - 2, y1 - 2, x1 + 2, y1 + 2), fill="#2060ff", outline="white")
+            else:
+                share = _share(folder / case.name / f"{name}.json")
+                if share is not None:
+                    ink.text((left + 3, top + 2), share, fill="black", font=font, stroke_width=2, stroke_fill="white")
+    return whole
+
+
+def _cases_of(folder: Path) -> list[Case]:
+    """The finished cases of a folder, kind by kind."""
+    found = [cases.load(file.parent) for file in folder.glob("*/case.json") if not file.parent.name.startswith(".")]
+    return sorted(found, key=lambda case: (cases.KINDS.index(case.kind), case.number))
+
+
+def _share(file: Path) -> str | None:
+    return f"{json.loads(file.read_text())['share']:.2f} left" if file.is_file() else None
+
+
+# ------------------------------------------------------------------------------------------------- the command line
+
+
+def arguments_of(arguments: Sequence[str] | None) -> Any:
+    parser = cli.Parser(description=__doc__.split("\n\n")[0])
+    sub = parser.add_subparsers(dest="command", required=True)
+    for name, does in (("run", "make the edits"), ("table", "the tables of a run"), ("export", "write the cases")):
+        one = sub.add_parser(name, help=does, description=does)
+        one.add_argument("folder", type=Path)
+        if name != "export":
+            one.add_argument("--rows", type=cli.whole(0), default=4, help="of each kind on the sheet")
+        if name != "table":
+            add_case_options(one, which="figures")
+        if name == "run":
+            add_run_options(one)
+    return parser.parse_args(arguments)
+
+
+def add_case_options(parser: Any, which: str) -> None:
+    parser.add_argument("--cases", choices=tuple(cases.FIRST), default=which, help="which of the two lists")
+    parser.add_argument("--limit", type=cli.whole(1), help="only so many cases of each kind")
+    parser.add_argument("--size", type=cli.whole(64), default=cases.SIZE, help="of the pictures, in pixels")
+
+
+def add_run_options(parser: Any) -> None:
+    parser.add_argument("--weights", type=Path, default=cli.SMALL)
+    parser.add_argument("--workers", type=cli.whole(1), help="processes; by default one for each core")
+    parser.add_argument("--no-published", dest="published", action="store_false", help="without the published metrics")
+
+
+def workers_of(options: Any) -> int:
+    """As asked, or one for each core that this process may use; under torchrun one for each rank."""
+    if options.workers is not None:
+        return options.workers
+    return 1 if "WORLD_SIZE" in os.environ else len(os.sched_getaffinity(0))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = arguments_of(arguments)
+        if options.command == "export":
+            options.folder.mkdir(parents=True, exist_ok=True)
+            for case in cases.cases(options.cases, options.limit, options.size):
+                save(options.folder, case, {})
+        elif options.command == "table":
+            print(write_tables(options.folder, options.rows))
+        else:
+            begin = time.perf_counter()
+            listed, settings = cases.cases(options.cases, options.limit, options.size), headline(options.size)
+            workers = workers_of(options)
+            if run(options.folder, listed, settings, options.weights, workers, options.published):
+                print(write_tables(options.folder, options.rows))
+            print(f"{time.perf_counter() - begin:.0f} s in this run", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"truth_bench: error: {cli.one_line(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

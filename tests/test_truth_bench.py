@@ -1,0 +1,166 @@
+"""The benchmark's runs: the edits are the package's own, and a folder is all that the tables are made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+import truth_bench
+from truth_bench import MAIN, Setting
+
+from dragsa import editing, images, weights
+from dragsa.config import DragConfig, EditConfig
+
+FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64)
+SETTINGS = [
+    Setting("no-edit"),
+    Setting("reconstruction", FAST),
+    Setting(MAIN, FAST, "five"),
+    Setting("no-control", replace(FAST, control_step=None), "five"),
+]
+LISTED = cases.cases("figures", limit=1, size=64)[:3]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> Path:
+    return tiny_folder
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three cases, begun by one process and ended by two."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert truth_bench.run(folder, LISTED[:1], SETTINGS, model, published=False)
+    assert truth_bench.run(folder, LISTED, SETTINGS, model, workers=2, published=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"control_step": None}, {"blend": True, "control_step": 0}, {"guidance": 2.0}],
+    ids=["ours", "no control", "blended", "guided"],
+)
+def test_the_two_halves_are_the_packages_edit(model: Path, changes: dict[str, Any]) -> None:
+    sd, case, config = weights.load(model), LISTED[0], replace(FAST, **changes)
+    source = editing.prepare(sd, case.source, case.prompt, config=config)
+    dragged = truth_bench.drag_source(sd, source, case, "five", config)
+    picture = truth_bench.finish(sd, source, dragged, case, config)
+    edited = editing.edit(sd, source, case.drags("five"), case.mask, config=config)
+    assert np.abs(np.asarray(picture, int) - np.asarray(edited.image, int)).max() <= 1
+    assert dragged.course["losses"] == pytest.approx(edited.trace.losses)
+    assert dragged.course["stop"] == edited.trace.stop
+    idle = truth_bench.reconstruct(sd, source, config.steps - config.drag_step)
+    assert np.abs(np.asarray(picture, int) - np.asarray(idle, int)).max() > 2  # the drag did something
+
+
+def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"prepare": 0, "drag_source": 0}
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def count(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, count)
+
+    counted(editing, "prepare")
+    counted(truth_bench, "drag_source")
+    other = Setting("one-handle", FAST, "one")
+    results = truth_bench.run_case(weights.load(model), LISTED[0], [*SETTINGS, other], published=False, explain=False)
+    assert calls == {"prepare": 1, "drag_source": 2}
+    assert list(results) == [setting.name for setting in [*SETTINGS, other]]
+    assert results["no-edit"].picture == LISTED[0].source
+
+
+def test_a_run_has_every_case_once_and_goes_on_where_it_stood(finished: Path, model: Path) -> None:
+    folders = sorted(path.name for path in finished.iterdir() if path.is_dir())
+    assert folders == sorted(case.name for case in LISTED)  # and no folder of a part
+    for case in LISTED:
+        assert cases.load(finished / case.name) == case
+        assert {file.stem for file in (finished / case.name).glob("*.png")} >= {setting.name for setting in SETTINGS}
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/*.json")}
+    assert truth_bench.run(finished, LISTED, SETTINGS, model, published=False)
+    assert before == {path: path.stat().st_mtime_ns for path in finished.glob("*/*.json")}
+
+
+def test_a_run_of_other_settings_is_refused(finished: Path, model: Path) -> None:
+    with pytest.raises(ValueError, match="a run with other settings; give another folder"):
+        truth_bench.run(finished, LISTED, SETTINGS[:2], model)
+
+
+def test_a_case_that_breaks_off_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(truth_bench.trace, "save_json", broken)
+    with pytest.raises(OSError, match="no space"):
+        truth_bench.save(tmp_path, LISTED[0], {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_do_the_list_between_them(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        done.append(truth_bench.run(tmp_path, LISTED, SETTINGS[:1], model, published=False))
+        if rank == 0:
+            assert {path.parent.name for path in tmp_path.glob("*/case.json")} == {LISTED[0].name, LISTED[2].name}
+    assert done == [False, True]
+
+
+def test_tables_are_made_of_the_folder_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert truth_bench.main(["table", str(finished)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.strip() == (finished / "table.md").read_text().strip()
+    (row,) = [line for line in printed.splitlines() if line.startswith("| no-edit | 3 |")]
+    assert row.split(" | ")[2].startswith("1.00") and row.split(" | ")[4] == "0%"
+    results = json.loads((finished / "results.json").read_text())
+    assert results["summaries"]["no-edit"]["all"]["background_error"]["per_picture"]["mean"] == 0
+    assert set(results["results"][MAIN]) == {case.name for case in LISTED}
+    assert set(results["failures"][MAIN]) == {n for n, row in results["results"][MAIN].items() if row["share"] > 0.5}
+    sheet = images.open_picture(finished / "sheet.png")
+    assert sheet.width > 5 * 128 and sheet.height > 3 * 128
+
+
+def test_no_run_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert truth_bench.main(["table", str(tmp_path)]) == 2
+    assert "truth_bench: error: " in capsys.readouterr().err
+
+
+def test_exported_cases_are_whole(tmp_path: Path) -> None:
+    assert truth_bench.main(["export", str(tmp_path / "cases"), "--limit", "1", "--cases", "settings"]) == 0
+    found = [cases.load(tmp_path / "cases" / f"{kind}-00") for kind in cases.KINDS]
+    assert found == cases.cases("settings", limit=1)
+
+
+def course(stop: str, tracked: float) -> dict[str, Any]:
+    return {"share": 0.8, "drag": {"stop": stop, "asked_cells": [10.0, 10.0], "tracked_cells": [tracked, tracked]}}
+
+
+@pytest.mark.parametrize(
+    ("figures", "without", "reason"),
+    [
+        ({"share": 0.5}, None, None),
+        (course("tracking lost", 9), None, "tracking lost"),
+        (course("not moving", 1), None, "not moving"),
+        (course("budget", 4), None, "budget used up"),
+        (course("budget", 2), None, "drag undone"),
+        (course("reached", 0), None, "drag undone"),
+        (course("reached", 0), {"share": 0.7}, "drag undone"),
+        (course("tracking lost", 9), {"share": 0.3}, "control pulls back"),
+        (course("reached", 0) | {"drawable": {"share": 0.3, "overlap": 0.9}}, {"share": 0.3}, "model cannot draw it"),
+        (course("reached", 0) | {"drawable": {"share": 0.1, "overlap": 0.5}}, None, "model cannot draw it"),
+        (course("reached", 0) | {"drawable": {"share": 0.1, "overlap": 0.9}}, None, "drag undone"),
+    ],
+)
+def test_failures_are_sorted_by_rule(figures: dict[str, Any], without: dict[str, Any] | None, reason: str) -> None:
+    assert truth_bench.why_failed(figures, without) == reason
+    assert reason is None or reason in truth_bench.REASONS
