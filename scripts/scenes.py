@@ -14,7 +14,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +121,7 @@ def random_scene(seed: int, shapes: Sequence[str] | None = None, neighbour: bool
     return scene
 
 
-def _placed(rng: random.Random, shape: str, size: float) -> dict[str, float]:
+def _placed(rng: random.Random, shape: str, size: float) -> dict[str, Any]:
     """A random place inside the picture for a shape of that size, and a rotation."""
     least, most = size / 2 + MARGIN, 1 - size / 2 - MARGIN
     half_sector = math.pi / _CORNERS[shape][0] if shape in _CORNERS else 0.0

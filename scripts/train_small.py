@@ -7,7 +7,8 @@
 
 A stage that was interrupted goes on from its last checkpoint in the work folder; a stage that is complete is passed
 over; `--fresh` starts again. A stage is planned over its minutes, counted while the processor works on it: the learning
-rate falls as they pass, so the number of updates depends on the machine. Every update draws its own random numbers from the seed and the update's number.
+rate falls as they pass, so the number of updates depends on the machine. Every update draws its own random numbers from
+the seed and the update's number.
 
 The VAE learns from drawn pictures that never repeat. Then pictures are encoded once (`latents`), the latents' mean and
 spread per channel are folded into the VAE's 1×1 convolutions so that SD 1.5's scaling factor holds as it is, and the
