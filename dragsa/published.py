@@ -263,16 +263,16 @@ SHIPPED_FILES = (
     KnownFile(
         "the small model's text_encoder/model.safetensors",
         282_776,
-        "b70d646cc6f65ee23a4a48d8eca7fc3f79c4e3be8c34396c939b16695c6fd7b0",
+        "cf7a7611a61cd11bbc2e5168ee17b6d203c0f3343f91e156f0bc4e62636a774a",
     ),
     KnownFile(
         "the small model's unet/diffusion_pytorch_model.safetensors",
         17_290_264,
-        "b1357ab484a4d66578609076687d30dba9846e1d19f88bbfb2d6f8f6de6a8bbe",
+        "ac8a74b0f6ccdec5de6dadb96d51824f913713486c96c410096367909b36639a",
     ),
     KnownFile(
         "the small model's vae/diffusion_pytorch_model.safetensors",
         2_668_942,
-        "bf40964904bd8ae34c7b6de7a6c95309bf6c2a20697eb50ac293eaae76ecb8cb",
+        "80a73c0cd22a008507da37923ccaa22f3e3925dfc3cc900a8e59df137075e3a8",
     ),
 )

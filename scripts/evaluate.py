@@ -35,7 +35,7 @@ from dragsa.weights import StableDiffusion
 OWN = ("source.png", "truth.png", "mask.png")  # a case's pictures that are no results
 
 GRID = 64  # pixels of the pictures that are compared in the fit
-STARTS, ITERATIONS = 3, 14
+STARTS, ITERATIONS = 3, 24
 STEPS = {"x": 0.004, "y": 0.004, "size": 0.004, "rotation": 0.03, "yaw": 0.03}  # of the finite differences
 FURTHEST = {"x": 0.08, "y": 0.08, "size": 0.08, "rotation": 0.3, "yaw": 0.3}  # that one iteration may go
 SMALLER, LARGER = 0.4, 2.2  # of the source's size, and nothing beyond is looked for
