@@ -248,7 +248,8 @@ def measure(result: Image.Image, case: Case) -> dict[str, Any]:
     moves. `background_*`: against the truth where neither it nor the source has an object, two pixels away from them.
     `object_colour`: of the objects where they are found, against their own colours there. `shape`: overlap of the
     found object with the truth's, when both stand at one place. `overlap`: the same where each stands. `neighbour_*`:
-    what became of a protected neighbour.
+    what became of a protected neighbour. `centre_moved`: where the object should stay, how far it went. `yaw_left`: of
+    a turn, the share of the angle; a head that is pushed aside takes its nose to the target without turning.
     """
     if result.size != (case.size, case.size):
         raise ValueError(f"{case.name}: a result of {result.size}, the case is of {(case.size, case.size)}")
@@ -287,7 +288,11 @@ def measure(result: Image.Image, case: Case) -> dict[str, Any]:
         figures["neighbour_error"] = 127.5 * (picture - truth)[:, inside].abs().mean().item()
         centre = cases.NEIGHBOUR + "centre"
         figures["neighbour_moved"] = math.dist(at[centre], before[centre]) if found.neighbour_found else None
+    if case.kind in ("turn", "resize"):
+        figures["centre_moved"] = math.dist(at["centre"], before["centre"]) if found.found else None
     if case.kind == "turn":
+        turned = found.scene.yaw if found.nose_found else case.before.yaw
+        figures["yaw_left"] = abs(turned - case.after.yaw) / abs(case.before.yaw - case.after.yaw)
         nose = scenes.locate_nose(picture, case.before)
         figures["nose_left"] = None if math.isnan(nose.x) else math.dist(nose[:2], asked["nose"])
     return {

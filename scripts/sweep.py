@@ -154,6 +154,8 @@ def table(rows: Sequence[Row], results: truth_bench.Results) -> list[dict[str, A
         for kind in cases.KINDS:
             mine = {case: figures for case, figures in of_case.items() if figures["kind"] == kind}
             line[f"share, {kind}"] = truth_bench.summary(mine, "share").per_picture.mean
+        turned = {case: figures for case, figures in of_case.items() if figures["kind"] == "turn"}
+        line["angle left, turn"] = truth_bench.summary(turned, "yaw_left").per_picture.mean
         line["updates"] = _mean(figures["drag"]["updates"] for figures in of_case.values())
         line["seconds"] = _mean(figures["seconds"]["all"] for figures in of_case.values())
         found.append(line)
@@ -168,7 +170,7 @@ def _mean(values: Any) -> float | None:
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     """The table's main columns as Markdown."""
     heads = ["sweep", "value", "share left", "− base", "halved", *(f"share, {kind}" for kind in cases.KINDS)]
-    heads += ["IoU", "object's colour", "shape", "background", "truth dB", "updates", "s"]
+    heads += ["angle left, turn", "IoU", "object's colour", "shape", "background", "truth dB", "updates", "s"]
     rows = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
 
     def mean(line: Mapping[str, Any], name: str, digits: int = 2, sign: bool = False) -> str:
@@ -181,7 +183,12 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         cells = [line["sweep"], line["value"], mean(line, "share"), mean(line, "share - base", sign=True)]
         cells += [f"{line['halved']:.0%}", *(mean(line, f"share, {kind}") for kind in cases.KINDS)]
-        cells += [mean(line, "overlap"), mean(line, "object_colour", 1), mean(line, "shape")]
+        cells += [
+            mean(line, "angle left, turn"),
+            mean(line, "overlap"),
+            mean(line, "object_colour", 1),
+            mean(line, "shape"),
+        ]
         cells += [mean(line, "background_error", 1), mean(line, "truth_db", 1), mean(line, "updates", 0)]
         cells += [mean(line, "seconds", 1)]
         rows.append(f"| {' | '.join(cells)} |")

@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import statistics
 import sys
 import time
 from collections import Counter
@@ -388,6 +389,7 @@ def tables(results: Results) -> str:
         "## Share of the distance left, by kind", _table(_by_kind(results, "share")),
         "## Overlap with the truth (IoU), by kind", _table(_by_kind(results, "overlap")),
     ]  # fmt: skip
+    parts += ["## What should stay, and the turn itself", _table(_staying_rows(results))]
     if any("published" in row for of_case in results.values() for row in of_case.values()):
         parts += ["## Published metrics", _table(_published_rows(results))]
         reason = published_metrics.why_no_fidelity()
@@ -412,10 +414,11 @@ def _overall(results: Results) -> list[dict[str, str]]:
             cells[heading] = intervals.text(summary(of_case, figure).per_picture, digits)
             if figure == "share":
                 cells["the same per handle"] = intervals.text(summary(of_case, figure).per_handle, digits)
-                halved = [row["share"] < 0.5 for row in of_case.values()]
-                cells["less than half left"] = f"{sum(halved) / len(halved):.0%}" if halved else "–"
-        beside = {case: row for case, row in of_case.items() if row["kind"] == "protect"}
-        cells["neighbour changed, of 255"] = intervals.text(summary(beside, "neighbour_error").per_picture, 2)
+                shares = [row["share"] for row in of_case.values()]
+                cells["median"] = f"{statistics.median(shares):.2f}" if shares else "–"
+                cells["less than half left"] = (
+                    f"{sum(share < 0.5 for share in shares) / len(shares):.0%}" if shares else "–"
+                )
         cells["not found"] = str(sum(not row["found"] or row["nose_found"] is False for row in of_case.values()))
         seconds = [row["seconds"]["all"] for row in of_case.values() if "seconds" in row]
         cells["seconds"] = f"{sum(seconds) / len(seconds):.1f}" if seconds else "–"
@@ -430,6 +433,26 @@ def _by_kind(results: Results, figure: str) -> list[dict[str, str]]:
         for kind in cases.KINDS:
             mine = {case: row for case, row in of_case.items() if row["kind"] == kind}
             cells[kind] = intervals.text(summary(mine, figure).per_picture)
+        rows.append(cells)
+    return rows
+
+
+STAYING = {  # heading -> kind, figure
+    "turn: share of the angle left": ("turn", "yaw_left"),
+    "turn: head moved, px": ("turn", "centre_moved"),
+    "resize: centre moved, px": ("resize", "centre_moved"),
+    "protect: neighbour moved, px": ("protect", "neighbour_moved"),
+    "protect: neighbour changed, of 255": ("protect", "neighbour_error"),
+}
+
+
+def _staying_rows(results: Results) -> list[dict[str, str]]:
+    rows = []
+    for name, of_case in results.items():
+        cells = {"setting": name}
+        for heading, (kind, figure) in STAYING.items():
+            mine = {case: row for case, row in of_case.items() if row["kind"] == kind}
+            cells[heading] = intervals.text(summary(mine, figure).per_picture)
         rows.append(cells)
     return rows
 
@@ -475,7 +498,8 @@ def _failure_rows(results: Results) -> list[dict[str, str]]:
 
 def summaries(results: Results) -> dict[str, Any]:
     """The tables' numbers: setting -> "all" or a kind -> figure -> means, intervals and counts."""
-    figures = [figure for figure, _ in COLUMNS.values()] + ["all_left", "nose_left", "neighbour_error"]
+    figures = [figure for figure, _ in COLUMNS.values()] + ["all_left", "nose_left"]
+    figures += sorted({figure for _, figure in STAYING.values()})
     found: dict[str, Any] = {}
     for name, of_case in results.items():
         for kind in ("all", *cases.KINDS):

@@ -80,6 +80,19 @@ def test_a_face_without_a_nose_counts_as_not_turned() -> None:
     assert figures["found"] and figures["nose_found"] is False and figures["share"] == 1
 
 
+def test_a_head_that_is_pushed_aside_has_not_turned() -> None:
+    case = BY_KIND["turn"]
+    start, goal = case.points(case.before)["nose"], case.points(case.after)["nose"]
+    aside = (goal[0] - start[0]) / 128, (goal[1] - start[1]) / 128
+    pushed = replace(case.before, x=case.before.x + aside[0], y=case.before.y + aside[1])
+    figures = evaluate.measure(images.to_picture(scenes.draw(pushed)), case)
+    assert figures["share"] < 0.05  # the nose is there
+    assert figures["yaw_left"] == pytest.approx(1, abs=0.05)
+    assert figures["centre_moved"] == pytest.approx(math.dist(start, goal), abs=0.5) and figures["overlap"] < 0.8
+    turned = evaluate.measure(case.truth, case)
+    assert turned["yaw_left"] < 0.03 and turned["centre_moved"] < 0.3
+
+
 def test_half_of_two_objects_is_half() -> None:
     case = BY_KIND["two"]
     halfway = images.to_picture(scenes.draw(replace(case.before, x=case.after.x, y=case.after.y)))
