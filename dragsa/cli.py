@@ -488,6 +488,7 @@ class Session:
     """The model that is loaded and the source that is prepared, kept from job to job."""
 
     progress: Progress
+    jobs: int = 1  # edits that are to come; of a single one nothing is kept for a later one
     seconds_loading: float = 0.0
     _model: tuple[Any, StableDiffusion] | None = None
     _source: tuple[Any, editing.Source] | None = None
@@ -573,7 +574,7 @@ def run_edit(given: Options, parser: Parser, progress: Progress) -> None:
             if "job" not in given:
                 raise
             raise ValueError(f"{given['job']}, job {n}: {one_line(error)}") from None
-    session = Session(progress)
+    session = Session(progress, len(jobs))
     for n, options in enumerate(jobs, start=1):
         progress.label = f"{n}/{len(jobs)} " if len(jobs) > 1 else ""
         edit_one(options, session)
@@ -603,6 +604,8 @@ def edit_one(options: Options, session: Session) -> None:
 
     begin = time.perf_counter()
     config = config_of(options)
+    if session.jobs == 1 and config.control_step is not None:  # without control there is nothing to keep
+        config = replace(config, source_kv="none")
     picture = None if options.get("from_noise") else images.open_picture(options["image"])
     sd = session.model(options)
     source, reused = session.source(sd, picture, options, config)

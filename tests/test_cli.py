@@ -465,3 +465,24 @@ def test_a_terminal_is_left_clean_and_an_interrupt_writes_nothing(picture: Path,
     assert process.wait(30) == 130
     assert said.endswith(b"\r\x1b[Kdragsa: interrupted\r\n"), said[-200:]
     assert not Path("o.png").exists()
+
+
+def test_a_single_edit_keeps_nothing_of_its_source_and_a_list_does(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dragsa import editing
+
+    kept, edit = [], editing.edit
+
+    def watched(sd: object, source: editing.Source, *arguments: object, **more: object) -> editing.EditResult:
+        result = edit(sd, source, *arguments, **more)  # type: ignore[arg-type]
+        kept.append(source.recorded.nbytes)
+        return result
+
+    monkeypatch.setattr(editing, "edit", watched)
+    job = {"image": str(picture), "drag": "20,20:30,30", "updates": 1, "steps": 4, "drag_step": 1, "control_step": 0}
+    jobs = [{**job, "out": f"{n}.png"} for n in range(3)]
+    for count in (1, 2):
+        (tmp_path / "jobs.json").write_text(json.dumps(jobs[:count] if count == 1 else jobs[1:]))
+        assert run("edit", "--job", "jobs.json", "--quiet") == 0
+    assert kept[0] == 0 and kept[1] > 0
