@@ -300,7 +300,7 @@ def drag_latent(
             lost = torch.where(step.lost.cpu() & active, lost + 1, 0)
             if origin is None:
                 origin, supervise = step.origin, stepper(mode, z.device)
-            elif mode != "off" and isinstance(unet, UNet):
+            elif isinstance(unet, UNet) and mode != "off" and len(losses) == 1:  # it has been compiled just now
                 compiling.started(compiling.case(unet, latent, config, keep is not None), mode, len(handles))
             reason = why_stop(active, unmoved, lost, config)
             if reason is None:
