@@ -34,7 +34,12 @@ PATHS_IN = ("image", "mask", "weights")
 PRESETS = ("paper", "sd15", "dragdiffusion", "masactrl", "small")
 LARGEST = 8192  # pixels, of a working picture's side
 SMALL = Path(__file__).resolve().parent.parent / "weights" / "small"  # the model that ships, in a checkout
-NEVER = ("control_step", "patience", "lost_patience")  # options for which null in a job file is the word "never"
+NEVER = (
+    "control_step",
+    "patience",
+    "lost_patience",
+    "stall",
+)  # options for which null in a job file is the word "never"
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -171,6 +176,9 @@ def build_parser() -> Parser:
     loop.add_argument("--radius", metavar="R1", type=whole(0), help="r_1, half the side of the supervised patch")
     loop.add_argument("--track-radius", metavar="R2", type=whole(0), help="r_2, half the side of the tracking window")
     loop.add_argument("--lam", metavar="LAMBDA", type=scale, help="λ, the weight of the mask term")
+    loop.add_argument(
+        "--anchor", metavar="SHARE", type=scale, help="of the first latent's patch in what the patches are pulled to"
+    )
     loop.add_argument("--reach", metavar="CELLS", type=scale, help="a handle so near to its target is there")
     loop.add_argument("--optimizer", choices=("adam", "sgd"), help="sgd is the paper's plain gradient descent")
     loop.add_argument(
@@ -181,6 +189,9 @@ def build_parser() -> Parser:
     )
     loop.add_argument(
         "--lost-patience", metavar="N", type=whole_or_never, help="and after N that lose a handle; or 'never'"
+    )
+    loop.add_argument(
+        "--stall", metavar="N", type=whole_or_never, help="and after N without coming nearer, and go back; or 'never'"
     )
     output = add_output_options(edit, "the result")
     output.add_argument("--source", metavar="PNG", help="the picture before the edit")

@@ -33,8 +33,9 @@ class VAEConfig:
 class DragConfig:
     """The drag loop's numbers, each with its symbol in the paper.
 
-    Radii and distances are in cells of the supervision grid (half the picture in each direction). The two patiences are
-    not the paper's, whose loop ends on arrival or when the updates are used up: None for both gives that.
+    Radii and distances are in cells of the supervision grid (half the picture in each direction). The two patiences,
+    `stall` and `anchor` are not the paper's, whose loop ends on arrival or when the updates are used up: None for the
+    first three and 0 for the last give that.
     """
 
     tap: str = "block14"  # where the features F are read: any block or stage name
@@ -48,6 +49,8 @@ class DragConfig:
     reference: str = "first"  # tracking looks for F(z)(h^0), "first", or F(z)(h^k), "current"
     patience: int | None = 30  # give up after so many updates without a handle's move; None never does
     lost_patience: int | None = 5  # and after so many in which a handle's features were nowhere to be found
+    stall: int | None = None  # and after so many without coming nearer, going back to where it was nearest
+    anchor: float = 0.0  # share of F(z⁰)(h⁰) in what F(z)(h + d) is pulled to; the rest is sg F(z)(h), the paper's all
     checkpoint: bool = False  # gradient checkpointing: less memory, a third more time
     compile: str = "auto"  # the update: "off" eager, "whole" or "regions" compiled, "auto" by what was measured
 

@@ -5,7 +5,9 @@ cell further: z_k ← z_k - η ∂L/∂z_k with
 
     L = Σ_handles motion supervision + λ Σ |(z_{k-1} - z⁰_{k-1}) (1 - mask)|,
 
-z_{k-1} being the DDIM step down from the current latent and z⁰_{k-1} that from the first. `motion_supervision_step` is
+z_{k-1} being the DDIM step down from the current latent and z⁰_{k-1} that from the first. The patch that is pulled
+towards can be anchored: a share of it, `DragConfig.anchor`, is then the first latent's about the first handle, so that
+what one update blurs is not all that the next one asks for. `motion_supervision_step` is
 that pass and its gradient, a pure function of tensors that never waits for the device; the optimiser, the rules for
 stopping and the observer are the loop's, in `drag_latent`, which waits for the device once an update.
 
@@ -106,9 +108,9 @@ class Update:
 class DragResult(NamedTuple):
     """The dragged latent, and the course of the loop on the CPU, float32.
 
-    `final_handles` is where tracking found the handles last. Where the loop ended on what it had found ("reached", "not
-    moving", "tracking lost") that is in the returned latent; where the budget ended it, in the latent before the last
-    update, since to look once more would cost a pass.
+    `final_handles` is where tracking found the handles last, or with `DragConfig.stall` nearest. Where the loop ended
+    on what it had found ("reached", "not moving", "tracking lost") that is in the returned latent; where the budget
+    ended it, in the latent before the last update, since to look once more would cost a pass.
     """
 
     latent: Tensor  # (1, 4, h, w)
@@ -116,7 +118,16 @@ class DragResult(NamedTuple):
     handles: Tensor  # (updates, n, 2), those that each update used
     distances: Tensor  # (updates, n), from them to the targets in cells
     final_handles: Tensor  # (n, 2)
-    reason: str  # "reached", "budget", "not moving", "tracking lost", "not finite"
+    reason: str  # "reached", "budget", "not moving", "tracking lost", "no nearer", "not finite"
+
+
+class Nearest(NamedTuple):
+    """Where the handles have been nearest to their targets so far."""
+
+    distance: float  # mean over the handles, in cells
+    latent: Tensor  # (1, 4, h, w)
+    handles: Tensor  # (n, 2)
+    updates: int  # that led there
 
 
 def motion_supervision(
@@ -140,15 +151,21 @@ def motion_supervision(
     until = config.tap if keep is None else None
     out = unet(latent, noise.timestep, context, taps=(config.tap,), until=until)
     features = out.taps[config.tap]  # (1, C, h', w')
-    lost = torch.zeros_like(handles[:, 0], dtype=torch.bool)
+    lost, stays = torch.zeros_like(handles[:, 0], dtype=torch.bool), None
     if origin is not None:
         sought = handles if config.reference == "current" else origin.handles
         reference = tracking.sample_points(origin.features, sought.trunc(), grid)  # (n, C)
         handles, match = tracking.track(features, reference, handles, config.track_radius, grid)
         lost = match >= tracking.chance(features, reference)
+        if config.anchor > 0:
+            stays, first = (
+                patch_loss.patches(at, points, config.radius, grid)  # (n, C, P, P)
+                for at, points in ((features, handles), (origin.features, origin.handles))
+            )
+            stays = torch.lerp(stays, first, config.anchor)
     distances = (targets - handles).norm(dim=1)
     active = distances >= config.reach
-    loss = patch_loss.motion_supervision_loss(features, handles, targets, config.radius, grid, active)
+    loss = patch_loss.motion_supervision_loss(features, handles, targets, config.radius, grid, active, stays)
     below = None
     if keep is not None:
         below = ddim.ddim(latent, out.eps, noise.alpha_bar, noise.alpha_bar_below)  # z_{k-1}
@@ -253,7 +270,10 @@ def drag_latent(
       where it was;
     - "tracking lost": through `config.lost_patience` updates nothing in the window of a handle that has not arrived is
       nearer to what is looked for than the average cell of the whole map, so that the match means nothing;
+    - "no nearer": through `config.stall` updates the handles' mean distance has not come below its least;
     - "not finite": loss, gradient or latent is not. The update that led there is undone and not counted.
+
+    With `config.stall` a loop that has not reached the targets gives back the latent in which they were nearest.
 
     Raises ValueError for a wrong shape, points outside of the grid, an unknown tap, a level or setting out of range, a
     network whose weights were made under `torch.inference_mode`.
@@ -283,6 +303,7 @@ def drag_latent(
     origin: Origin | None = None
     distances = (targets - handles).norm(dim=1)
     unmoved, lost = 0, torch.zeros(len(handles), dtype=torch.long)  # for so many updates in succession
+    nearest = Nearest(math.inf, latent, handles, 0)
     reason = "reached" if bool((distances < config.reach).all()) else None
     if reason is None:
         mode = compile_mode(unet, latent, distances, keep is not None, config)
@@ -302,7 +323,9 @@ def drag_latent(
                 origin, supervise = step.origin, stepper(mode, z.device)
             elif isinstance(unet, UNet) and mode != "off" and len(losses) == 1:  # it has been compiled just now
                 compiling.started(compiling.case(unet, latent, config, keep is not None), mode, len(handles))
-            reason = why_stop(active, unmoved, lost, config)
+            if distances.mean() < nearest.distance:
+                nearest = Nearest(distances.mean().item(), latent, handles, len(losses))
+            reason = why_stop(active, unmoved, lost, len(losses) - nearest.updates, config)
             if reason is None:
                 before, (latent, state) = latent, descend(latent, step.gradient, state, config.lr)
                 losses.append(float(step.loss))
@@ -315,6 +338,8 @@ def drag_latent(
     if used and reason == "not finite":
         latent, handles = before, used.pop()
         losses.pop()
+    if used and config.stall is not None and reason != "reached":
+        latent, handles = nearest.latent, nearest.handles
     course = torch.stack(used) if used else handles.new_zeros(0, *handles.shape)  # (updates, n, 2)
     return DragResult(
         latent=latent,
@@ -326,11 +351,11 @@ def drag_latent(
     )
 
 
-def why_stop(active: Tensor, unmoved: int, lost: Tensor, config: DragConfig) -> str | None:
+def why_stop(active: Tensor, unmoved: int, lost: Tensor, stalled: int, config: DragConfig) -> str | None:
     """The reason to end the loop before another update, or None.
 
-    active: (n,) bool, the handles that have not arrived. unmoved, lost (n,): updates in succession without a move of
-    any handle, and without a match for each.
+    active: (n,) bool, the handles that have not arrived. unmoved, lost (n,), stalled: updates in succession without a
+    move of any handle, without a match for each, and without coming nearer.
     """
     if not active.any():
         return "reached"
@@ -338,6 +363,8 @@ def why_stop(active: Tensor, unmoved: int, lost: Tensor, config: DragConfig) -> 
         return "tracking lost"
     if config.patience is not None and unmoved >= config.patience:
         return "not moving"
+    if config.stall is not None and stalled >= config.stall:
+        return "no nearer"
     return None
 
 
@@ -437,7 +464,10 @@ def check_config(config: DragConfig) -> None:
         raise ValueError(f"drag: compile must be one of {known}, came {config.compile!r}")
     if config.reference not in ("first", "current"):
         raise ValueError(f"drag: reference must be 'first' or 'current', came {config.reference!r}")
-    for name, least in (("updates", 0), ("radius", 0), ("track_radius", 0), ("patience", 1), ("lost_patience", 1)):
+    if not 0 <= config.anchor <= 1:
+        raise ValueError(f"drag: anchor must be a share from 0 to 1, came {config.anchor!r}")
+    least_of = {"updates": 0, "radius": 0, "track_radius": 0, "patience": 1, "lost_patience": 1, "stall": 1}
+    for name, least in least_of.items():
         value = getattr(config, name)
         if value is not None and (not ddim.is_whole(value) or value < least):
             raise ValueError(f"drag: {name} must be a whole number from {least}, came {value!r}")

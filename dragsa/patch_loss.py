@@ -75,26 +75,26 @@ def motion_supervision_loss(
     radius: int = 1,
     grid: tuple[int, int] | None = None,
     active: Tensor | None = None,
-    still: Tensor | None = None,
+    stays: Tensor | None = None,
 ) -> Tensor:
     """The loss of the module's first lines, a scalar, from the native cells under the patches alone.
 
     features: (1, C, h, w) at any resolution, coarser or finer than the grid. handles, targets: (n, 2). radius: r₁.
     grid: (H, W), by default that of the features. active: (n,) bool, the handles that count; None counts all of them. A
-    handle exactly at its target has no direction and adds nothing. still: (1, C, h, w), where the patch that stays is
-    read; by default the features themselves. No gradient goes there.
+    handle exactly at its target has no direction and adds nothing. stays: (n, C, 2 r₁ + 1, 2 r₁ + 1), what stands for
+    sg F(q), such as `patches` of other features; by default the features' own. No gradient goes there.
 
     Differentiable in `features`, once. bfloat16 and float16 features are accumulated in float32, and so is what several
     handles give to one cell of the gradient. Equal to the reference but for the gradient at the last row and column of
     native cells, where the border makes the map flat: the dense map blends such a cell with itself, and there the sign
     of its rounding decides. Raises ValueError for a wrong shape, or a point outside of the grid.
     """
-    height, width = _check(features, handles, targets, radius, grid)
+    height, width = _check(features, handles, targets, radius, grid, stays)
     dtype = accumulated_in(features)
     handles = handles.detach().to(dtype)
     directions = direction(handles, targets.detach().to(dtype))  # (n, 2)
-    still = None if still is None else still.detach()
-    loss, _, _ = _pull(features, still, handles, directions, active, radius, height, width)
+    stays = None if stays is None else stays.detach().to(dtype)
+    loss, _, _ = _pull(features, stays, handles, directions, active, radius, height, width)
     return loss
 
 
@@ -105,12 +105,11 @@ def motion_supervision_loss_reference(
     radius: int = 1,
     grid: tuple[int, int] | None = None,
     active: Tensor | None = None,
-    still: Tensor | None = None,
+    stays: Tensor | None = None,
 ) -> Tensor:
     """The same numbers from the whole map on the grid, one handle after the other."""
-    height, width = grid = _check(features, handles, targets, radius, grid)
+    height, width = grid = _check(features, handles, targets, radius, grid, stays)
     dense = upsampled(features, grid)  # (1, C, H, W)
-    dense_still = (dense if still is None else upsampled(still, grid)).detach()
     handles, targets = handles.to(dense.dtype), targets.to(dense.dtype)
     loss = dense.new_zeros(())
     for i, (handle, (dx, dy)) in enumerate(zip(handles.tolist(), direction(handles, targets), strict=True)):
@@ -121,13 +120,28 @@ def motion_supervision_loss_reference(
         columns, fraction_x = _shifted_slice(left, right, dx, width)
         rows, fraction_y = _shifted_slice(top, bottom, dy, height)
         moved = between(dense[:, :, rows][:, :, :, columns], fraction_x, fraction_y)  # (1, C, rows, columns)
-        loss = loss + (2 * radius + 1) ** 2 * F.l1_loss(moved, dense_still[:, :, top:bottom, left:right])
+        stay = dense[:, :, top:bottom, left:right]
+        if stays is not None:
+            first_row, first_column = int(handle[1]) - radius, int(handle[0]) - radius  # of the whole patch
+            stay = stays[i, None, :, top - first_row : bottom - first_row, left - first_column : right - first_column]
+        loss = loss + (2 * radius + 1) ** 2 * F.l1_loss(moved, stay.detach().to(moved.dtype))
     return loss
+
+
+@torch.no_grad()
+def patches(features: Tensor, handles: Tensor, radius: int = 1, grid: tuple[int, int] | None = None) -> Tensor:
+    """F about each handle: (1, C, h, w) and (n, 2) -> (n, C, 2 r₁ + 1, 2 r₁ + 1). Beyond the border nothing counts."""
+    height, width = _check(features, handles, handles, radius, grid)
+    _, _, h, w = features.shape
+    window = window_about(handles.to(accumulated_in(features)), radius, (height, width))
+    columns, rows = cells_under(window.x, 0, w, width), cells_under(window.y, 0, h, height)
+    weights = sampling(window.x, window.y, columns, rows, (h, w), (height, width))  # (n, P, P, K L)
+    return sample(native_cells(features, columns, rows), weights)
 
 
 def pull(
     features: Tensor,
-    still: Tensor | None,
+    stays: Tensor | None,
     handles: Tensor,
     directions: Tensor,
     active: Tensor | None,
@@ -140,16 +154,16 @@ def pull(
     window = window_about(handles, radius, grid)
     x, y = moved_by(window.x, directions[:, :1], w, width), moved_by(window.y, directions[:, 1:], h, height)
     columns, rows = cells_under(window.x, 1, w, width), cells_under(window.y, 1, h, height)  # (n, L), (n, K)
-    here = product(along(window.y, rows, h, height), along(window.x, columns, w, width))  # (n, P, P, K L)
     there = product(_along_moved(y, rows, h, height), _along_moved(x, columns, w, width))  # (n, P, P, K L)
 
     native = native_cells(features, columns, rows)  # (n, C, K L)
     moved = sample(native, there)  # (n, C, P, P)
-    stays = sample(native if still is None else native_cells(still, columns, rows), here)  # (n, C, P, P)
     counted = window.inside & (directions != 0).any(dim=1)[:, None, None]  # (n, P, P)
     if active is not None:
         counted = counted & active[:, None, None]
-    if still is None:
+    if stays is None:
+        here = product(along(window.y, rows, h, height), along(window.x, columns, w, width))  # (n, P, P, K L)
+        stays = sample(native, here)  # (n, C, P, P)
         flat = y.flat[:, :, None] & x.flat[:, None]  # (n, P, P)
         blended = (y.fraction != 0)[:, :, None] | (x.fraction != 0)[:, None]
         counted = counted & (blended | ~flat)
@@ -312,7 +326,12 @@ def _shifted_slice(first: int, end: int, shift: Tensor, size: int) -> tuple[Tens
 
 
 def _check(
-    features: Tensor, handles: Tensor, targets: Tensor, radius: int, grid: tuple[int, int] | None
+    features: Tensor,
+    handles: Tensor,
+    targets: Tensor,
+    radius: int,
+    grid: tuple[int, int] | None,
+    stays: Tensor | None = None,
 ) -> tuple[int, int]:
     """Raise a ValueError unless the arguments fit together; the grid."""
     if features.ndim != 4 or features.shape[0] != 1:
@@ -322,6 +341,9 @@ def _check(
         raise ValueError(f"handles and targets must be (n, 2) of (x, y), as many of each, came {came}")
     if radius < 0:
         raise ValueError(f"the patch's radius must be 0 or more, came {radius}")
+    expected = len(handles), features.shape[1], 2 * radius + 1, 2 * radius + 1
+    if stays is not None and stays.shape != expected:
+        raise ValueError(f"the patches that stay must be {expected}, one for each handle, came {tuple(stays.shape)}")
     grid = (features.shape[2], features.shape[3]) if grid is None else grid
     check_inside(handles, grid)
     return grid
@@ -347,7 +369,7 @@ def triton_kernels() -> ModuleType | None:
 @torch.library.custom_op("dragsa::pull", mutates_args=())
 def _pull(
     features: Tensor,
-    still: Tensor | None,
+    stays: Tensor | None,
     handles: Tensor,
     directions: Tensor,
     active: Tensor | None,
@@ -356,14 +378,14 @@ def _pull(
     width: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`pull`, as an operator for every device."""
-    loss, gradient, first = pull(features, still, handles, directions, active, radius, (height, width))
+    loss, gradient, first = pull(features, stays, handles, directions, active, radius, (height, width))
     return loss, gradient, first
 
 
 @_pull.register_kernel("cuda")
 def _pull_cuda(
     features: Tensor,
-    still: Tensor | None,
+    stays: Tensor | None,
     handles: Tensor,
     directions: Tensor,
     active: Tensor | None,
@@ -373,14 +395,14 @@ def _pull_cuda(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kernels = triton_kernels()
     pulled = pull if kernels is None else kernels.pull
-    loss, gradient, first = pulled(features, still, handles, directions, active, radius, (height, width))
+    loss, gradient, first = pulled(features, stays, handles, directions, active, radius, (height, width))
     return loss, gradient, first
 
 
 @_pull.register_fake
 def _pull_shapes(
     features: Tensor,
-    still: Tensor | None,
+    stays: Tensor | None,
     handles: Tensor,
     directions: Tensor,
     active: Tensor | None,

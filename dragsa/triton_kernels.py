@@ -40,7 +40,7 @@ class Extents(NamedTuple):
 
 def pull(
     features: Tensor,
-    still: Tensor | None,
+    stays: Tensor | None,
     handles: Tensor,
     directions: Tensor,
     active: Tensor | None,
@@ -57,10 +57,10 @@ def pull(
     first = torch.empty(n, 2, dtype=torch.long, device=features.device)
     with torch.cuda.device_of(features):
         _pull[n, blocks](
-            features, features if still is None else still, handles.contiguous(), directions.contiguous(),
+            features, features if stays is None else stays.contiguous(), handles.contiguous(), directions.contiguous(),
             handles if active is None else active.contiguous(), loss, gradient, first,
-            *features.stride()[1:], *(features if still is None else still).stride()[1:], c, blocks,
-            HAS_STILL=still is not None, HAS_ACTIVE=active is not None, RADIUS=radius,
+            *features.stride()[1:], c, blocks,
+            HAS_STAYS=stays is not None, HAS_ACTIVE=active is not None, RADIUS=radius,
             NATIVE_HEIGHT=h, NATIVE_WIDTH=w, HEIGHT=grid[0], WIDTH=grid[1],
             ROWS=extents.rows, COLUMNS=extents.columns, CELLS=extents.cells, CHANNELS=extents.channels,
             SAMPLES=extents.samples, **ROUNDED,
@@ -116,7 +116,7 @@ def _extents(radius: int, margin: int, channels: int, native: tuple[int, int], g
 @triton.jit
 def _pull(
     features: tl.tensor,  # (1, C, h, w), any strides
-    still: tl.tensor,  # likewise
+    given: tl.tensor,  # (n, C, P, P), what stays
     handles: tl.tensor,  # (n, 2)
     directions: tl.tensor,  # (n, 2)
     active: tl.tensor,  # (n,) bool
@@ -126,12 +126,9 @@ def _pull(
     channel_stride: tl.tensor,
     row_stride: tl.tensor,
     column_stride: tl.tensor,
-    still_channel_stride: tl.tensor,
-    still_row_stride: tl.tensor,
-    still_column_stride: tl.tensor,
     C: tl.tensor,
     blocks: tl.tensor,
-    HAS_STILL: tl.constexpr,
+    HAS_STAYS: tl.constexpr,
     HAS_ACTIVE: tl.constexpr,
     RADIUS: tl.constexpr,
     NATIVE_HEIGHT: tl.constexpr,
@@ -162,10 +159,6 @@ def _pull(
     held = (channel < C)[:, None] & (cell < ROWS * COLUMNS)[None, :]  # (CHANNELS, CELLS)
     at = channel.to(tl.int64)[:, None] * channel_stride + (row * row_stride + column * column_stride)[None, :]
     native = tl.load(features + at, mask=held, other=0.0).to(gradient.dtype.element_ty)
-    if HAS_STILL:
-        at = channel.to(tl.int64)[:, None] * still_channel_stride
-        at += (row * still_row_stride + column * still_column_stride)[None, :]
-        native_still = tl.load(still + at, mask=held, other=0.0).to(gradient.dtype.element_ty)
 
     columns_inside = tl.minimum(left + P, WIDTH) - tl.maximum(left, 0)
     rows_inside = tl.minimum(top + P, HEIGHT) - tl.maximum(top, 0)
@@ -181,8 +174,9 @@ def _pull(
         here, there = here_y * here_x, there_y * there_x  # (SAMPLES, CELLS)
         counted = (q < P * P) & (x >= 0) & (x < WIDTH) & (y >= 0) & (y < HEIGHT)
         moved = tl.dot(native, tl.trans(there), input_precision="ieee", out_dtype=native.dtype)  # (CHANNELS, SAMPLES)
-        if HAS_STILL:
-            stays = tl.dot(native_still, tl.trans(here), input_precision="ieee", out_dtype=native.dtype)
+        if HAS_STAYS:
+            at = (handle * C + channel).to(tl.int64)[:, None] * (P * P) + q[None, :]
+            stays = tl.load(given + at, mask=(channel < C)[:, None] & (q < P * P)[None, :], other=0.0)
         else:
             stays = tl.dot(native, tl.trans(here), input_precision="ieee", out_dtype=native.dtype)
             flat = flat_x & flat_y

@@ -195,10 +195,11 @@ def test_every_number_has_an_option() -> None:
     given = options(
         *("--tap", "block13", "--updates", "1", "--lr", "2", "--radius", "3", "--track-radius", "4", "--lam", "5"),
         *("--reach", "6", "--optimizer", "sgd", "--reference", "current", "--patience", "7", "--lost-patience", "8"),
+        *("--stall", "14", "--anchor", "0.5"),
         *("--steps", "9", "--variant", "even", "--drag-step", "10", "--control-step", "11"),
         *("--control-blocks", "1,3-5", "--guidance", "12", "--blend", "--fixed-point", "13", "--size", "140"),
     )
-    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8)
+    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5)
     assert cli.config_of(given) == EditConfig(drag, 9, "even", 10, 11, (1, 3, 4, 5), 12.0, True, 13, 140)
 
 

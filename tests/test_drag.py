@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa import drag
+from dragsa import drag, patch_loss
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
 from dragsa.drag import DragResult, drag_latent, motion_supervision_step
@@ -253,6 +253,53 @@ def test_an_arrived_handle_is_not_lost():
     assert result.reason == "budget"
 
 
+def away_after(passes: int):
+    """The features go one native cell towards the target after two passes, and back and beyond after so many more."""
+
+    def spoil(number: int, features: Tensor) -> Tensor:
+        return features.roll(0 if number <= 2 else 1 if number <= 2 + passes else -1, dims=3)
+
+    return spoil
+
+
+def test_no_nearer():
+    seen: list[drag.Update] = []
+    config = DragConfig(tap="decoder3", updates=20, lr=0.01, track_radius=8, stall=4)
+    result = drag_latent(
+        Toy(spoil=away_after(2)), latent(), 35, CONTEXT, SCHEDULE, HANDLES, TARGETS, config=config, observe=seen.append
+    )  # fmt: skip
+    assert result.reason == "no nearer"
+    assert len(result.losses) == 2 + 4  # the third pass is the nearest, and four more are not
+    assert result.final_handles[0, 0] > 22 > result.handles[-1, 0, 0]
+    assert torch.equal(result.final_handles, result.handles[2])
+    assert torch.equal(result.latent, seen[1].latent)  # that pass saw the latent after two updates
+
+
+def test_no_nearer_at_the_end_of_the_budget():
+    """Too few to give up, yet what comes back is the nearest; without the option it is the last."""
+    result = drag_toy(Toy(spoil=away_after(2)), track_radius=8, stall=9)
+    assert result.reason == "budget"
+    assert torch.equal(result.final_handles, result.handles[2])
+    last = drag_toy(Toy(spoil=away_after(2)), track_radius=8)
+    assert torch.equal(last.final_handles, last.handles[-1])
+    assert not torch.equal(last.latent, result.latent)
+
+
+def test_an_anchor_pulls_to_the_first_latent_s_patch():
+    """The loss of one step, with all, a part and none of the first patch in what is pulled to."""
+    net, noise = Toy(), drag.noise_at(SCHEDULE, 35, torch.device("cpu"))
+    later, moved, grid = latent(seed=1), torch.tensor([[26.0, 23.0]]), (64, 64)
+    first = motion_supervision_step(net, latent(), noise, CONTEXT, HANDLES, TARGETS).origin
+    features = F.conv2d(later, net.weight, padding=2)
+    for anchor in (0.0, 0.3, 1.0):
+        config = DragConfig(tap="decoder3", anchor=anchor, track_radius=0)
+        step = motion_supervision_step(net, later, noise, CONTEXT, moved, TARGETS, first, None, config)
+        stays = patch_loss.patches(features, moved, 1, grid) * (1 - anchor)
+        stays = stays + patch_loss.patches(first.features, HANDLES, 1, grid) * anchor
+        expected = patch_loss.motion_supervision_loss_reference(features, moved, TARGETS, 1, grid, stays=stays)
+        torch.testing.assert_close(step.loss, expected)
+
+
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
 def test_not_finite_features(wrong):
     def spoil(number: int, features: Tensor) -> Tensor:
@@ -455,6 +502,8 @@ def test_under_no_grad():
         ({"config": DragConfig(updates=-1)}, r"updates must be a whole number from 0, came -1"),
         ({"config": DragConfig(radius=1.5)}, r"radius must be a whole number from 0, came 1\.5"),
         ({"config": DragConfig(patience=0)}, r"patience must be a whole number from 1, came 0"),
+        ({"config": DragConfig(stall=0)}, r"stall must be a whole number from 1, came 0"),
+        ({"config": DragConfig(anchor=1.5)}, r"anchor must be a share from 0 to 1, came 1.5"),
         ({"config": DragConfig(lr=float("nan"))}, r"lr must be a number from 0, came nan"),
         ({"config": DragConfig(lam=-0.1)}, r"lam must be a number from 0, came -0\.1"),
     ],

@@ -139,25 +139,55 @@ def test_a_ramp_moves_by_its_slope():
 
 @pytest.mark.parametrize("native, grid", [((3, 4), (12, 16)), ((5, 4), (5, 4)), ((6, 4), (3, 2)), ((4, 3), (9, 11))])
 def test_gradcheck(native, grid):
-    """With the patch that stays read elsewhere: with its gradient stopped the loss has no numerical derivative."""
-    still = drawn(native, 2, seed=1, dtype=torch.float64)
+    """With patches given that stay: where their gradient is stopped the loss has no numerical derivative."""
     handles = torch.tensor([[0, 1], [1.5, 1.25], [grid[1] - 1, grid[0] - 1]], dtype=torch.float64)
     targets = drawn_targets(3, grid).double()
+    stays = patch_loss.patches(drawn(native, 2, seed=1, dtype=torch.float64), handles, 2, grid)
 
     def loss_of(features: Tensor) -> Tensor:
-        return motion_supervision_loss(features, handles, targets, 2, grid, still=still)
+        return motion_supervision_loss(features, handles, targets, 2, grid, stays=stays)
 
     features = drawn(native, 2, seed=2, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(loss_of, (features,))
-    expected = motion_supervision_loss_reference(features, handles, targets, 2, grid, still=still)
+    expected = motion_supervision_loss_reference(features, handles, targets, 2, grid, stays=stays)
     torch.testing.assert_close(loss_of(features), expected)
 
 
-def test_the_patch_that_stays_has_no_gradient():
-    features, still = drawn((8, 8)).requires_grad_(), drawn((8, 8), seed=1).requires_grad_()
+def test_the_patches_that_stay_have_no_gradient():
+    features, stays = drawn((8, 8)).requires_grad_(), torch.ones(1, 5, 3, 3, requires_grad=True)
     handles, targets = torch.tensor([[9.0, 9.0]]), torch.tensor([[20.0, 20.0]])
-    loss = motion_supervision_loss(features, handles, targets, 1, (32, 32), still=still)
-    assert torch.autograd.grad(loss, still, allow_unused=True)[0] is None
+    loss = motion_supervision_loss(features, handles, targets, 1, (32, 32), stays=stays)
+    assert torch.autograd.grad(loss, stays, allow_unused=True)[0] is None
+
+
+@pytest.mark.parametrize("native, grid", SIZES)
+def test_patches_are_slices_of_the_map(native, grid):
+    features, (height, width) = drawn(native), grid
+    handles = border_points(grid)
+    dense = patch_loss.upsampled(features, grid)
+    for patch, (x, y) in zip(patch_loss.patches(features, handles, 2, grid), handles.int().tolist(), strict=True):
+        left, right, top, bottom = max(0, x - 2), min(width, x + 3), max(0, y - 2), min(height, y + 3)
+        inside = patch[:, top - y + 2 : bottom - y + 2, left - x + 2 : right - x + 2]
+        torch.testing.assert_close(inside, dense[0, :, top:bottom, left:right], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("native, grid", SIZES)
+def test_patches_that_stay_may_be_from_elsewhere(native, grid):
+    """From other features, about other points: cut like the patch that is pulled to them."""
+    handles, targets = border_points(grid), drawn_targets(13, grid)
+    stays = patch_loss.patches(drawn(native, seed=1), handles.flip(0), 2, grid)
+    features, arguments = drawn(native), (handles, targets, 2, grid, None, stays)
+    loss, gradient = with_gradient(motion_supervision_loss, features, *arguments)
+    expected = with_gradient(motion_supervision_loss_reference, features, *arguments)
+    assert relative(loss, expected[0]) < 1e-5
+    assert relative(gradient, expected[1]) < 1e-5
+
+
+def test_patches_that_stay_and_are_too_few():
+    arguments = drawn((8, 8)), torch.ones(2, 2), torch.ones(2, 2) + 5, 1, (32, 32), None, torch.zeros(1, 5, 3, 3)
+    for loss_of in (motion_supervision_loss, motion_supervision_loss_reference):
+        with pytest.raises(ValueError, match=r"must be \(2, 5, 3, 3\), one for each handle, came \(1, 5, 3, 3\)"):
+            loss_of(*arguments)
 
 
 def test_upstream_gradient():
@@ -240,15 +270,17 @@ def test_overlapping_patches_add_up_before_they_are_rounded(dtype):
 
 
 def test_the_layout_in_memory_is_of_no_account():
-    features, still = drawn((9, 14), 6), drawn((9, 14), 6, 1)
-    handles, grid = border_points((36, 56))[::3], (36, 56)
-    for kept in (None, still):
+    features, handles, grid = drawn((9, 14), 6), border_points((36, 56))[::3], (36, 56)
+    patches = patch_loss.patches(drawn((9, 14), 6, 1), handles, 1, grid)
+    for stays in (None, patches):
         arguments = handles, drawn_targets(len(handles), grid), 1, grid, None
-        expected = with_gradient(motion_supervision_loss, features, *arguments, kept)
+        expected = with_gradient(motion_supervision_loss, features, *arguments, stays)
         last = features.contiguous(memory_format=torch.channels_last)
-        came = with_gradient(motion_supervision_loss, last, *arguments, kept)
+        came = with_gradient(motion_supervision_loss, last, *arguments, stays)
         part = torch.cat([features, features], dim=3)[:, :, :, :14]
-        of_part = with_gradient(motion_supervision_loss, part, *arguments, None if kept is None else kept.mT.clone().mT)
+        of_part = with_gradient(
+            motion_supervision_loss, part, *arguments, None if stays is None else stays.mT.clone().mT
+        )
         for loss, gradient in (came, of_part):
             torch.testing.assert_close(loss, expected[0])
             torch.testing.assert_close(gradient, expected[1])
@@ -257,11 +289,11 @@ def test_the_layout_in_memory_is_of_no_account():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_operators_are_what_they_are_registered_as(dtype):
     """Schema, shapes without data, and autograd, as torch.library checks them."""
-    features, still = drawn((9, 14), 3).to(dtype).requires_grad_(), drawn((9, 14), 3, 1).to(dtype)
+    features, stays = drawn((9, 14), 3).to(dtype).requires_grad_(), torch.ones(4, 3, 7, 7)
     handles, grid = border_points((36, 56))[:4], (36, 56)
     directions = patch_loss.direction(handles, drawn_targets(4, grid))
     active = torch.tensor([True, False, True, True])
-    for arguments in ((None, None, 1), (still, active, 3)):
+    for arguments in ((None, None, 1), (stays, active, 3)):
         torch.library.opcheck(patch_loss._pull, (features, arguments[0], handles, directions, *arguments[1:], *grid))
     pulled = patch_loss.pull(features.detach(), None, handles, directions, active, 1, grid)
     scale = torch.tensor(2.0)

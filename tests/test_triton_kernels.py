@@ -37,12 +37,12 @@ def test_compiles_for_cuda(feature, accumulated, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     extents = triton_kernels._extents(1, 1, 640, (64, 64), (256, 256))
     constants = {
-        "HAS_STILL": False, "HAS_ACTIVE": True, "RADIUS": 1, "NATIVE_HEIGHT": 64, "NATIVE_WIDTH": 64, "HEIGHT": 256,
+        "HAS_STAYS": False, "HAS_ACTIVE": True, "RADIUS": 1, "NATIVE_HEIGHT": 64, "NATIVE_WIDTH": 64, "HEIGHT": 256,
         "WIDTH": 256, "ROWS": extents.rows, "COLUMNS": extents.columns, "CELLS": extents.cells,
         "CHANNELS": extents.channels, "SAMPLES": extents.samples,
     }  # fmt: skip
-    types = {"features": f"*{feature}", "still": f"*{feature}", "active": "*i1", "first": "*i64", "points": "*fp32"}
-    pointers = ("handles", "directions", "loss", "gradient", "scale", "reference", "distance")
+    types = {"features": f"*{feature}", "active": "*i1", "first": "*i64", "points": "*fp32"}
+    pointers = ("handles", "directions", "loss", "gradient", "scale", "reference", "distance", "given")
     types |= {name: f"*{accumulated}" for name in pointers}
     for kernel in (triton_kernels._pull, triton_kernels._spread, triton_kernels._search):
         names = kernel.arg_names

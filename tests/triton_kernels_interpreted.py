@@ -126,11 +126,11 @@ def test_twenty_handles_in_several_blocks(monkeypatch):
     assert torch.equal(found, tracking.track_points_reference(features, reference, handles, 2, grid))
 
 
-def test_equals_the_reference_with_the_patch_that_stays_read_elsewhere():
+def test_equals_the_reference_with_patches_that_stay():
     native, grid = (9, 14), (72, 112)
-    features, still = drawn(native, 5), drawn(native, 5, 1)
-    handles = border_points(grid)[:6]
-    arguments = handles, drawn_targets(6, grid), 1, grid, None, still
+    features, handles = drawn(native, 5), border_points(grid)[:6]
+    stays = patch_loss.patches(drawn(native, 5, 1), handles.flip(0), 1, grid)
+    arguments = handles, drawn_targets(6, grid), 1, grid, None, stays
     came = with_gradient(patch_loss.motion_supervision_loss, features, *arguments)
     expected = with_gradient(patch_loss.motion_supervision_loss_reference, features, *arguments)
     assert relative(came[0], expected[0]) < 1e-5
@@ -139,11 +139,11 @@ def test_equals_the_reference_with_the_patch_that_stays_read_elsewhere():
 
 def test_gradcheck():
     native, grid = (3, 2), (6, 7)
-    still = drawn(native, 1, 1, torch.float64)
     handles = torch.tensor([[0, 1], [4.5, 3.25]], dtype=torch.float64)
     targets = torch.tensor([[6.0, 5.0], [1.0, 1.5]])
+    stays = patch_loss.patches(drawn(native, 1, 1, torch.float64), handles, 1, grid)
 
     def loss_of(features):
-        return patch_loss.motion_supervision_loss(features, handles, targets, 1, grid, still=still)
+        return patch_loss.motion_supervision_loss(features, handles, targets, 1, grid, stays=stays)
 
     assert torch.autograd.gradcheck(loss_of, (drawn(native, 1, 2, torch.float64).requires_grad_(),))
