@@ -34,12 +34,10 @@ PATHS_IN = ("image", "mask", "weights")
 PRESETS = ("paper", "sd15", "dragdiffusion", "masactrl", "small")
 LARGEST = 8192  # pixels, of a working picture's side
 SMALL = Path(__file__).resolve().parent.parent / "weights" / "small"  # the model that ships, in a checkout
-NEVER = (
-    "control_step",
-    "patience",
-    "lost_patience",
-    "stall",
-)  # options for which null in a job file is the word "never"
+LISTS = ("control_blocks", "mask_blocks", "object_words", "size")  # options that a job file may have as lists
+PLAIN_HELP = ("drag", "control_blocks", "mask_blocks", "object_words", "blend")  # options whose help has the default
+# Options for which null in a job file is the word "never".
+NEVER = ("control_step", "patience", "lost_patience", "stall")
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -159,9 +157,30 @@ def build_parser() -> Parser:
         "--control-blocks", metavar="BLOCKS", type=blocks, help="in these transformer blocks, such as 11,12,15 [11-16]"
     )
     control.add_argument(
+        "--control",
+        choices=("mutual", "union", "masked"),
+        help="attend to the source alone, to it and itself, or object to object and ground to ground",
+    )
+    control.add_argument(
+        "--object-words",
+        metavar="WORDS",
+        type=listed(str),
+        help="for masked: the object's words in the prompts, such as disc,star",
+    )
+    control.add_argument(
+        "--mask-blocks", metavar="BLOCKS", type=blocks, help="for masked: whose cross-attention tells the object"
+    )
+    control.add_argument("--mask-threshold", metavar="SHARE", type=scale, help="for masked: over it is the object")
+    control.add_argument(
         "--blend",
         action=argparse.BooleanOptionalAction,
         help="outside of the mask take the source's latents, so that nothing moves there [no]",
+    )
+    edit.add_argument_group("LoRA").add_argument(
+        "--lora-steps",
+        metavar="N",
+        type=whole(0),
+        help="train a LoRA on the picture first, as DragDiffusion does with 80 steps; 0 is none",
     )
     loop = edit.add_argument_group("drag")
     loop.add_argument(
@@ -237,7 +256,7 @@ def add_defaults(command: Parser) -> None:
     paper = EditConfig.paper()
     numbers = {**asdict(paper.drag), **asdict(paper)}
     for action in command._actions:
-        if action.help and action.dest in numbers and action.dest not in ("drag", "control_blocks", "blend"):
+        if action.help and action.dest in numbers and action.dest not in PLAIN_HELP:
             action.help += f" [{numbers[action.dest]}]"
 
 
@@ -371,7 +390,7 @@ def job_arguments(job: Mapping[str, Any], known: Mapping[str, argparse.Action]) 
             arguments += [f"{flag}=never"] if name in NEVER else []
         elif name == "drag":
             arguments += [f"{flag}={drag_text(one)}" for one in (value if isinstance(value, list) else [value])]
-        elif name in ("control_blocks", "size") and isinstance(value, list):
+        elif name in LISTS and isinstance(value, list):
             arguments.append(f"{flag}={('x' if name == 'size' else ',').join(map(str, value))}")
         elif isinstance(value, str | int | float):
             arguments.append(f"{flag}={value}")
@@ -533,7 +552,8 @@ class Session:
         prompt, seed, size = options.get("prompt", ""), options.get("seed", 42), options.get("size")
         key = (
             *(self._model[0], options.get("image"), prompt, seed, config.size, size),
-            *(config.steps, config.variant, config.fixed_point, config.guidance if picture is None else 1.0),
+            *(config.steps, config.variant, config.fixed_point, config.lora_steps),
+            *(() if picture is not None else (config.guidance,)),
         )
         if self._source is not None and self._source[0] == key:
             return self._source[1], True
@@ -602,6 +622,7 @@ def check_job(options: Options, taken: set[Path]) -> None:
     check_outputs(options, PICTURES_OUT, taken)
     config = config_of(options)
     if options.get("from_noise"):
+        editing.check_generated(config)
         size = options["size"] if isinstance(options.get("size"), tuple) else (config.size, config.size)
     elif isinstance(options.get("size"), tuple):
         raise ValueError("--size: one number; a picture keeps its aspect")

@@ -65,9 +65,16 @@ class EditConfig:
     drag_step: int = 10  # S: the latent is optimised after so many denoising steps, at level T - S
     control_step: int | None = 10  # A: control acts from this denoising step on; None never does
     control_blocks: tuple[int, ...] = tuple(range(11, 17))  # blocks whose K and V come from the source
+    # What the edit attends to there: "mutual", the source; "union", the source and itself; "masked", of the source the
+    # object from the object and the ground from the ground, told apart by where the prompts' words look.
+    control: str = "mutual"
+    object_words: tuple[str, ...] = ()  # for "masked": the object's words, each in one of the prompts or in both
+    mask_blocks: tuple[int, ...] = (5, 6, 8, 9, 10)  # blocks of one grid whose cross-attention tells; 16×16 at 512 px
+    mask_threshold: float = 0.1  # between 0 and 1: what is over it is the object
     guidance: float = 1.0  # classifier-free guidance scale of the edit (and of generation from noise)
     blend: bool = False  # outside the mask, take the source's latents at every step
     fixed_point: int = 0  # inversion: so many fixed-point iterations a step, 0 for plain DDIM inversion
+    lora_steps: int = 0  # of training a LoRA on the picture, which all else then runs under; 0 trains none
     size: int = 512  # working size: the picture's longer side is fitted to at most this many pixels
     # Which K and V of a `Source` serve its next edit: "exact", those that its first edit computed; "inversion", those
     # of `prepare`'s own passes, an approximation for a picture that is inverted; "none": each edit computes its own.
@@ -92,13 +99,20 @@ class EditConfig:
 
     @classmethod
     def dragdiffusion(cls, **changes: Any) -> EditConfig:
-        """DragDiffusion's program: inversion strength 0.7 (z_35), `decoder3`, control from the first step."""
+        """DragDiffusion's program: inversion strength 0.7 (z_35), `decoder3`, control from the first step.
+
+        It trains a LoRA first: `lora_steps=80`. Its first version, of June 2023, which the paper compares with, has no
+        control: `control_step=None`.
+        """
         config = cls(drag=DragConfig(tap="decoder3"), variant="dragdiffusion", drag_step=15, control_step=0)
         return replace(config, **changes)
 
     @classmethod
     def masactrl(cls, **changes: Any) -> EditConfig:
-        """MasaCtrl's settings: prompts alone, control from step 4 in block11 … block16, guidance 7.5."""
+        """MasaCtrl's settings: prompts alone, control from step 4 in block11 … block16, guidance 7.5.
+
+        Its mask-guided form is `control="masked"` with `object_words`, its union `control="union"`.
+        """
         config = cls(variant="masactrl", control_step=4, guidance=7.5)
         return replace(config, **changes)
 
@@ -106,7 +120,9 @@ class EditConfig:
     def small(cls, **changes: Any) -> EditConfig:
         """For the small model of weights/small: what moved objects best on held-out scenes other than those measured.
 
-        128 px, the drag at z_30 on `decoder3`, with a higher learning rate and more updates than the paper's.
+        128 px, the drag at z_30 on `decoder3`, with a higher learning rate and more updates than the paper's. Object
+        masks come from the blocks that have 16×16 cells at that size.
         """
         drag = DragConfig(tap="decoder3", lr=0.04, updates=120, reach=1.0)
-        return replace(cls(drag=drag, drag_step=20, control_step=4, size=128), **changes)
+        config = cls(drag=drag, drag_step=20, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)
+        return replace(config, **changes)

@@ -25,6 +25,7 @@ Guidance = float | Sequence[float]  # one scale, or one for each row of the late
 # The K/V of self-attention in one latent's pass: (1, heads, n, d), with guidance (2, …), the unconditional row first.
 KVByBlock = Mapping[int, KV]
 Record = Callable[[int, KVByBlock], None]  # told the level of a pass and its K/V, in copies
+HookAt = Callable[[int], AttentionHook | None]  # the step, counted from 0 at the first one run -> its hook, or none
 
 
 class Denoiser(Protocol):
@@ -388,6 +389,7 @@ def sample_controlled(
     may_move: Tensor | None = None,
     progress: Progress | None = None,
     record: Record | None = None,
+    hook_at: HookAt | None = None,
 ) -> Tensor:
     """Source and target denoised side by side, the target's self-attention on the source's K and V (section 3.4).
 
@@ -396,6 +398,9 @@ def sample_controlled(
     unconditional and the conditional half each attend to their own source row. `may_move` (h, w) in [0, 1] blends:
     where it is 0 the target's latent is the source's after every step. `record` is told the source's K/V in every step
     under control. Returns (start - stop + 1, 2, C, h, w) from the start down, row 0 the source, row 1 the target.
+
+    `hook_at` gives any other control: asked once before each step for the hook of two rows, or with guidance of four,
+    the unconditional pair first. It says when, too: `control_step` is then not looked at.
     """
     start = check_range(schedule, start, stop)
     if z_source.shape != z_target.shape or z_source.shape[0] != 1:
@@ -404,19 +409,22 @@ def sample_controlled(
     if context.shape[0] != 2:
         raise ValueError(f"context must be (2, n, C'), source and target, came {tuple(context.shape)}")
     control = MutualSelfAttention(tuple(control_blocks))
-    read = () if record is None else control.blocks
+
+    def mutual_at(step: int) -> AttentionHook | None:
+        return control if control_step is not None and step >= control_step else None
+
     z = torch.cat([z_source, z_target])  # (2, C, h, w)
     zs = [z]
     for level in range(start, stop, -1):
-        controlled = control_step is not None and start - level >= control_step
+        hook = (mutual_at if hook_at is None else hook_at)(start - level)
         timestep = schedule.timesteps[level - 1]
-        hook, blocks = (control, read) if controlled else (None, ())
+        blocks = () if record is None or hook is None else control.blocks
         out = predict_and_read(unet, z, timestep, context, guidance, uncond, hook, blocks)
         z = step_down(z, out.eps, schedule, level)
         if may_move is not None:
             z = torch.stack([z[0], z[0] + may_move * (z[1] - z[0])])
         zs.append(z)
-        if record is not None and controlled:
+        if record is not None and hook is not None:
             record(level, first_rows(out.kv, rows=2))
         if progress is not None:
             progress(start - level + 1, start - stop)

@@ -16,26 +16,39 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa import ddim, drag, hooks, images, trace
+from dragsa import ddim, drag, hooks, images, lora, masactrl, prompt_to_prompt, trace
 from dragsa.config import EditConfig
 from dragsa.ddim import Schedule
+from dragsa.hooks import AttentionHook
 from dragsa.images import Point, Size
 from dragsa.recording import INVERSION, Recording, Trajectory
+from dragsa.text import TextEncoder
 from dragsa.trace import Observer, Trace
+from dragsa.unet import UNet
 from dragsa.weights import StableDiffusion
 
 Drag = tuple[Point, Point]  # handle and target, pixels of the picture as given
 SOURCE_KV = ("exact", "inversion", "none")
+CONTROLS = ("mutual", "union", "masked")
 Mask = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class Adapted(NamedTuple):
+    """What a picture's LoRA is: its factors, the loss of each step that trained it (steps,), and the UNet under it."""
+
+    lora: lora.LoRA
+    losses: Tensor
+    unet: UNet
 
 
 @dataclass(frozen=True)
 class Source:
     """What a picture and its prompt give once, for any number of edits.
 
-    `latents`: its trajectory z_0 … z_T, (T + 1, 1, 4, h, w). `picture`: as given, or as generated. `recorded`, the one
-    part that changes, is what its passes leave for later edits; it begins as `begun`, and a copy by
-    `dataclasses.replace`, which may have other latents, has an empty one.
+    `latents`: its trajectory z_0 … z_T, (T + 1, 1, 4, h, w). `picture`: as given, or as generated. `adapted`: the LoRA
+    that all its passes run under, if there is one. `recorded`, the one part that changes, is what its passes leave for
+    later edits; it begins as `begun`, and a copy by `dataclasses.replace`, which may have other latents, has an empty
+    one.
     """
 
     picture: Image.Image
@@ -47,6 +60,7 @@ class Source:
     generated: bool
     fixed_point: int = 0
     residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
+    adapted: Adapted | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     begun: InitVar[Recording | None] = None
     recorded: Recording = field(init=False, compare=False)
@@ -57,6 +71,10 @@ class Source:
     @property
     def working_size(self) -> Size:
         return 8 * self.latents.shape[-1], 8 * self.latents.shape[-2]
+
+    def unet_of(self, sd: StableDiffusion) -> UNet:
+        """The network of the source's passes: the model's own, or that under the picture's LoRA."""
+        return sd.unet if self.adapted is None else self.adapted.unet
 
 
 class EditResult(NamedTuple):
@@ -116,36 +134,48 @@ def prepare(
 
     `size` (width, height), multiples of 8, is a generated picture's; by default a square of `config.size`. With
     `config.source_kv` "inversion" the K/V of these passes are kept for the edits, at the levels and in the blocks that
-    the config controls; those of a generated picture are exact. Raises ValueError for a size that does not fit.
+    the config controls; those of a generated picture are exact. With `config.lora_steps` a LoRA is trained on the
+    picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture that is yet to be
+    generated.
     """
     config = EditConfig.paper() if config is None else config
     check(config)
     schedule = Schedule(config.steps, config.variant)
     report = Report(observe, sd.device)
     uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
-    recorded, record = Recording().of(sd.unet), None
-    if config.source_kv == "inversion":
-        trajectory = config.steps if image is None else INVERSION
-        record = recorded.recorder(trajectory, controlled_levels(config, config.steps), config.source_kv_memory)
-    if image is not None:
+    unet, adapted = sd.unet, None
+    if image is None:
+        check_generated(config)
+    else:
         with report.stage("encode", 1):
             working = images.working_size(*image.size, config.size)
             z_0 = sd.encode(images.to_tensor(image, working).to(sd.device))  # (1, 4, h, w)
+        if config.lora_steps:
+            with report.stage("lora", config.lora_steps) as step:
+                trained = lora.train(sd.unet, z_0, context, config.lora_steps, seed=seed, progress=step)
+                unet = lora.apply(sd.unet, trained.lora)
+                adapted = Adapted(trained.lora, trained.losses, unet)
+    recorded, record = Recording().of(unet), None
+    if config.source_kv == "inversion" and config.control == "mutual":
+        trajectory = config.steps if image is None else INVERSION
+        record = recorded.recorder(trajectory, controlled_levels(config, config.steps), config.source_kv_memory)
+    if image is not None:
         with report.stage("inversion", config.steps) as step:
             residual = None
             if config.fixed_point:
                 found = ddim.invert_fixed_point(
-                    sd.unet, z_0, context, schedule, progress=step, record=record,
+                    unet, z_0, context, schedule, progress=step, record=record,
                     record_blocks=config.control_blocks, iterations=config.fixed_point
                 )  # fmt: skip
                 latents, residual = found.latents, found.residuals.max().item()
             else:
                 latents = ddim.invert(
-                    sd.unet, z_0, context, schedule, progress=step, record=record, record_blocks=config.control_blocks
+                    unet, z_0, context, schedule, progress=step, record=record, record_blocks=config.control_blocks
                 )  # (T + 1, 1, 4, h, w)
         return Source(
-            image, latents, prompt, seed, schedule, 1.0, False, config.fixed_point, residual, report.seconds, recorded
-        )
+            image, latents, prompt, seed, schedule, 1.0, False, config.fixed_point, residual, adapted, report.seconds,
+            recorded
+        )  # fmt: skip
 
     width, height = (config.size, config.size) if size is None else size
     if min(width, height) < images.SMALLEST or width % 8 or height % 8:
@@ -196,10 +226,12 @@ def edit(
         check_source(config, image, prompt)
     size = (config.size, config.size) if image is None else (image.picture if isinstance(image, Source) else image).size
     check(config, drags, mask, size)
+    prompt = image.prompt if isinstance(image, Source) else prompt
+    target_prompt = prompt if target_prompt is None else target_prompt
+    new_hook = other_control(config, sd.text, prompt, target_prompt)
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     source = image if isinstance(image, Source) else prepare(sd, image, prompt, seed, config, observe=observe)
-    schedule, T = source.schedule, config.steps
-    target_prompt = source.prompt if target_prompt is None else target_prompt
+    schedule, T, unet = source.schedule, config.steps, source.unet_of(sd)
     changed = target_prompt != source.prompt
     uncond, context = sd.embed(["", source.prompt, target_prompt]).split([1, 2])  # (1, n, C); (2, n, C): source, target
     grid = images.grid_size(source.working_size)
@@ -219,9 +251,10 @@ def edit(
     leave = T if changed else level
     z_source = z_target = source.latents[leave]  # (1, 4, h, w)
     levels, own = controlled_levels(config, leave), own_trajectory(source, leave)
-    earlier = earlier_pass(source, config, leave, blend is not None, sd.unet)
+    earlier = earlier_pass(source, config, leave, blend is not None, unet)
     record = None
-    if earlier is None and isinstance(image, Source) and config.source_kv != "none":  # another edit may come
+    comes_again = isinstance(image, Source) and config.source_kv != "none"  # or may, and then without the source
+    if earlier is None and comes_again and new_hook is None:
         record = source.recorded.recorder(own, levels, config.source_kv_memory)
 
     def denoise(start: int, stop: int, z_source: Tensor, z_target: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,13 +266,13 @@ def edit(
         with report.stage("denoising", start - stop) as step:
             if earlier is not None:
                 zs = ddim.sample_replayed(
-                    sd.unet, z_target, context[1:], schedule, earlier.kv, start, stop, config.guidance, uncond,
+                    unet, z_target, context[1:], schedule, earlier.kv, start, stop, config.guidance, uncond,
                     first, config.control_blocks, blend, earlier.latents, step
                 )  # fmt: skip
                 return z_source, zs[-1]
             zs = ddim.sample_controlled(
-                sd.unet, z_source, z_target, context, schedule, start, stop, (source.guidance, config.guidance), uncond,
-                first, config.control_blocks, blend, step, record
+                unet, z_source, z_target, context, schedule, start, stop, (source.guidance, config.guidance), uncond,
+                first, config.control_blocks, blend, step, record, hook_at(first, new_hook)
             )  # fmt: skip
         if record is not None:
             source.recorded.keep_latents(own, start, zs[:, :1])
@@ -250,7 +283,7 @@ def edit(
             z_source, z_target = denoise(T, level, z_source, z_target)
         with report.stage("drag", config.drag.updates):
             dragged = drag.drag_latent(
-                sd.unet, z_target, level, context[1:], schedule, handles, targets, may_move, config.drag, report.update
+                unet, z_target, level, context[1:], schedule, handles, targets, may_move, config.drag, report.update
             )
         z_target = dragged.latent
     z_target = denoise(level, 0, z_source, z_target)[1]
@@ -279,10 +312,46 @@ def edit(
         tracked=in_pixels(dragged.final_handles[None])[0] if drags else (),
         stop=dragged.reason if drags else None,
         inversion_residual=source.residual,
+        lora_losses=() if source.adapted is None else tuple(source.adapted.losses.tolist()),
         source_kv=(earlier.name if earlier else "computed") if levels else None,
         seconds={**({} if isinstance(image, Source) else source.seconds), **report.seconds},
     )
     return EditResult(picture, source.picture, made)
+
+
+def other_control(
+    config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str
+) -> Callable[[], AttentionHook] | None:
+    """What gives each step its hook under another control than "mutual", which the samplers have themselves.
+
+    Raises ValueError for a "masked" control of which a prompt names no object.
+    """
+    if config.control == "mutual":
+        return None
+    if config.control == "union":
+        return partial(masactrl.UnionSelfAttention, config.control_blocks)
+    of_source, of_target = (object_tokens(text, one, config.object_words) for one in (prompt, target_prompt))
+    return partial(
+        masactrl.masked_by_prompt,
+        *(of_source, of_target, config.control_blocks),
+        mask_blocks=config.mask_blocks,
+        threshold=config.mask_threshold,
+    )
+
+
+def object_tokens(text: TextEncoder, prompt: str, wanted: Sequence[str]) -> tuple[int, ...]:
+    """Positions in the context of those of the object's words that a prompt has. Raises ValueError if it has none."""
+    found = [at for word, positions in prompt_to_prompt.words(text, prompt) if word in wanted for at in positions]
+    if not found:
+        raise ValueError(f"masked control: the prompt {prompt!r} has none of the object's words {', '.join(wanted)}")
+    return tuple(found)
+
+
+def hook_at(first: int | None, new_hook: Callable[[], AttentionHook] | None) -> ddim.HookAt | None:
+    """A new hook for each step from the `first` on, None being none of them; None where the samplers' own serves."""
+    if new_hook is None:
+        return None
+    return lambda step: new_hook() if first is not None and step >= first else None
 
 
 class EarlierPass(NamedTuple):
@@ -299,7 +368,7 @@ def earlier_pass(source: Source, config: EditConfig, start: int, blend: bool, ne
     The same network's K/V must be there at every level under control, of every controlled block, and of the
     unconditional row too where the edit has guidance; to blend, the latent of every level.
     """
-    if config.source_kv == "none":
+    if config.source_kv == "none" or config.control != "mutual":  # what is replayed is the source's K/V alone
         return None
     recorded, own = source.recorded.of(network), own_trajectory(source, start)
     latents = source.latents if source.generated else recorded.latents.get(own, {})
@@ -334,6 +403,15 @@ def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = No
     Schedule(config.steps, config.variant)
     drag.check_config(config.drag)
     hooks.check_blocks(config.control_blocks)
+    hooks.check_blocks(config.mask_blocks)
+    if config.control not in CONTROLS:
+        raise ValueError(f"control must be one of {', '.join(CONTROLS)}, came {config.control!r}")
+    if config.control == "masked" and not config.object_words:
+        raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
+    if not 0 <= config.mask_threshold <= 1:
+        raise ValueError(f"mask_threshold must be a number from 0 to 1, came {config.mask_threshold!r}")
+    if not ddim.is_whole(config.lora_steps) or config.lora_steps < 0:
+        raise ValueError(f"LoRA training steps must be a whole number from 0, came {config.lora_steps!r}")
     images.working_size(1, 1, config.size)
     last = config.steps - 1
     if not ddim.is_whole(config.drag_step) or (len(drags) and not 0 <= config.drag_step <= last):
@@ -359,10 +437,19 @@ def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = No
             images.open_mask(mask, size, (1, 1))
 
 
+def check_generated(config: EditConfig) -> None:
+    """Raise a ValueError where a picture is to be generated and learnt by a LoRA, which is there to learn one given."""
+    if config.lora_steps:
+        raise ValueError("a LoRA is trained on a picture that is there: save the generated one and edit that")
+
+
 def check_source(config: EditConfig, source: Source, prompt: str = "") -> None:
     """Raise a ValueError where a prepared source was made under other settings than the edit's."""
     expected = {"steps": config.steps, "variant": config.variant, "fixed_point": config.fixed_point}
     made = {"steps": source.schedule.steps, "variant": source.schedule.variant, "fixed_point": source.fixed_point}
+    expected["lora_steps"], made["lora_steps"] = config.lora_steps, 0
+    if source.adapted is not None:
+        made["lora_steps"] = len(source.adapted.losses)
     if source.generated:
         expected["fixed_point"] = 0  # nothing was inverted
     else:

@@ -13,11 +13,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from dragsa import images
+from dragsa import images, lora
 from dragsa.config import EditConfig
 from dragsa.images import Point, Size
 
-STAGES = ("encode", "inversion", "generation", "drag", "denoising", "decode")
+STAGES = ("encode", "lora", "inversion", "generation", "drag", "denoising", "decode")
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ class Trace:
     tracked: tuple[Point, ...] = ()  # (n, 2): where tracking found the handles last
     stop: str | None = None  # why the drag loop ended; None where there was no drag
     inversion_residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
+    lora_losses: tuple[float, ...] = ()  # one for each step that trained the picture's LoRA; none without one
     # Where the source's K and V came from: "computed" beside the target; "recorded" in an earlier pass, as exact;
     # "inversion", an approximation. None where control never acted.
     source_kv: str | None = "computed"
@@ -143,12 +144,18 @@ def to_json(trace: Trace) -> dict[str, Any]:
             "drags": drags,
             "stop": trace.stop,
             "inversion_residual": trace.inversion_residual,
+            "lora": _training(trace.lora_losses) if trace.lora_losses else None,
             "source_kv": trace.source_kv,
             "updates": updates,
             "seconds": dict(trace.seconds),
             "versions": dict(trace.versions),
         }
     )
+
+
+def _training(losses: Sequence[float]) -> dict[str, Any]:
+    numbers = {"learning_rate": lora.LEARNING_RATE, "batch": lora.BATCH, "rank": lora.RANK}
+    return {"steps": len(losses), **numbers, "weight_decay": lora.WEIGHT_DECAY, "losses": list(losses)}
 
 
 def _finite(value: Any) -> Any:

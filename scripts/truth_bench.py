@@ -1,6 +1,7 @@
 """The benchmark with exact truth: held-out drawn scenes, edited, and compared with the scenes drawn as asked.
 
     python scripts/truth_bench.py run RUN           the edits of every case under every setting, then the table
+    python scripts/truth_bench.py run RUN --settings rivals     the same with others' methods beside ours
     python scripts/truth_bench.py table RUN         the table again, from what the folder RUN holds
     python scripts/truth_bench.py export FOLDER     the cases alone, for other programs to edit
 
@@ -22,27 +23,32 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cases
 import evaluate
 import intervals
 import published_metrics
+import scenes
 import torch
 from cases import Case
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dragsa import cli, ddim, drag, editing, images, trace, weights
+from dragsa import cli, ddim, drag, editing, images, lora, trace, weights
 from dragsa.config import EditConfig
 from dragsa.editing import Source
 from dragsa.weights import StableDiffusion
 
 NO_EDIT, RECONSTRUCTION, MAIN = "no-edit", "reconstruction", "five-handles"
+CAPTION = "caption"
+GUIDANCE = 6.0  # at which the small model follows a changed prompt
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,8 @@ class Setting:
     """A row of the table: an edit's numbers, and how many handles ask for it.
 
     Without a config the source itself is the result. Without a variant of handles ("one", "five") the result is the
-    source inverted and denoised again, with no edit.
+    source inverted and denoised again, with no edit. "caption" for handles: nothing is dragged, the result is asked for
+    by the prompt alone.
     """
 
     name: str
@@ -70,6 +77,32 @@ def headline(size: int = cases.SIZE) -> list[Setting]:
         Setting("blended", replace(small, blend=True), "five"),
         Setting("paper", EditConfig.paper(size=size), "five"),
     ]
+
+
+def rivals(size: int = cases.SIZE) -> list[Setting]:
+    """Ours beside others' methods, each by the small model's numbers wherever these are not the method's own.
+
+    DragDiffusion's are its schedule, when control acts, and the LoRA; its first version has no control. Tap, level,
+    learning rate and updates are the same for all. MasaCtrl is asked by the caption, at the guidance that the small
+    model wants.
+    """
+    small = EditConfig.small(size=size)
+    theirs = EditConfig.dragdiffusion()
+    later = replace(small, variant=theirs.variant, control_step=theirs.control_step)
+    first = replace(later, control_step=None)
+    masactrl = EditConfig.masactrl(size=size, steps=small.steps, guidance=GUIDANCE, source_kv="none")
+    return [
+        Setting(NO_EDIT),
+        Setting("ours", small, "five"),
+        Setting("dragdiffusion-first", first, "five"),
+        Setting("dragdiffusion-first-lora", replace(first, lora_steps=lora.STEPS), "five"),
+        Setting("dragdiffusion", later, "five"),
+        Setting("dragdiffusion-lora", replace(later, lora_steps=lora.STEPS), "five"),
+        Setting("masactrl", masactrl, CAPTION),
+    ]
+
+
+SETTINGS = {"headline": headline, "rivals": rivals}
 
 
 # ------------------------------------------------------------------------------------------------------ the edits
@@ -93,7 +126,15 @@ def drag_source(sd: StableDiffusion, source: Source, case: Case, variant: str, c
     may_move = images.open_mask(case.mask, source.picture.size, grid)
     context = sd.embed([source.prompt])
     dragged = drag.drag_latent(
-        sd.unet, source.latents[level], level, context, source.schedule, handles, targets, may_move, config.drag
+        source.unet_of(sd),
+        source.latents[level],
+        level,
+        context,
+        source.schedule,
+        handles,
+        targets,
+        may_move,
+        config.drag,
     )
     course = {
         "updates": len(dragged.losses),
@@ -116,9 +157,10 @@ def finish(sd: StableDiffusion, source: Source, dragged: Dragged, case: Case, co
         blend = drag.to_latent_grid(images.open_mask(case.mask, source.picture.size, grid), source.latents)  # (h, w)
     uncond, context = sd.embed(["", source.prompt, source.prompt]).split([1, 2])  # (1, n, C); (2, n, C)
     first = None if config.control_step is None else max(0, config.control_step - config.drag_step)
+    hook_at = editing.hook_at(first, editing.other_control(config, sd.text, source.prompt, source.prompt))
     z = ddim.sample_controlled(
-        sd.unet, source.latents[dragged.level], dragged.latent, context, source.schedule, dragged.level, 0,
-        (source.guidance, config.guidance), uncond, first, config.control_blocks, blend
+        source.unet_of(sd), source.latents[dragged.level], dragged.latent, context, source.schedule, dragged.level, 0,
+        (source.guidance, config.guidance), uncond, first, config.control_blocks, blend, hook_at=hook_at
     )[-1, 1:]  # (1, 4, h, w)  # fmt: skip
     return images.restore(images.to_picture(sd.decode(z)), source.picture)
 
@@ -127,8 +169,14 @@ def finish(sd: StableDiffusion, source: Source, dragged: Dragged, case: Case, co
 def reconstruct(sd: StableDiffusion, source: Source, level: int | None = None) -> Image.Image:
     """The source's z_T, or z_level, denoised and decoded with no edit."""
     level = source.schedule.steps if level is None else level
-    z = ddim.sample(sd.unet, source.latents[level], sd.embed([source.prompt]), source.schedule, level)[-1]
+    context = sd.embed([source.prompt])
+    z = ddim.sample(source.unet_of(sd), source.latents[level], context, source.schedule, level)[-1]
     return images.restore(images.to_picture(sd.decode(z)), source.picture)
+
+
+def in_words(scene: scenes.Scene) -> str:
+    """A caption that says all it can of where an object is and where a face looks."""
+    return scenes.caption(scene, place=True, looking=True)
 
 
 class Result(NamedTuple):
@@ -155,13 +203,18 @@ def run_case(
         config, picture = setting.config, case.source
         figures: dict[str, Any] = {"case": case.name, "kind": case.kind, "setting": setting.name}
         if config is not None:
-            inversion = config.steps, config.variant, config.fixed_point, config.size
+            prompt = in_words(case.before) if setting.handles == CAPTION else case.prompt
+            inversion = config.steps, config.variant, config.fixed_point, config.size, config.lora_steps, prompt
             if inversion not in sources:
-                sources[inversion] = editing.prepare(sd, case.source, case.prompt, config=config)
+                sources[inversion] = editing.prepare(sd, case.source, prompt, config=config)
             source, begin = sources[inversion], time.perf_counter()
-            seconds = {"inversion": sum(source.seconds.values())}
+            spent = sum(source.seconds.values())
+            seconds = {"lora": source.seconds["lora"]} if config.lora_steps else {}
+            seconds["inversion"] = spent - sum(seconds.values())
             if setting.handles is None:
                 picture = reconstruct(sd, source)
+            elif setting.handles == CAPTION:
+                picture = editing.edit(sd, source, target_prompt=in_words(case.after), config=config).image
             else:
                 key = inversion, config.drag, config.drag_step, setting.handles
                 if key not in dragged:
@@ -176,7 +229,7 @@ def run_case(
         figures |= evaluate.measure(picture, case)
         if distances is not None:
             figures["published"] = distances(picture)
-        if explain and config is not None and setting.handles is not None and figures["share"] > 0.5:
+        if explain and config is not None and "drag" in figures and figures["share"] > 0.5:
             level = config.steps, config.variant, config.fixed_point, config.size, config.drag_step
             if level not in drawn:
                 drawn[level] = drawable(sd, case, config)
@@ -205,7 +258,7 @@ def _published(sd: StableDiffusion, case: Case) -> Callable[[Image.Image], dict[
 
 def drawable(sd: StableDiffusion, case: Case, config: EditConfig) -> dict[str, Any]:
     """What the model makes of the true result itself: inverted to the drag's level and denoised from there."""
-    source = editing.prepare(sd, case.truth, case.prompt, config=config)
+    source = editing.prepare(sd, case.truth, case.prompt, config=replace(config, lora_steps=0))
     figures = evaluate.measure(reconstruct(sd, source, config.steps - config.drag_step), case)
     return {name: figures[name] for name in ("share", "overlap", "truth_db")}
 
@@ -264,16 +317,29 @@ def run(
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     missing = [case for case in listed[rank::ranks] if not (folder / case.name / "case.json").exists()]
     work = partial(_do, folder=folder, settings=settings, published=published, explain=explain)
-    workers = min(workers, len(missing))
-    if workers > 1:
-        with multiprocessing.get_context("spawn").Pool(workers, _begin, (model,)) as pool:
-            for line in pool.imap_unordered(work, missing):
-                print(line, flush=True)
-    elif missing:
-        _begin(model, threads=None if ranks == 1 else 1)
-        for case in missing:
-            print(work(case), flush=True)
+    each(work, missing, model, workers, threads=None if ranks == 1 else 1)
     return all((folder / case.name / "case.json").exists() for case in listed)
+
+
+def each(
+    work: Callable[[StableDiffusion, Item], str],
+    items: Sequence[Item],
+    model: Path,
+    workers: int = 1,
+    threads: int | None = None,
+) -> None:
+    """Do every item with the model, and print the line that each gives, as soon as it is done.
+
+    `workers` processes take the next item when they are free; a single one is this process, with `threads`.
+    """
+    if min(workers, len(items)) > 1:
+        with multiprocessing.get_context("spawn").Pool(min(workers, len(items)), _begin, (model,)) as pool:
+            for line in pool.imap_unordered(partial(_with_model, work), items):
+                print(line, flush=True)
+    elif items:
+        _begin(model, threads)
+        for item in items:
+            print(_with_model(work, item), flush=True)
 
 
 _model: StableDiffusion | None = None  # of a worker process
@@ -287,28 +353,41 @@ def _begin(model: Path, threads: int | None = 1) -> None:
     _model = weights.load(model)
 
 
-def _do(case: Case, folder: Path, settings: Sequence[Setting], published: bool, explain: bool) -> str:
-    """One case, written to the run's folder; gives the line that says so."""
+def _with_model(work: Callable[[StableDiffusion, Item], str], item: Item) -> str:
     assert _model is not None
+    return work(_model, item)
+
+
+def _do(
+    sd: StableDiffusion, case: Case, folder: Path, settings: Sequence[Setting], published: bool, explain: bool
+) -> str:
+    """One case, written to the run's folder; gives the line that says so."""
     begin = time.perf_counter()
-    results = run_case(_model, case, settings, published, explain)
+    results = run_case(sd, case, settings, published, explain)
     save(folder, case, results)
     shares = "  ".join(f"{name} {result.figures['share']:.2f}" for name, result in results.items())
     return f"{case.name}  {time.perf_counter() - begin:.1f} s  {shares}"
 
 
 def save(folder: Path, case: Case, results: Mapping[str, Result]) -> None:
-    """A finished case, whole or not at all: written beside, then renamed."""
-    part = folder / f".{case.name}.{os.getpid()}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
+    """A finished case, whole or not at all."""
+    with whole(folder / case.name) as part:
         cases.save(case, part)
         for name, (picture, figures) in results.items():
             images.save_picture(picture, part / f"{name}.png")
             trace.save_json(finite(figures), part / f"{name}.json")
-        if not (folder / case.name).exists():  # another rank's, else
-            os.replace(part, folder / case.name)
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, there under its name once everything is written, and otherwise not at all."""
+    part = folder.parent / f".{folder.name}.{os.getpid()}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        yield part
+        if not folder.exists():  # another rank's, else
+            os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -322,20 +401,22 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def claim(folder: Path, settings: Sequence[Setting], model: Path) -> None:
+def claim(folder: Path, settings: Sequence[Any], model: Path, **more: Any) -> None:
     """Make the folder and write down what the run is of, or check that the run that is there is of the same.
 
-    Raises ValueError for a folder that holds a run of other settings or other weights.
+    `settings` are dataclasses, `more` is what else makes a run another one. Raises ValueError for a folder that holds a
+    run of other settings, other weights or another of the further.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = sorted(model.glob("*/*.safetensors")) if model.is_dir() else [model]
     identity = {str(file.relative_to(model)) if file != model else file.name: weights.sha256(file) for file in files}
-    mine = json.loads(json.dumps({"settings": [asdict(setting) for setting in settings], "weights": identity}))
+    said = {"settings": [asdict(setting) for setting in settings], "weights": identity, **more}
+    mine = json.loads(json.dumps(said))
     path = folder / "run.json"
     if path.exists():
         theirs = json.loads(path.read_text())
         for name, value in mine.items():
-            if theirs[name] != value:
+            if theirs.get(name) != value:
                 raise ValueError(f"{folder}: a run with other {name}; give another folder")
         return
     trace.save_json({**mine, "versions": trace.versions()}, path, overwrite=True)
@@ -582,6 +663,7 @@ def arguments_of(arguments: Sequence[str] | None) -> Any:
         if name != "table":
             add_case_options(one, which="figures")
         if name == "run":
+            one.add_argument("--settings", choices=tuple(SETTINGS), default="headline", help="which list of them")
             add_run_options(one)
     return parser.parse_args(arguments)
 
@@ -616,7 +698,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(write_tables(options.folder, options.rows))
         else:
             begin = time.perf_counter()
-            listed, settings = cases.cases(options.cases, options.limit, options.size), headline(options.size)
+            listed = cases.cases(options.cases, options.limit, options.size)
+            settings = SETTINGS[options.settings](options.size)
             workers = workers_of(options)
             if run(options.folder, listed, settings, options.weights, workers, options.published):
                 print(write_tables(options.folder, options.rows))

@@ -101,6 +101,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--json", "text.png"], "is there already"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--mask", "mask.png"], "mask.png: 8×8 pixels"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--weights", "gone"], "gone"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control", "masked"], "object_words"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--lora-steps=-1"], "--lora-steps: must be"),
+        (
+            ["edit", "--from-noise", "--drag", "1,2:3,4", "--out", "o.png", "--lora-steps", "2"],
+            "a LoRA is trained on a picture that is there",
+        ),
         (["generate", "--out", "o.png", "--size", "70"], "multiples of 8"),
         (["generate", "--prompt", "a"], "--out"),
         (["generate", "--seed", str(2**64), "--out", "o.png"], "--seed: must be a whole"),
@@ -198,9 +204,14 @@ def test_every_number_has_an_option() -> None:
         *("--stall", "14", "--anchor", "0.5"),
         *("--steps", "9", "--variant", "even", "--drag-step", "10", "--control-step", "11"),
         *("--control-blocks", "1,3-5", "--guidance", "12", "--blend", "--fixed-point", "13", "--size", "140"),
+        *("--control", "masked", "--object-words", "disc,star", "--mask-blocks", "14-16", "--mask-threshold", "0.5"),
+        *("--lora-steps", "15"),
     )
     drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5)
-    assert cli.config_of(given) == EditConfig(drag, 9, "even", 10, 11, (1, 3, 4, 5), 12.0, True, 13, 140)
+    masked = {"control": "masked", "object_words": ("disc", "star"), "mask_blocks": (14, 15, 16), "mask_threshold": 0.5}
+    schedule = {"steps": 9, "variant": "even", "guidance": 12.0, "fixed_point": 13, "size": 140, "lora_steps": 15}
+    control = {"drag_step": 10, "control_step": 11, "control_blocks": (1, 3, 4, 5), "blend": True, **masked}
+    assert cli.config_of(given) == EditConfig(drag, **schedule, **control)
 
 
 def test_drags_are_read() -> None:

@@ -2,15 +2,20 @@
 
 import json
 from dataclasses import replace
+from typing import NamedTuple
 
+import golden_cases
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import dragsa
-from dragsa import ddim, editing, images, trace
+from dragsa import ddim, drag, editing, images, lora, prompt_to_prompt, trace
 from dragsa.config import DragConfig, EditConfig
+from dragsa.editing import Source
+from dragsa.unet import UNet
 
 # Each edit denoises its source anew: what is equal is then equal to the bit. (Recorded K/V: test_recording.py.)
 CONFIG = EditConfig.paper(
@@ -196,6 +201,15 @@ def test_any_mode_comes_back_in_its_own_size(sd, picture, mode):
         ({"config": replace(CONFIG, size=72)}, r"prepared with working size \(48, 64\)"),
         ({"prompt": "a blue star"}, "prepared with the prompt 'a red disc'"),
         ({"config": replace(CONFIG, drag_step=1.5)}, "drag step S must be a whole number"),
+        ({"config": replace(CONFIG, control="other")}, "control must be one of mutual, union, masked, came 'other'"),
+        ({"config": replace(CONFIG, control="masked")}, "masked control tells the object by words"),
+        (
+            {"config": replace(CONFIG, control="masked", object_words=("red",)), "target_prompt": "a blue star"},
+            "the prompt 'a blue star' has none of the object's words red",
+        ),
+        ({"config": replace(CONFIG, mask_blocks=(0,))}, "no transformer block 0"),
+        ({"config": replace(CONFIG, mask_threshold=1.5)}, "mask_threshold must be a number from 0 to 1, came 1.5"),
+        ({"config": replace(CONFIG, lora_steps=2)}, "prepared with lora_steps 0, and the edit has 2"),
         ({"config": replace(CONFIG, guidance=float("nan"))}, "guidance must be a number from 0, came nan"),
         ({"config": replace(CONFIG, drag=DragConfig(tap="nope"))}, "'nope'"),
         ({"drags": DRAGS, "mask": Image.new("L", (64, 64))}, "64×64 pixels; it must be the picture's 70×90"),
@@ -223,3 +237,153 @@ def test_drags_may_be_an_array(sd, source):
 def test_generated_size_must_fit(sd):
     with pytest.raises(ValueError, match="multiples of 8 from 64, came 70×64"):
         editing.prepare(sd, None, config=CONFIG, size=(70, 64))
+
+
+# --- rivals, as settings of the same edit -----------------------------------------------------------------------------
+
+
+def test_other_controls_are_their_hooks(sd, source, monkeypatch):
+    """The hook of every step, from A on alone, and what they make of one drag: three results."""
+    seen = []
+    plain = ddim.predict_and_read
+
+    def look(unet, z, t, context, guidance=1.0, uncond=None, attention=None, blocks=()):
+        seen.append(attention)
+        return plain(unet, z, t, context, guidance, uncond, attention, blocks)
+
+    monkeypatch.setattr(ddim, "predict_and_read", look)
+    words = {"object_words": ("disc", "star"), "mask_blocks": (5, 6), "mask_threshold": 0.4}
+    made = {}
+    for control in editing.CONTROLS:
+        seen.clear()
+        config = replace(CONFIG, control_step=4, control=control, **words, source_kv="exact")
+        made[control] = dragsa.edit(sd, source, DRAGS, target_prompt="a blue star", config=config)
+        assert [hook is not None for hook in seen] == [False] * 4 + [True] * 2
+        assert made[control].trace.source_kv == "computed"
+        if control == "masked":
+            maps, masked = seen[-1].hooks
+            assert (maps.blocks, masked.blocks, masked.threshold) == ((5, 6), CONFIG.control_blocks, 0.4)
+            assert masked.source_tokens == prompt_to_prompt.tokens_of(sd.text, "a red disc", "disc")
+            assert masked.target_tokens == prompt_to_prompt.tokens_of(sd.text, "a blue star", "star")
+            assert len(masked.maps) == 2
+            assert seen[-2].hooks[0].maps is not maps.maps  # each step looks anew
+    assert len({result.image.tobytes() for result in made.values()}) == 3
+    # The K/V that the plain form left are not the other forms' to replay.
+    again = dragsa.edit(sd, source, DRAGS, target_prompt="a blue star", config=replace(config, control="union"))
+    assert again.trace.source_kv == "computed" and again.image.tobytes() == made["union"].image.tobytes()
+
+
+def test_a_lora_is_trained_once_and_everything_runs_under_it(sd, picture, monkeypatch):
+    before = {name: x.clone() for name, x in sd.unet.state_dict().items()}
+    used = []
+    plain = ddim.predict_and_read
+    monkeypatch.setattr(
+        ddim, "predict_and_read", lambda unet, *rest, **more: used.append(unet) or plain(unet, *rest, **more)
+    )
+    config = replace(CONFIG, lora_steps=3)
+    events = []
+    source = dragsa.prepare(sd, picture, "a red disc", 7, config, observe=events.append)
+    z_0, context = source.latents[0], sd.embed(["a red disc"])
+    trained = lora.train(sd.unet, z_0, context, 3, seed=7)
+    assert torch.equal(source.adapted.losses, trained.losses)
+    assert all(torch.equal(up, trained.lora.up[name]) for name, up in source.adapted.lora.up.items())
+    stages = [event for event in events if isinstance(event, trace.StageProgress) and event.stage == "lora"]
+    assert [event.done for event in stages] == [0, 1, 2, 3, 3] and source.seconds["lora"] > 0
+
+    dragged_under = []
+    drag_latent = drag.drag_latent
+    monkeypatch.setattr(drag, "drag_latent", lambda unet, *rest: dragged_under.append(unet) or drag_latent(unet, *rest))
+    results = [dragsa.edit(sd, source, DRAGS, config=config) for _ in range(2)]
+    assert {id(unet) for unet in used + dragged_under} == {id(source.adapted.unet)} and len(dragged_under) == 2
+    assert results[0].image.tobytes() == results[1].image.tobytes()
+    told = trace.to_json(results[0].trace)["lora"]
+    assert told == {"steps": 3, "learning_rate": 5e-4, "batch": 4, "rank": 16, "weight_decay": 1e-2} | {
+        "losses": trained.losses.tolist()
+    }
+    with pytest.raises(ValueError, match="prepared with lora_steps 3, and the edit has 0"):
+        dragsa.edit(sd, source, DRAGS, config=CONFIG)
+
+    # And it leaves no trace: the model is what it was, and an edit without it says nothing of it.
+    assert all(torch.equal(x, before[name]) for name, x in sd.unet.state_dict().items())
+    used.clear()
+    without = dragsa.edit(sd, picture, DRAGS, prompt="a red disc", config=CONFIG)
+    assert {id(unet) for unet in used} == {id(sd.unet)} and trace.to_json(without.trace)["lora"] is None
+    assert without.image.tobytes() != results[0].image.tobytes()
+
+
+def test_later_edits_under_a_lora_take_up_its_own_kv(sd, picture):
+    config = replace(CONFIG, lora_steps=2, source_kv="exact")
+    source = dragsa.prepare(sd, picture, "a red disc", config=config)
+    first, second = (dragsa.edit(sd, source, DRAGS, config=config) for _ in range(2))
+    assert [made.trace.source_kv for made in (first, second)] == ["computed", "recorded"]
+    assert np.abs(np.asarray(second.image).astype(int) - np.asarray(first.image)).max() <= 1
+
+
+def test_no_lora_of_a_picture_that_is_yet_to_be_drawn(sd, monkeypatch):
+    monkeypatch.setattr(ddim, "sample", lambda *_, **__: pytest.fail("the picture was generated first"))
+    with pytest.raises(ValueError, match="a LoRA is trained on a picture that is there"):
+        dragsa.edit(sd, None, DRAGS, prompt="a red disc", config=replace(CONFIG, lora_steps=2))
+    with pytest.raises(ValueError, match=r"LoRA training steps must be a whole number from 0, came 1\.5"):
+        dragsa.edit(sd, None, DRAGS, prompt="a red disc", config=replace(CONFIG, lora_steps=1.5))
+
+
+class GoldenModel(NamedTuple):
+    """The stored cases' network as `edit` asks for a model; the text is one of theirs, whatever the prompt."""
+
+    unet: UNet
+    context: Tensor
+    device: torch.device = torch.device("cpu")
+    text: None = None
+    provenance: str = "recipe"
+
+    def embed(self, prompts):
+        return self.context.expand(len(prompts), -1, -1)
+
+    def decode(self, z):
+        return torch.zeros(1, 3, 8 * z.shape[2], 8 * z.shape[3])
+
+
+def test_the_dragdiffusion_presets_edit_is_its_programs(monkeypatch):
+    """The drag that an edit makes by the preset's numbers is the stored one of DragDiffusion's program."""
+    case = golden_cases.case("drag_one")
+    settings, (h, w) = case.settings, case.latent_hw
+    config = EditConfig.dragdiffusion(size=128)
+    config = replace(config, drag=replace(config.drag, updates=settings["iters"], lr=settings["lr"]))
+    schedule, level = ddim.Schedule(50, config.variant), 50 - config.drag_step
+    assert schedule.timesteps[level - 1] == settings["timestep"]
+    latents = torch.zeros(51, 1, 4, h, w)
+    latents[level] = case.input("z", 1, 4, h, w)
+    size, grid = (8 * w, 8 * h), (4 * w, 4 * h)
+    source = Source(Image.new("RGB", size), latents, "", 42, schedule, 1.0, False)
+    top, bottom, left, right = (2 * edge for edge in settings["mask_box_y0y1x0x1"])
+    mask = Image.new("L", size)
+    mask.paste(255, (left, top, right, bottom))
+    ends = [images.from_grid(case.points(name), size, grid).tolist() for name in ("handles", "targets")]
+    drags = [(tuple(handle), tuple(target)) for handle, target in zip(*ends, strict=True)]
+    calls = []
+
+    def look(unet, z_source, z_target, *rest):
+        calls.append((z_target, *rest))
+        return torch.stack([z_source, z_target], dim=1)
+
+    monkeypatch.setattr(ddim, "sample_controlled", look)
+    model = GoldenModel(golden_cases.golden_unet(), case.input("text", 1, 77, golden_cases.CONTEXT_DIM))
+    for changes in ({}, {"control_step": None}):
+        calls.clear()
+        made = dragsa.edit(model, source, drags, mask, config=replace(config, **changes, source_kv="none")).trace
+        assert made.losses == pytest.approx(case.outputs["loss"].tolist(), rel=1e-4)
+        tracked = images.to_grid(np.array(made.handles[1:]).reshape(-1, 2), size, grid)
+        assert torch.allclose(tracked.flip(1), case.outputs["track"].flatten(0, 1), atol=1e-3)
+        ((z_target, _, _, start, stop, guidance, _, first, blocks, *_),) = calls
+        assert torch.allclose(z_target, case.outputs["z_out"], atol=1e-4 * case.outputs["z_out"].abs().max().item())
+        plain_control = golden_cases.case("control_plain").settings
+        assert (start, stop, guidance) == (35, 0, (1.0, plain_control["guidance_scale"]))
+        assert first == changes.get("control_step", plain_control["start_step"])
+        assert blocks == tuple(range(plain_control["start_layer"] + 1, 17))
+
+
+def test_the_masactrl_presets_control_is_the_stored_runs():
+    stored, config = golden_cases.case("control_cfg").settings, EditConfig.masactrl()
+    assert config.control_step == stored["start_step"] and config.guidance == stored["guidance_scale"]
+    assert config.control_blocks == tuple(range(stored["start_layer"] + 1, 17))
+    assert config.variant == "masactrl" and config.control == "mutual" and config.lora_steps == 0

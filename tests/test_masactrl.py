@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dragsa import ddim, masactrl, side_by_side
+from dragsa import ddim, masactrl
 from dragsa.hooks import MutualSelfAttention, Site
 from dragsa.masactrl import CrossMaps, MaskedSelfAttention, PromptMaskedSelfAttention, UnionSelfAttention
 
@@ -152,7 +152,7 @@ def test_maps_of_a_pass_guide_the_same_pass():
         assert torch.allclose(out[0], plain[0], atol=1e-5) and not torch.allclose(out[1], plain[1], atol=1e-3)
 
 
-def test_side_by_side_is_controlled_sampling_for_any_hook():
+def test_controlled_sampling_under_any_hook():
     net, (z, context) = golden_cases.golden_unet(), scene()
     schedule, uncond = ddim.Schedule(6), context[:1].flip(1)
     given = (net, z[:1], z[1:], context, schedule)
@@ -162,12 +162,16 @@ def test_side_by_side_is_controlled_sampling_for_any_hook():
         asked.append(step)
         return MutualSelfAttention() if step >= 2 else None
 
-    came = side_by_side.sample(*given, hook_at, 5, 1, (1.0, 3.0), uncond, lambda *at: calls.append(at))
-    expected = ddim.sample_controlled(*given, 5, 1, (1.0, 3.0), uncond, control_step=2)
-    assert torch.allclose(came, expected, atol=1e-5) and came.shape == (5, 2, 4, 16, 16)
+    given = (*given, 5, 1, (1.0, 3.0), uncond)
+    came = ddim.sample_controlled(*given, progress=lambda *at: calls.append(at), hook_at=hook_at)
+    expected = ddim.sample_controlled(*given, control_step=2)
+    assert torch.equal(came, expected) and came.shape == (5, 2, 4, 16, 16)
     assert asked == [0, 1, 2, 3] and calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    with pytest.raises(ValueError, match="source, target and context must be"):
-        side_by_side.sample(net, z, z, context, schedule, hook_at)
+    kept = {}
+    ddim.sample_controlled(*given, record=lambda level, kv: kept.update({level: kv}), hook_at=hook_at)
+    assert list(kept) == [3, 2]  # the source's K/V of the steps that have a hook
+    union = ddim.sample_controlled(*given, hook_at=lambda step: UnionSelfAttention())
+    assert torch.allclose(union[:, 0], expected[:, 0], atol=1e-5) and not torch.allclose(union[-1], expected[-1])
 
 
 def test_a_mask_that_holds_everything_gives_the_golden_plain_form():
@@ -177,6 +181,7 @@ def test_a_mask_that_holds_everything_gives_the_golden_plain_form():
     everything = torch.ones(1, 1)
     hook = MaskedSelfAttention(everything, everything, tuple(range(case.settings["start_layer"] + 1, 17)))
     start = case.settings["actual_steps"]
-    came = side_by_side.sample(golden_cases.golden_unet(), z_source, z_target, text, schedule, lambda step: hook, start)
+    net = golden_cases.golden_unet()
+    came = ddim.sample_controlled(net, z_source, z_target, text, schedule, start, hook_at=lambda step: hook)
     expected = case.outputs["latents"]
     assert (came - expected).abs().max() < 1e-3 * expected.abs().max()

@@ -8,7 +8,7 @@ import tiny_models
 import torch
 from torch import Tensor
 
-from dragsa import ddim, prompt_to_prompt, side_by_side, text
+from dragsa import ddim, prompt_to_prompt, text
 from dragsa.hooks import Site
 from dragsa.prompt_to_prompt import Alignment, PromptToPrompt, prompt_edit
 
@@ -225,7 +225,9 @@ def sampled(encoder, edit, guidance=(1.0, 4.0)) -> tuple[Tensor, Tensor]:
     uncond, context = torch.randn(3, encoder.tokens, 48, generator=generator).split([1, 2])
 
     def run(hook_at):
-        return side_by_side.sample(net, z, z, context, schedule, hook_at, guidance=guidance, uncond=uncond)[-1]
+        return ddim.sample_controlled(net, z, z, context, schedule, guidance=guidance, uncond=uncond, hook_at=hook_at)[
+            -1
+        ]
 
     return run(lambda step: edit.hook_at(step, 3)), run(lambda step: None)
 
@@ -246,9 +248,8 @@ def test_the_same_prompt_re_weighted_by_one_is_the_source(encoder):
 
     def run(scales):
         edit = prompt_edit(encoder, "a cat", "a cat", scales=scales, cross_replace=1.0, self_replace=1.0)
-        return side_by_side.sample(net, z, z, context.expand(2, -1, -1), schedule, lambda step: edit.hook_at(step, 3))[
-            -1
-        ]
+        pair = context.expand(2, -1, -1)
+        return ddim.sample_controlled(net, z, z, pair, schedule, hook_at=lambda step: edit.hook_at(step, 3))[-1]
 
     same, stronger = run({}), run({"cat": 5.0})
     assert torch.allclose(same[1], same[0], atol=1e-5)

@@ -13,7 +13,7 @@ import pytest
 import truth_bench
 from truth_bench import MAIN, Setting
 
-from dragsa import editing, images, weights
+from dragsa import editing, images, lora, weights
 from dragsa.config import DragConfig, EditConfig
 
 FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64)
@@ -42,8 +42,15 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"control_step": None}, {"blend": True, "control_step": 0}, {"guidance": 2.0}],
-    ids=["ours", "no control", "blended", "guided"],
+    [
+        {},
+        {"control_step": None},
+        {"blend": True, "control_step": 0},
+        {"guidance": 2.0},
+        {"lora_steps": 2},
+        {"control": "union", "control_step": 4},
+    ],
+    ids=["ours", "no control", "blended", "guided", "under a LoRA", "union"],
 )
 def test_the_two_halves_are_the_packages_edit(model: Path, changes: dict[str, Any]) -> None:
     sd, case, config = weights.load(model), LISTED[0], replace(FAST, **changes)
@@ -77,6 +84,74 @@ def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPa
     assert calls == {"prepare": 1, "drag_source": 2}
     assert list(results) == [setting.name for setting in [*SETTINGS, other]]
     assert results["no-edit"].picture == LISTED[0].source
+
+
+def test_rivals_differ_in_the_method_alone() -> None:
+    settings = {setting.name: setting for setting in truth_bench.rivals(64)}
+    small, theirs = EditConfig.small(size=64), EditConfig.dragdiffusion()
+    assert settings["ours"] == Setting("ours", small, "five")
+    for name, control, steps in (
+        ("dragdiffusion-first", None, 0),
+        ("dragdiffusion-first-lora", None, 80),
+        ("dragdiffusion", 0, 0),
+        ("dragdiffusion-lora", 0, 80),
+    ):
+        config = settings[name].config
+        assert config is not None and settings[name].handles == "five"
+        assert (config.control_step, config.lora_steps, config.variant) == (control, steps, theirs.variant)
+        own = {name: getattr(small, name) for name in ("control_step", "lora_steps", "variant")}
+        assert replace(config, **own) == small
+    masactrl = settings["masactrl"].config
+    assert masactrl is not None and settings["masactrl"].handles == truth_bench.CAPTION
+    assert (masactrl.variant, masactrl.control_step, masactrl.size) == ("masactrl", 4, 64)
+
+
+def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, asked, plain, edit = [], [], lora.train, editing.edit
+
+    def train(*args: Any, **options: Any) -> lora.Trained:
+        trained.append(args[3])
+        return plain(*args, **options)
+
+    def edited(sd: Any, source: Any, **options: Any) -> editing.EditResult:
+        asked.append((source.prompt, options["target_prompt"]))
+        return edit(sd, source, **options)
+
+    monkeypatch.setattr(lora, "train", train)
+    monkeypatch.setattr(editing, "edit", edited)
+    with_lora = replace(FAST, lora_steps=2)
+    settings = [
+        Setting("ours", FAST, "five"),
+        Setting("lora", with_lora, "five"),
+        Setting("lora-no-control", replace(with_lora, control_step=None), "five"),
+        Setting("prompt", replace(FAST, guidance=2.0), truth_bench.CAPTION),
+    ]
+    case = next(case for case in cases.cases("figures", limit=1, size=64) if case.kind == "move")
+    results = truth_bench.run_case(weights.load(model), case, settings, published=False)
+    assert trained == [2]
+    seconds = {name: result.figures["seconds"] for name, result in results.items()}
+    assert seconds["lora"]["lora"] == seconds["lora-no-control"]["lora"] > 0 and "lora" not in seconds["ours"]
+    for spent in seconds.values():
+        assert spent["all"] == pytest.approx(sum(value for name, value in spent.items() if name != "all"))
+    assert len({result.picture.tobytes() for result in results.values()}) == 4
+    (words,) = asked
+    assert words == (truth_bench.in_words(case.before), truth_bench.in_words(case.after))
+    assert " at the " in words[0] and "drag" not in results["prompt"].figures
+
+
+def test_the_command_line_chooses_the_list(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(
+        truth_bench.SETTINGS, "rivals", lambda size: [Setting("no-edit"), Setting("ours", FAST, "five")]
+    )
+    asked = ["run", str(tmp_path / "run"), "--settings", "rivals", "--limit", "1", "--size", "64", "--no-published"]
+    assert truth_bench.main([*asked, "--weights", str(model), "--workers", "1"]) == 0
+    assert "| ours | 5 |" in capsys.readouterr().out
+    assert truth_bench.main([*asked[:3], "none", "--weights", str(model)]) == 2
+    assert "invalid choice: 'none'" in capsys.readouterr().err
 
 
 def test_a_run_has_every_case_once_and_goes_on_where_it_stood(finished: Path, model: Path) -> None:
