@@ -212,6 +212,19 @@ def build_parser() -> Parser:
     loop.add_argument(
         "--stall", metavar="N", type=whole_or_never, help="and after N without coming nearer, and go back; or 'never'"
     )
+    cost = edit.add_argument_group("speed and memory")
+    cost.add_argument("--compile", choices=("auto", "off", "whole", "regions"), help="of an update; see `dragsa bench`")
+    cost.add_argument(
+        "--checkpoint", action="store_true", help="gradient checkpointing: less memory, a third more time"
+    )
+    cost.add_argument(
+        "--source-kv",
+        choices=("exact", "inversion", "none"),
+        help="which K and V of the source serve later edits of it in a job file; inversion approximates",
+    )
+    cost.add_argument(
+        "--source-kv-memory", metavar="BYTES", type=whole(0), help="of them in memory; what is over goes to files"
+    )
     output = add_output_options(edit, "the result")
     output.add_argument("--source", metavar="PNG", help="the picture before the edit")
     output.add_argument("--path", metavar="PNG", help="the handles' path drawn over the picture")

@@ -66,7 +66,10 @@ class Setting:
 
 
 def headline(size: int = cases.SIZE) -> list[Setting]:
-    """The reported settings: the small model's own, what it is without its parts, and the paper's numbers."""
+    """The reported settings: the small model's own, what it is without its parts, and the paper's numbers.
+
+    "not-anchored" pulls as the paper prints it, to the current latent's patch alone; the other numbers are as before.
+    """
     small = EditConfig.small(size=size)
     return [
         Setting(NO_EDIT),
@@ -75,6 +78,7 @@ def headline(size: int = cases.SIZE) -> list[Setting]:
         Setting("one-handle", small, "one"),
         Setting("no-control", replace(small, control_step=None), "five"),
         Setting("blended", replace(small, blend=True), "five"),
+        Setting("not-anchored", replace(small, drag=replace(small.drag, anchor=0.0)), "five"),
         Setting("paper", EditConfig.paper(size=size), "five"),
     ]
 
@@ -271,6 +275,7 @@ REASONS = {
     "control pulls back": "the same drag without K/V control leaves less than half",
     "tracking lost": "the drag ended because a handle's features were nowhere to be found",
     "not moving": "the drag ended because tracking found the handles where they had been, 30 updates long",
+    "no nearer": "the drag ended because tracking found the handles no nearer to the targets, and went back",
     "not finite": "the drag ended because loss, gradient or latent was not finite",
     "budget used up": "all updates were used and tracking still has more than a quarter of the way to go",
     "drag undone": "tracking found the handles at the targets, and the object is not there in the picture",

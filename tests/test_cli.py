@@ -206,10 +206,12 @@ def test_every_number_has_an_option() -> None:
         *("--control-blocks", "1,3-5", "--guidance", "12", "--blend", "--fixed-point", "13", "--size", "140"),
         *("--control", "masked", "--object-words", "disc,star", "--mask-blocks", "14-16", "--mask-threshold", "0.5"),
         *("--lora-steps", "15"),
+        *("--compile", "regions", "--checkpoint", "--source-kv", "inversion", "--source-kv-memory", "16"),
     )
-    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5)
+    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5, True, "regions")
     masked = {"control": "masked", "object_words": ("disc", "star"), "mask_blocks": (14, 15, 16), "mask_threshold": 0.5}
     schedule = {"steps": 9, "variant": "even", "guidance": 12.0, "fixed_point": 13, "size": 140, "lora_steps": 15}
+    schedule |= {"source_kv": "inversion", "source_kv_memory": 16}
     control = {"drag_step": 10, "control_step": 11, "control_blocks": (1, 3, 4, 5), "blend": True, **masked}
     assert cli.config_of(given) == EditConfig(drag, **schedule, **control)
 
