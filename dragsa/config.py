@@ -120,9 +120,10 @@ class EditConfig:
     def small(cls, **changes: Any) -> EditConfig:
         """For the small model of weights/small: what moved objects best on held-out scenes other than those measured.
 
-        128 px, the drag at z_30 on `decoder3`, with a higher learning rate and more updates than the paper's. Object
-        masks come from the blocks that have 16×16 cells at that size.
+        128 px, the drag at z_25 on `decoder3`, larger patches and steps than the paper's, the first latent's patch as
+        what is pulled to, and an end when the handles come no nearer. Object masks come from the blocks that have 16×16
+        cells at that size.
         """
-        drag = DragConfig(tap="decoder3", lr=0.04, updates=120, reach=1.0)
-        config = cls(drag=drag, drag_step=20, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)
+        drag = DragConfig(lr=0.08, updates=120, radius=2, reach=1.0, stall=40, anchor=1.0)
+        config = cls(drag=drag, drag_step=25, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)
         return replace(config, **changes)
