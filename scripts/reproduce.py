@@ -423,7 +423,7 @@ def statement(says: str, values: Values, sign: int) -> dict[str, Any]:
     mean, pictures = mean_over(values), sum(value is not None for value in values.values())
     verdict = "not decided, the interval holds zero"
     if mean.low is None or mean.high is None or pictures < DECIDING:
-        verdict = f"not decided, {pictures} pictures are too few"
+        verdict = f"not decided, too few pictures ({pictures})"
     elif min(sign * mean.low, sign * mean.high) > 0:
         verdict = "borne out"
     elif max(sign * mean.low, sign * mean.high) < 0:
@@ -548,9 +548,9 @@ def table_report(choice: Choice, finished: Sequence[Finished]) -> Report:
     base = choice.base
     notes = [
         f"{subject.prompt}, to become {subject.target_prompt}. T = {base.steps}, learning rate {TABLE_LR}, "
-        f"{TABLE_UPDATES} updates at most, tap {base.drag.tap}, guidance {choice.guidance:g}, seed {choice.seed}. Changed: mean "
-        f"difference from the source, of 255; the mean is over {len(by_subject)} pictures. Like the prompt's: "
-        "structural similarity to the same prompt and drag without control.",
+        f"{TABLE_UPDATES} updates at most, tap {base.drag.tap}, guidance {choice.guidance:g}, seed {choice.seed}. "
+        f"Changed: mean difference from the source, of 255; the mean is over {len(by_subject)} pictures. Like the "
+        "prompt's: structural similarity to the same prompt and drag without control.",
         *(f"The paper: {one['says']}. Ours: {one['verdict']}, {one['found']}." for one in says),
     ]
     title = "Table 1: control step (rows) by drag step (columns)"
