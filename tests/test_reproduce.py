@@ -92,6 +92,8 @@ def test_all_of_ones_own_pictures(
     assert not list(out.glob("*.png"))
 
     assert reproduce.main(asked) == 0
+    done = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.endswith(" s")]
+    assert ["fig3", "02-noise"] in done and ["fig2", "01-dot"] not in done and len(done) == 5
     assert before == {path: path.stat().st_mtime_ns for path in before}  # what was done is not done again
     told = {name: json.loads((out / f"{name}.json").read_text()) for name in reproduce.EXPERIMENTS}
     assert all((out / f"{name}.png").is_file() for name in told)
@@ -242,7 +244,9 @@ def test_figures_of_source_and_truth() -> None:
     assert idle["share"] == pytest.approx(1, abs=0.1) and done["share"] < 0.1
     assert idle["changed"] == 0 < done["changed"] and idle["background"] == done["background"] == 0
     # Where the source was generated there is no exact ground: what counts is what was changed outside of the mask.
-    own = replace(subject, shown=subject.case.before)
+    lit = [replace(scene, slope=(0.08, 0.08)) for scene in (subject.case.before, subject.case.after)]
+    own = replace(subject, shown=subject.case.before, case=replace(subject.case, before=lit[0], after=lit[1]))
+    assert subjects.figures(model, own, subject.picture, subject.picture, 128)["background"] == 0
     shifted = Image.eval(subject.picture, lambda level: min(255, level + 5))
     assert subjects.figures(model, own, subject.picture, shifted, 128)["background"] == pytest.approx(5, abs=0.5)
     halved = subjects.difference(Image.new("RGB", (4, 2)), Image.new("RGB", (4, 2), (30, 0, 0)))
