@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import scenes
 import torch
+from torch import Tensor
 
 from dragsa import cli, ddim, trace, weights
 from dragsa.ddim import Schedule
@@ -21,20 +22,33 @@ SIZE = 128  # pixels
 FIRST = 1000  # of the held-out seeds
 
 
+class RoundTrip(NamedTuple):
+    """PSNR of pictures that were inverted and denoised, (B,) each: against the VAE's own, and against the pictures."""
+
+    against_vae: Tensor
+    against_picture: Tensor
+
+
 @torch.no_grad()
-def roundtrip(sd: StableDiffusion, seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
-    """PSNR of z_0 -> z_T -> z_0, decoded, against the VAE's own reconstruction and against the picture."""
-    rows = []
-    drawn = [scenes.random_scene(seed) for seed in seeds]
-    pictures = scenes.draw_batch(drawn, SIZE)  # (B, 3, H, W)
-    context = sd.embed([scenes.caption(scene) for scene in drawn])
-    z_0 = sd.encode(pictures)
+def round_trips(sd: StableDiffusion, pictures: Tensor, prompts: Sequence[str], steps: int) -> dict[str, RoundTrip]:
+    """z_0 -> z_T -> z_0 of pictures (B, 3, H, W) in [-1, 1] under each schedule variant."""
+    context, z_0, found = sd.embed(prompts), sd.encode(pictures), {}
     own = sd.decode(z_0).clamp(-1, 1)
     for variant in ddim.VARIANTS:
         schedule = Schedule(steps, variant)
         z_T = ddim.invert(sd.unet, z_0, context, schedule)[-1]
         again = sd.decode(ddim.sample(sd.unet, z_T, context, schedule)[-1]).clamp(-1, 1)
-        against_vae, against_picture = scenes.psnr(again, own), scenes.psnr(again, pictures)
+        found[variant] = RoundTrip(scenes.psnr(again, own), scenes.psnr(again, pictures))
+    return found
+
+
+def roundtrip(sd: StableDiffusion, seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
+    """PSNR of z_0 -> z_T -> z_0, decoded, against the VAE's own reconstruction and against the picture."""
+    rows = []
+    drawn = [scenes.random_scene(seed) for seed in seeds]
+    pictures = scenes.draw_batch(drawn, SIZE)  # (B, 3, H, W)
+    found = round_trips(sd, pictures, [scenes.caption(scene) for scene in drawn], steps)
+    for variant, (against_vae, against_picture) in found.items():
         rows.append(
             {
                 "variant": variant,

@@ -84,25 +84,30 @@ def headline(size: int = cases.SIZE) -> list[Setting]:
 
 
 def rivals(size: int = cases.SIZE) -> list[Setting]:
-    """Ours beside others' methods, each by the small model's numbers wherever these are not the method's own.
+    """Ours beside others' methods, by the small model's numbers.
 
-    DragDiffusion's are its schedule, when control acts, and the LoRA; its first version has no control. Tap, level,
-    learning rate and updates are the same for all. MasaCtrl is asked by the caption, at the guidance that the small
-    model wants.
+    MasaCtrl, which drags nothing, is asked by the caption, at the guidance that the small model wants.
     """
     small = EditConfig.small(size=size)
-    theirs = EditConfig.dragdiffusion()
-    later = replace(small, variant=theirs.variant, control_step=theirs.control_step)
-    first = replace(later, control_step=None)
     masactrl = EditConfig.masactrl(size=size, steps=small.steps, guidance=GUIDANCE, source_kv="none")
+    return [Setting(NO_EDIT), *drag_rivals(small), Setting("masactrl", masactrl, CAPTION)]
+
+
+def drag_rivals(ours: EditConfig) -> list[Setting]:
+    """Ours, and DragDiffusion by the same numbers wherever these are not its method's own.
+
+    Its own are the schedule, when control acts, and the LoRA; its first version has no control. Tap, level, learning
+    rate and updates are the same for all.
+    """
+    theirs = EditConfig.dragdiffusion()
+    later = replace(ours, variant=theirs.variant, control_step=theirs.control_step)
+    first = replace(later, control_step=None)
     return [
-        Setting(NO_EDIT),
-        Setting("ours", small, "five"),
+        Setting("ours", ours, "five"),
         Setting("dragdiffusion-first", first, "five"),
         Setting("dragdiffusion-first-lora", replace(first, lora_steps=lora.STEPS), "five"),
         Setting("dragdiffusion", later, "five"),
         Setting("dragdiffusion-lora", replace(later, lora_steps=lora.STEPS), "five"),
-        Setting("masactrl", masactrl, CAPTION),
     ]
 
 

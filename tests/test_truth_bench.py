@@ -144,12 +144,10 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
 def test_the_command_line_chooses_the_list(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(
-        truth_bench.SETTINGS, "rivals", lambda size: [Setting("no-edit"), Setting("ours", FAST, "five")]
-    )
+    monkeypatch.setitem(truth_bench.SETTINGS, "rivals", lambda size: [Setting("nothing")])
     asked = ["run", str(tmp_path / "run"), "--settings", "rivals", "--limit", "1", "--size", "64", "--no-published"]
     assert truth_bench.main([*asked, "--weights", str(model), "--workers", "1"]) == 0
-    assert "| ours | 5 |" in capsys.readouterr().out
+    assert "| nothing | 5 |" in capsys.readouterr().out
     assert truth_bench.main([*asked[:3], "none", "--weights", str(model)]) == 2
     assert "invalid choice: 'none'" in capsys.readouterr().err
 

@@ -1,0 +1,130 @@
+"""Pictures of results: rows of pictures with words under each, and lines of a measure with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from intervals import Mean
+from PIL import Image, ImageDraw, ImageFont
+
+from dragsa import images
+
+SIDE = 176  # pixels of a sheet's pictures, the longer side
+GAP, MARGIN, LABEL = 8, 14, 104
+COLOURS = ("#2060ff", "#e8222e", "#109040", "#c07000", "#8020b0", "#505050")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A picture, or None for an empty place, and the lines under it."""
+
+    picture: Image.Image | None
+    lines: tuple[str, ...] = ()
+
+
+class Row(NamedTuple):
+    """`label` stands to the left of the panels, a line for each of its lines."""
+
+    label: str
+    panels: Sequence[Panel]
+
+
+def sheet(title: str, heads: Sequence[str], rows: Sequence[Row], notes: Sequence[str] = ()) -> Image.Image:
+    """Rows of panels under the columns' heads, a title over them and notes under them, on white."""
+    font, small, large = (ImageFont.load_default(size) for size in (13, 12, 18))
+    leading, step = 16, SIDE + GAP
+    width = 2 * MARGIN + LABEL + len(heads) * step
+    title_lines, head_lines = _wrapped(title, large, width - 2 * MARGIN), [_wrapped(h, font, SIDE) for h in heads]
+    note_lines = [line for note in notes for line in _wrapped(note, small, width - 2 * MARGIN)]
+    top = MARGIN + 24 * len(title_lines) + 6
+    under_heads = top + leading * max((len(lines) for lines in head_lines), default=0) + 4
+    highs = [SIDE + leading * max((len(p.lines) for p in row.panels), default=0) + GAP for row in rows]
+    foot = under_heads + sum(highs)
+    whole = Image.new("RGB", (width, foot + 6 + leading * len(note_lines) + MARGIN), "white")
+    ink = ImageDraw.Draw(whole)
+    for n, line in enumerate(title_lines):
+        ink.text((MARGIN, MARGIN + 24 * n), line, fill="black", font=large)
+    for column, lines in enumerate(head_lines):
+        for n, line in enumerate(lines):
+            ink.text((MARGIN + LABEL + column * step, top + leading * n), line, fill="black", font=font)
+    y = under_heads
+    for row, high in zip(rows, highs, strict=True):
+        for n, line in enumerate(_wrapped(row.label, font, LABEL - GAP)):
+            ink.text((MARGIN, y + leading * n), line, fill="black", font=font)
+        for column, panel in enumerate(row.panels):
+            x = MARGIN + LABEL + column * step
+            if panel.picture is not None:
+                whole.paste(_fitted(panel.picture), (x, y))
+            for n, line in enumerate(panel.lines):
+                ink.text((x, y + SIDE + 1 + leading * n), line, fill="#303030", font=small)
+        y += high
+    for n, line in enumerate(note_lines):
+        ink.text((MARGIN, foot + 6 + leading * n), line, fill="#303030", font=small)
+    return whole
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    scale = SIDE / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return images.to_rgb(picture).resize(size, Image.Resampling.LANCZOS)
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    lines: list[str] = []
+    for part in text.split("\n"):
+        lines.append("")
+        for word in part.split():
+            longer = f"{lines[-1]} {word}".strip()
+            if lines[-1] and font.getlength(longer) > width:
+                lines.append(word)
+            else:
+                lines[-1] = longer
+    return lines
+
+
+def chart(
+    title: str, across: Sequence[str], lines: Mapping[str, Sequence[Mean]], unit: str, notes: Sequence[str] = ()
+) -> Image.Image:
+    """Lines of means with their intervals over the places `across`, from left to right; a value of None is left out."""
+    font, small, large = (ImageFont.load_default(size) for size in (14, 12, 18))
+    width, left, right, top, bottom = 900, 70, 720, 60, 420
+    note_lines = [line for note in notes for line in _wrapped(note, small, width - 2 * MARGIN)]
+    whole = Image.new("RGB", (width, bottom + 60 + 16 * len(note_lines)), "white")
+    ink = ImageDraw.Draw(whole)
+    ink.text((MARGIN, MARGIN), title, fill="black", font=large)
+    ends = [end for means in lines.values() for m in means for end in (m.mean, m.low, m.high) if end is not None]
+    least, most = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    room = 0.05 * (most - least) or 1.0
+    least, most = least - room, most + room
+
+    def at(value: float) -> float:
+        return bottom - (bottom - top) * (value - least) / (most - least)
+
+    for n in range(6):
+        tick = least + (most - least) * n / 5
+        ink.line((left, at(tick), right, at(tick)), fill="#e0e0e0")
+        ink.text((left - 8, at(tick)), f"{tick:.1f}", fill="black", font=small, anchor="rm")
+    ink.text((left - 8, top - 22), unit, fill="black", font=small, anchor="lm")
+    step = (right - left) / max(1, len(across))
+    for n, name in enumerate(across):
+        ink.text((left + step * (n + 0.5), bottom + 8), name, fill="black", font=font, anchor="ma")
+    for row, (name, means) in enumerate(lines.items()):
+        colour = COLOURS[row % len(COLOURS)]
+        beside = 5 * (row - (len(lines) - 1) / 2)  # so that intervals do not lie over one another
+        points = []
+        for n, mean in enumerate(means):
+            x = left + step * (n + 0.5) + beside
+            if mean.low is not None and mean.high is not None:
+                ink.line((x, at(mean.low), x, at(mean.high)), fill=colour, width=2)
+            if mean.mean is not None:
+                points.append((x, at(mean.mean)))
+        ink.line(points, fill=colour, width=2)
+        for x, y in points:
+            ink.ellipse((x - 4, y - 4, x + 4, y + 4), fill=colour)
+        ink.line((right + 16, top + 22 * row, right + 36, top + 22 * row), fill=colour, width=4)
+        ink.text((right + 44, top + 22 * row), name, fill="black", font=font, anchor="lm")
+    for n, line in enumerate(note_lines):
+        ink.text((MARGIN, bottom + 44 + 16 * n), line, fill="#303030", font=small)
+    return whole
