@@ -120,8 +120,8 @@ class EditConfig:
     def small(cls, **changes: Any) -> EditConfig:
         """For the small model of weights/small: what moved objects best on held-out scenes other than those measured.
 
-        128 px, the drag at z_25 on block14, larger patches and steps than the paper's, half of what is pulled to from the
-        first latent, and an end when the handles come no nearer. Object masks come from the blocks that have 16×16
+        128 px, the drag at z_25 on block14, larger patches and steps than the paper's, half of what is pulled to from
+        the first latent, and an end when the handles come no nearer. Object masks come from the blocks that have 16×16
         cells at that size.
         """
         drag = DragConfig(lr=0.08, updates=120, radius=2, reach=1.0, stall=40, anchor=0.5)
