@@ -90,12 +90,15 @@ class Convolution(nn.Conv2d):
         """Whether a matrix product is faster.
 
         On the CPU a convolution first reorders its weights, in every pass. Where they outnumber the cells, at 16 × 16
-        and less in SD 1.5, that takes as long as the convolution. Training would keep the unfolded cells: not then.
+        and less in SD 1.5, that takes as long as the convolution. In bfloat16 it tells at 8 × 8 alone, most with 2560
+        channels: 112 ms forward and back on one core of Zen 4, and 51 as a product. Training would keep the unfolded
+        cells: not then.
         """
-        h, w = x.shape[-2:]
-        weight = self.weight
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and weight.is_contiguous()
-        return plain and h * w <= self.out_channels and not weight.requires_grad
+        (h, w), weight = x.shape[-2:], self.weight
+        if x.device.type != "cpu" or not weight.is_contiguous() or weight.requires_grad:
+            return False
+        most = {torch.float32: self.out_channels, torch.bfloat16: self.in_channels // 16}
+        return h * w <= most.get(x.dtype, 0)
 
 
 class ResBlock(nn.Module):

@@ -87,6 +87,15 @@ def test_a_convolution_of_few_cells_is_the_convolution() -> None:
     assert torch.allclose(layer(x), expected, atol=1e-6)
 
 
+def test_in_bfloat16_fewer_cells_are_few() -> None:
+    torch.manual_seed(2)
+    layer = networks.Convolution(96, 8).requires_grad_(False).bfloat16()
+    x = torch.randn(1, 96, 2, 3).bfloat16()
+    assert layer.is_mostly_weights(x) and not layer.is_mostly_weights(x.repeat(1, 1, 1, 2))
+    expected = torch.nn.functional.conv2d(x.float(), layer.weight.float(), layer.bias.float(), padding=1)
+    assert torch.allclose(layer(x).float(), expected, atol=0.02)
+
+
 @pytest.mark.parametrize("norm", [GroupNorm(2, 8), LayerNorm(8)], ids=["group", "layer"])
 def test_norms_keep_their_statistics_in_float32(norm: torch.nn.Module) -> None:
     torch.manual_seed(3)
