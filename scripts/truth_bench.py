@@ -14,6 +14,7 @@ Where an object is in a result is measured in the picture (evaluate.py), never t
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import multiprocessing
@@ -57,12 +58,13 @@ class Setting:
 
     Without a config the source itself is the result. Without a variant of handles ("one", "five") the result is the
     source inverted and denoised again, with no edit. "caption" for handles: nothing is dragged, the result is asked for
-    by the prompt alone.
+    by the prompt alone. `dtype`: of the networks; what is measured of results is measured in float32.
     """
 
     name: str
     config: EditConfig | None = None
     handles: str | None = None
+    dtype: str = "float32"
 
 
 def headline(size: int = cases.SIZE) -> list[Setting]:
@@ -111,7 +113,13 @@ def drag_rivals(ours: EditConfig) -> list[Setting]:
     ]
 
 
-SETTINGS = {"headline": headline, "rivals": rivals}
+def precision(size: int = cases.SIZE) -> list[Setting]:
+    """The small model's own settings, with networks of each type."""
+    small = EditConfig.small(size=size)
+    return [Setting(NO_EDIT), Setting(MAIN, small, "five"), Setting("bfloat16", small, "five", "bfloat16")]
+
+
+SETTINGS = {"headline": headline, "rivals": rivals, "precision": precision}
 
 
 # ------------------------------------------------------------------------------------------------------ the edits
@@ -213,24 +221,28 @@ def run_case(
         figures: dict[str, Any] = {"case": case.name, "kind": case.kind, "setting": setting.name}
         if config is not None:
             prompt = in_words(case.before) if setting.handles == CAPTION else case.prompt
-            inversion = config.steps, config.variant, config.fixed_point, config.size, config.lora_steps, prompt
+            own = of_type(sd, setting.dtype)
+            inversion = (
+                *(config.steps, config.variant, config.fixed_point, config.size, config.lora_steps),
+                *(prompt, setting.dtype),
+            )
             if inversion not in sources:
-                sources[inversion] = editing.prepare(sd, case.source, prompt, config=config)
+                sources[inversion] = editing.prepare(own, case.source, prompt, config=config)
             source, begin = sources[inversion], time.perf_counter()
             spent = sum(source.seconds.values())
             seconds = {"lora": source.seconds["lora"]} if config.lora_steps else {}
             seconds["inversion"] = spent - sum(seconds.values())
             if setting.handles is None:
-                picture = reconstruct(sd, source)
+                picture = reconstruct(own, source)
             elif setting.handles == CAPTION:
-                picture = editing.edit(sd, source, target_prompt=in_words(case.after), config=config).image
+                picture = editing.edit(own, source, target_prompt=in_words(case.after), config=config).image
             else:
                 key = inversion, config.drag, config.drag_step, setting.handles
                 if key not in dragged:
-                    dragged[key] = drag_source(sd, source, case, setting.handles, config)
+                    dragged[key] = drag_source(own, source, case, setting.handles, config)
                 course = dragged[key].course
                 begin = time.perf_counter()
-                picture = finish(sd, source, dragged[key], case, config)
+                picture = finish(own, source, dragged[key], case, config)
                 seconds["drag"] = course["seconds"]
                 figures["drag"] = course
             seconds["denoising"] = time.perf_counter() - begin
@@ -245,6 +257,14 @@ def run_case(
             figures["drawable"] = drawn[level]
         results[setting.name] = Result(picture, figures)
     return results
+
+
+def of_type(sd: StableDiffusion, dtype: str) -> StableDiffusion:
+    """The model with networks of that type, a copy of a float32 one where the type is another."""
+    if dtype == "float32":
+        return sd
+    networks = {name: copy.deepcopy(getattr(sd, name)).to(getattr(torch, dtype)) for name in ("unet", "vae", "text")}
+    return replace(sd, **networks)
 
 
 def _published(sd: StableDiffusion, case: Case) -> Callable[[Image.Image], dict[str, Any]]:

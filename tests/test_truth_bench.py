@@ -10,6 +10,7 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
+import torch
 import truth_bench
 from truth_bench import MAIN, Setting
 
@@ -139,6 +140,22 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
     (words,) = asked
     assert words == (truth_bench.in_words(case.before), truth_bench.in_words(case.after))
     assert " at the " in words[0] and "drag" not in results["prompt"].figures
+
+
+def test_networks_of_another_type_are_a_copy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sd, case = weights.load(model), cases.cases("figures", limit=1, size=64)[0]
+    used, prepare = [], editing.prepare
+
+    def prepared(own: weights.StableDiffusion, *args: Any, **options: Any) -> editing.Source:
+        used.append([next(network.parameters()).dtype for network in (own.unet, own.vae, own.text)])
+        return prepare(own, *args, **options)
+
+    monkeypatch.setattr(editing, "prepare", prepared)
+    settings = [Setting("wide", FAST, "five"), Setting("narrow", FAST, "five", "bfloat16")]
+    results = truth_bench.run_case(sd, case, settings, published=False, explain=False)
+    assert used == [[torch.float32] * 3, [torch.bfloat16] * 3]
+    assert next(sd.unet.parameters()).dtype == torch.float32
+    assert results["wide"].picture.tobytes() != results["narrow"].picture.tobytes()
 
 
 def test_the_command_line_chooses_the_list(
