@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dragsa import cpu_attention
+from dragsa.convolution import Convolution
 from dragsa.hooks import KV, AttentionHook, Site
 
 
@@ -140,11 +141,11 @@ class Transformer(nn.Module):
     def __init__(self, width: int, context_dim: int, heads: int, groups: int) -> None:
         super().__init__()
         self.norm = GroupNorm(groups, width, eps=1e-6)
-        self.proj_in = nn.Conv2d(width, width, 1)
+        self.proj_in = Convolution(width, width, 1)
         self.transformer_blocks = nn.ModuleList(  # type: ignore[assignment]
             [TransformerLayer(width, context_dim, heads)]
         )
-        self.proj_out = nn.Conv2d(width, width, 1)
+        self.proj_out = Convolution(width, width, 1)
 
     def key_value(self, context: Tensor) -> KV:
         """Cross-attention's key and value of a context (B, tokens, context_dim)."""

@@ -36,10 +36,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dragsa import compiling, ddim, drag, fitting, patch_loss, trace, tracking, weights
 from dragsa.config import DragConfig, UNetConfig, VAEConfig
+from dragsa.convolution import Convolution
 from dragsa.ddim import Schedule
 from dragsa.drag import Noise
 from dragsa.hooks import Attend, Site
-from dragsa.unet import Convolution, UNet, UNetOutput
+from dragsa.unet import UNet, UNetOutput
 from dragsa.vae import VAE
 
 PARTS = ("roof", "update", "memory", "fused", "tracking", "handles", "denoise", "recompiles", "compile", "whole")
@@ -222,7 +223,9 @@ def as_published(unet: UNet) -> UNet:
         for module in list(twin.modules()):
             for name, layer in module.named_children():
                 if isinstance(layer, Convolution):
-                    setattr(module, name, nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1))
+                    cells = layer.kernel_size[0]
+                    own = nn.Conv2d(layer.in_channels, layer.out_channels, cells, padding=cells // 2)
+                    setattr(module, name, own)
     return fitting.adopt(twin, unet.state_dict())
 
 

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from dragsa import fitting
 from dragsa.attention import GroupNorm, Transformer
 from dragsa.config import UNetConfig
+from dragsa.convolution import Convolution
 from dragsa.hooks import KV, AttentionHook, block_name, check_taps
 
 # Each stage: its tap, the transformer block behind each of its ResBlocks (None: no transformer there), and whether it
@@ -71,36 +72,6 @@ def checkpointed(region: nn.Module, *arguments: Any, run: Run = call) -> Any:
     return checkpoint(run, region, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-class Convolution(nn.Conv2d):
-    """3 × 3 cells, the grid kept."""
-
-    bias: nn.Parameter
-
-    def __init__(self, c_in: int, c_out: int) -> None:
-        super().__init__(c_in, c_out, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, c_in, h, w) -> (B, c_out, h, w)."""
-        if not self.is_mostly_weights(x):
-            return super().forward(x)
-        columns, weight = F.unfold(x, 3, padding=1), self.weight.flatten(1)  # (B, 9 c_in, h w), (c_out, 9 c_in)
-        return torch.stack([torch.addmm(self.bias[:, None], weight, c) for c in columns]).unflatten(2, x.shape[-2:])
-
-    def is_mostly_weights(self, x: Tensor) -> bool:
-        """Whether a matrix product is faster.
-
-        On the CPU a convolution first reorders its weights, in every pass. Where they outnumber the cells, at 16 × 16
-        and less in SD 1.5, that takes as long as the convolution. In bfloat16 it tells at 8 × 8 alone, most with 2560
-        channels: 112 ms forward and back on one core of Zen 4, and 51 as a product. Training would keep the unfolded
-        cells: not then.
-        """
-        (h, w), weight = x.shape[-2:], self.weight
-        if x.device.type != "cpu" or not weight.is_contiguous() or weight.requires_grad:
-            return False
-        most = {torch.float32: self.out_channels, torch.bfloat16: self.in_channels // 16}
-        return h * w <= most.get(x.dtype, 0)
-
-
 class ResBlock(nn.Module):
     """Two convolutions with the time embedding added between them, and a residual."""
 
@@ -111,7 +82,7 @@ class ResBlock(nn.Module):
         self.time_emb_proj = nn.Linear(time_dim, c_out)
         self.norm2 = GroupNorm(groups, c_out, eps=1e-5)
         self.conv2 = Convolution(c_out, c_out)
-        self.conv_shortcut = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else None
+        self.conv_shortcut = Convolution(c_in, c_out, 1) if c_in != c_out else None
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x (B, c_in, h, w), time (B, c_out), what `time_emb_proj` makes of the embedding -> (B, c_out, h, w)."""

@@ -12,6 +12,7 @@ from dragsa import unet as networks
 from dragsa.attention import GroupNorm, LayerNorm
 from dragsa.compiling import Seconds
 from dragsa.config import DragConfig, UNetConfig
+from dragsa.convolution import Convolution
 from dragsa.unet import UNet
 
 HANDLES, TARGETS = torch.tensor([[5.0, 6.0], [20.0, 12.0]]), torch.tensor([[15.0, 16.0], [10.0, 12.0]])
@@ -81,15 +82,37 @@ def test_checkpointing_keeps_less_and_changes_no_number(net: UNet) -> None:
 
 def test_a_convolution_of_few_cells_is_the_convolution() -> None:
     torch.manual_seed(2)
-    layer, x = networks.Convolution(6, 40).requires_grad_(False), torch.randn(2, 6, 5, 7)
+    layer, x = Convolution(6, 40).requires_grad_(False), torch.randn(2, 6, 5, 7)
     assert layer.is_mostly_weights(x) and not layer.is_mostly_weights(torch.randn(1, 6, 7, 7))
     expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
     assert torch.allclose(layer(x), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("cells", [1, 3])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_convolution_keeps_its_input_for_its_own_gradient_alone(cells: int, trained: bool) -> None:
+    torch.manual_seed(2)
+    layer = Convolution(6, 4, cells).requires_grad_(trained)
+    x, slope, kept = torch.randn(2, 6, 5, 7, requires_grad=True), torch.randn(2, 4, 5, 7), []
+
+    def keep(held: torch.Tensor) -> torch.Tensor:
+        kept.append(held.shape)
+        return held
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
+        out = layer(x)
+    assert (x.shape in kept) == trained
+    expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=cells // 2)
+    assert torch.equal(out, expected)
+    wanted = (x, *layer.parameters()) if trained else (x,)
+    came, right = (torch.autograd.grad(y, wanted, slope) for y in (out, expected))
+    for one, other in zip(came, right, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_in_bfloat16_fewer_cells_are_few() -> None:
     torch.manual_seed(2)
-    layer = networks.Convolution(96, 8).requires_grad_(False).bfloat16()
+    layer = Convolution(96, 8).requires_grad_(False).bfloat16()
     x = torch.randn(1, 96, 2, 3).bfloat16()
     assert layer.is_mostly_weights(x) and not layer.is_mostly_weights(x.repeat(1, 1, 1, 2))
     expected = torch.nn.functional.conv2d(x.float(), layer.weight.float(), layer.bias.float(), padding=1)
