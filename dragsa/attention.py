@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,23 @@ class Attention(nn.Module):
         return self.to_out[0](out.transpose(1, 2).flatten(2)), KV(k, v)  # (B, n, heads d)
 
 
+class _Gated(torch.autograd.Function):
+    """x₁ · gelu(x₂) of (…, 2 c), which is all that is kept: gelu is computed again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        x, gate = both.chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (both,) = ctx.saved_tensors
+        x, gate = both.chunk(2, dim=-1)
+        to_gate = torch.ops.aten.gelu_backward(gradient * x, gate)
+        return torch.cat([gradient * F.gelu(gate), to_gate], dim=-1)
+
+
 class GEGLU(nn.Module):
     """Gated linear unit x₁ · gelu(x₂) of one projection."""
 
@@ -95,8 +112,7 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * F.gelu(gate)
+        return _Gated.apply(self.proj(x))
 
 
 class FeedForward(nn.Module):

@@ -9,7 +9,7 @@ import torch
 
 from dragsa import compiling, ddim, drag
 from dragsa import unet as networks
-from dragsa.attention import GroupNorm, LayerNorm
+from dragsa.attention import GEGLU, GroupNorm, LayerNorm
 from dragsa.compiling import Seconds
 from dragsa.config import DragConfig, UNetConfig
 from dragsa.convolution import Convolution
@@ -86,6 +86,24 @@ def test_a_convolution_of_few_cells_is_the_convolution() -> None:
     assert layer.is_mostly_weights(x) and not layer.is_mostly_weights(torch.randn(1, 6, 7, 7))
     expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias, padding=1)
     assert torch.allclose(layer(x), expected, atol=1e-6)
+
+
+def test_the_gated_unit_keeps_its_projection_alone_and_changes_no_number() -> None:
+    torch.manual_seed(2)
+    unit, x, slope = GEGLU(6, 5).requires_grad_(False), torch.randn(2, 7, 6, requires_grad=True), torch.randn(2, 7, 5)
+    kept: list[tuple[int, ...]] = []
+
+    def keep(held: torch.Tensor) -> torch.Tensor:
+        kept.append(tuple(held.shape))
+        return held
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
+        out = unit(x)
+    assert [shape for shape in kept if shape[0] == 2] == [(2, 7, 10)]
+    first, gate = unit.proj(x).chunk(2, dim=-1)
+    expected = first * torch.nn.functional.gelu(gate)
+    assert torch.equal(out, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(one, x, slope) for one in (out, expected)))
 
 
 @pytest.mark.parametrize("cells", [1, 3])
