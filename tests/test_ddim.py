@@ -201,7 +201,8 @@ def test_blending_keeps_the_source_outside_of_the_mask():
     may_move[:, :4] = 1
     blended, free = controlled(may_move=may_move), controlled()
     assert torch.equal(blended[1:, 0, :, :, 4:], blended[1:, 1, :, :, 4:])
-    assert torch.allclose(blended[1, 1, :, :, :4], free[1, 1, :, :, :4])
+    # To rounding: where a tensor lies in memory may decide how the CPU's kernels add up.
+    torch.testing.assert_close(blended[1, 1, :, :, :4], free[1, 1, :, :, :4])
 
 
 GUIDED = {"uncond": torch.full((1, 77, golden_cases.CONTEXT_DIM), 0.1)}
