@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -459,7 +460,9 @@ def test_a_terminal_is_left_clean_and_an_interrupt_writes_nothing(picture: Path,
         "o.png",
     ]
     environment = {**ENVIRONMENT, "DRAGSA_WEIGHTS": str(tiny_folder)}
-    process = subprocess.Popen(command, stderr=slave, stdout=slave, env=environment)
+    # Where the tests run in the background an interrupt is ignored, and a child inherits that.
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=slave, stdout=slave, env=environment, preexec_fn=heard)
     os.close(slave)
     said = b""
     begin = time.monotonic()
