@@ -35,6 +35,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from dragsa import compiling, ddim, drag, fitting, patch_loss, trace, tracking, weights
+from dragsa.attention import GEGLU
 from dragsa.config import DragConfig, UNetConfig, VAEConfig
 from dragsa.convolution import Convolution
 from dragsa.ddim import Schedule
@@ -216,8 +217,16 @@ def network(settings: Settings, dtype: torch.dtype) -> UNet:
     return seeded(unet, dtype, device)
 
 
+class PlainGEGLU(GEGLU):
+    """As diffusers has it: all that autograd keeps of it is kept."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
 def as_published(unet: UNet) -> UNet:
-    """The network on the same weights with PyTorch's own convolutions, as diffusers' has."""
+    """The network on the same weights with PyTorch's own convolutions and gated units, as diffusers' has."""
     with torch.device("meta"):
         twin = UNet(unet.config)
         for module in list(twin.modules()):
@@ -226,6 +235,8 @@ def as_published(unet: UNet) -> UNet:
                     cells = layer.kernel_size[0]
                     own = nn.Conv2d(layer.in_channels, layer.out_channels, cells, padding=cells // 2)
                     setattr(module, name, own)
+                elif isinstance(layer, GEGLU):
+                    setattr(module, name, PlainGEGLU(layer.proj.in_features, layer.proj.out_features // 2))
     return fitting.adopt(twin, unet.state_dict())
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dragsa import bench, bench_report, drag, patch_loss, trace
+from dragsa.attention import GEGLU
 from dragsa.bench import Lap, Measurement, Report, Settings
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
@@ -100,6 +101,7 @@ def test_the_baselines_layers_are_pytorchs_on_the_same_weights(net):
     twin = bench.as_published(net)
     assert {type(layer) for layer in net.modules() if isinstance(layer, nn.Conv2d)} > {nn.Conv2d}
     assert {type(layer) for layer in twin.modules() if isinstance(layer, nn.Conv2d)} == {nn.Conv2d}
+    assert {type(layer) for layer in twin.modules() if isinstance(layer, GEGLU)} == {bench.PlainGEGLU}
     for one, other in zip(net.parameters(), twin.parameters(), strict=True):
         assert one.data_ptr() == other.data_ptr()
 
