@@ -199,7 +199,7 @@ def build_parser() -> Parser:
         "--anchor", metavar="SHARE", type=scale, help="of the first latent's patch in what the patches are pulled to"
     )
     loop.add_argument("--reach", metavar="CELLS", type=scale, help="a handle so near to its target is there")
-    loop.add_argument("--optimizer", choices=("adam", "sgd"), help="sgd is the paper's plain gradient descent")
+    loop.add_argument("--optimizer", choices=("adam", "adam-mini", "sgd"), help="sgd: the paper's plain descent")
     loop.add_argument(
         "--reference", choices=("first", "current"), help="tracking looks for the feature of h^0 or of h^k"
     )

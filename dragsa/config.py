@@ -45,7 +45,7 @@ class DragConfig:
     track_radius: int = 3  # r_2, half the side of the window searched by point tracking
     lam: float = 0.1  # λ, weight of the mask term
     reach: float = 2.0  # a handle nearer than this to its target has arrived
-    optimizer: str = "adam"  # "adam", or "sgd" for the paper's plain gradient descent
+    optimizer: str = "adam"  # "adam"; "adam-mini", by one scale for all; "sgd", the paper's plain gradient descent
     reference: str = "first"  # tracking looks for F(z)(h^0), "first", or F(z)(h^k), "current"
     patience: int | None = 30  # give up after so many updates without a handle's move; None never does
     lost_patience: int | None = 5  # and after so many in which a handle's features were nowhere to be found

@@ -374,15 +374,30 @@ class AdamState(NamedTuple):
     steps: int
 
 
-def adam(latent: Tensor, gradient: Tensor, state: AdamState | None, lr: float) -> tuple[Tensor, AdamState]:
+def adam(
+    latent: Tensor,
+    gradient: Tensor,
+    state: AdamState | None,
+    lr: float,
+    squared: Callable[[Tensor], Tensor] = torch.square,
+) -> tuple[Tensor, AdamState]:
     """One step of Adam (Kingma and Ba 2015, algorithm 1) with β = 0.9, 0.999 and ε = 1e-8."""
     if state is None:
-        state = AdamState(torch.zeros_like(latent), torch.zeros_like(latent), 0)
+        state = AdamState(torch.zeros_like(gradient), torch.zeros_like(gradient), 0)
     steps = state.steps + 1
     mean = torch.lerp(state.mean, gradient, 1 - 0.9)
-    square = 0.999 * state.square + (1 - 0.999) * gradient**2
+    square = 0.999 * state.square + (1 - 0.999) * squared(gradient)
     deviation = square.sqrt() / math.sqrt(1 - 0.999**steps) + 1e-8
     return latent - lr / (1 - 0.9**steps) * mean / deviation, AdamState(mean, square, steps)
+
+
+def mean_square(gradient: Tensor) -> Tensor:
+    """One value for the whole latent, which makes Adam of it Adam-mini's (Zhang et al. 2024) with one block.
+
+    Adam moves every element by about η, however small its gradient: far from the handles too, where that is noise. By
+    one common scale a latent changes where the loss depends on it, and is kept elsewhere.
+    """
+    return gradient.square().mean()
 
 
 def sgd(latent: Tensor, gradient: Tensor, state: None, lr: float) -> tuple[Tensor, None]:
@@ -390,7 +405,11 @@ def sgd(latent: Tensor, gradient: Tensor, state: None, lr: float) -> tuple[Tenso
     return latent - lr * gradient, None
 
 
-OPTIMIZERS: dict[str, Callable[..., tuple[Tensor, Any]]] = {"adam": adam, "sgd": sgd}
+OPTIMIZERS: dict[str, Callable[..., tuple[Tensor, Any]]] = {
+    "adam": adam,
+    "adam-mini": partial(adam, squared=mean_square),
+    "sgd": sgd,
+}
 
 
 def noise_at(schedule: Schedule, level: int, device: torch.device) -> Noise:

@@ -378,6 +378,20 @@ def test_adam_is_pytorchs():
         torch.testing.assert_close(z, parameter.detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_adam_mini_has_one_scale_for_the_whole_latent():
+    """Steps are in proportion to the gradient, whatever its size, and nothing moves where it is zero."""
+    z = latent()
+    gradient = latent(seed=1) * (torch.arange(z.shape[-1]) < 3)
+    descend = drag.OPTIMIZERS["adam-mini"]
+    first, state = descend(z, gradient, None, 0.02)
+    torch.testing.assert_close(first, z - 0.02 * gradient / gradient.square().mean().sqrt())
+    second, _ = descend(first, 1000 * gradient, state, 0.02)
+    mean = (0.9 * 0.1 + 0.1 * 1000) / (1 - 0.9**2)
+    scale = ((0.999 * 0.001 + 0.001 * 1000**2) / (1 - 0.999**2)) ** 0.5
+    torch.testing.assert_close(second, first - 0.02 * mean / scale * gradient / gradient.square().mean().sqrt())
+    assert torch.equal(second[..., 3:], z[..., 3:])
+
+
 def test_what_is_looked_for():
     """With "first" the first latent's feature at the first handle, with "current" at the handle as it is now."""
     origin = step().origin
@@ -497,7 +511,7 @@ def test_under_no_grad():
         ({"mask": torch.full((64, 64), torch.nan)}, r"mask must hold numbers from 0"),
         ({"config": DragConfig(tap="block17")}, r"features cannot be read at 'block17': known are block01"),
         ({"config": DragConfig(tap="block14.kv")}, r"features cannot be read at 'block14\.kv'"),
-        ({"config": DragConfig(optimizer="lion")}, r"optimizer must be one of adam, sgd, came 'lion'"),
+        ({"config": DragConfig(optimizer="lion")}, r"optimizer must be one of adam, adam-mini, sgd, came 'lion'"),
         ({"config": DragConfig(reference="last")}, r"reference must be 'first' or 'current', came 'last'"),
         ({"config": DragConfig(updates=-1)}, r"updates must be a whole number from 0, came -1"),
         ({"config": DragConfig(radius=1.5)}, r"radius must be a whole number from 0, came 1\.5"),
