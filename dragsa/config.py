@@ -120,10 +120,10 @@ class EditConfig:
     def small(cls, **changes: Any) -> EditConfig:
         """For the small model of weights/small: what moved objects best on held-out scenes other than those measured.
 
-        128 px, the drag at z_25 on block14, larger patches and steps than the paper's, half of what is pulled to from
-        the first latent, and an end when the handles come no nearer. Object masks come from the blocks that have 16×16
-        cells at that size.
+        128 px, the drag at z_20 on block14, larger patches and steps than the paper's, by one scale for the whole
+        latent, half of what is pulled to from the first latent, and an end when the handles come no nearer. Object
+        masks come from the blocks that have 16×16 cells at that size.
         """
-        drag = DragConfig(lr=0.08, updates=120, radius=2, reach=1.0, stall=40, anchor=0.5)
-        config = cls(drag=drag, drag_step=25, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)
+        drag = DragConfig(lr=0.05, updates=120, radius=2, reach=1.0, optimizer="adam-mini", stall=40, anchor=0.5)
+        config = cls(drag=drag, drag_step=30, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)
         return replace(config, **changes)

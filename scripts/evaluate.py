@@ -246,10 +246,11 @@ def measure(result: Image.Image, case: Case) -> dict[str, Any]:
     `points`: for each measured point how far it had to go (`asked`), how far it still is (`left`) and the share of the
     two; a point of something that cannot be found counts as not moved. `all_left`: the mean over all points of what
     moves. `background_*`: against the truth where neither it nor the source has an object, two pixels away from them.
-    `object_colour`: of the objects where they are found, against their own colours there. `shape`: overlap of the
-    found object with the truth's, when both stand at one place. `overlap`: the same where each stands. `neighbour_*`:
-    what became of a protected neighbour. `centre_moved`: where the object should stay, how far it went. `yaw_left`: of
-    a turn, the share of the angle; a head that is pushed aside takes its nose to the target without turning.
+    `outside_error`: the same where the mask lets nothing change. `object_colour`: of the objects where they are found,
+    against their own colours there. `shape`: overlap of the found object with the truth's, when both stand at one
+    place. `overlap`: the same where each stands. `neighbour_*`: what became of a protected neighbour. `centre_moved`:
+    where the object should stay, how far it went. `yaw_left`: of a turn, the share of the angle; a head that is pushed
+    aside takes its nose to the target without turning.
     """
     if result.size != (case.size, case.size):
         raise ValueError(f"{case.name}: a result of {result.size}, the case is of {(case.size, case.size)}")
@@ -276,6 +277,7 @@ def measure(result: Image.Image, case: Case) -> dict[str, Any]:
     errors = {
         "background_db": min(BEST_DB, -10 * math.log10(max(1e-12, change.square().mean().item() / 4))),
         "background_error": 127.5 * change.abs().mean().item(),
+        "outside_error": 127.5 * (picture - truth)[:, case.mask == 0].abs().mean().item(),
         "truth_db": min(BEST_DB, scenes.psnr(picture, truth).item()),
         "truth_ssim": ssim(picture, truth),
     }

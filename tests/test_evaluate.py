@@ -123,6 +123,15 @@ def test_the_backgrounds_error_leaves_both_places_out() -> None:
     assert evaluate.measure(lighter, case)["background_error"] == pytest.approx(5, abs=0.2)
 
 
+def test_the_error_outside_of_the_mask_is_what_the_mask_forbids() -> None:
+    case = BY_KIND["move"]
+    truth = images.to_tensor(case.truth)[0]
+    inside = images.to_picture(torch.where(case.mask > 0, -truth, truth))
+    assert evaluate.measure(inside, case)["outside_error"] == 0
+    outside = images.to_picture(torch.where(case.mask > 0, truth, (truth * 127.5 + 5) / 127.5))
+    assert evaluate.measure(outside, case)["outside_error"] == pytest.approx(5, abs=0.2)
+
+
 def test_an_objects_colour_is_judged_where_it_is() -> None:
     case = BY_KIND["move"]
     colour = next(name for name in scenes.PALETTE if name not in (case.before.colour, case.before.ground))
