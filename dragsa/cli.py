@@ -189,7 +189,7 @@ def build_parser() -> Parser:
         type=whole(0),
         help="S: drag the latent after so many denoising steps, at level T - S",
     )
-    loop.add_argument("--tap", metavar="NAME", help="features F come from here: block01 … block16, decoder1 … decoder4")
+    loop.add_argument("--tap", metavar="NAME", help="features F: block01 … block16, decoder1 … or block14+block15, …")
     loop.add_argument("--updates", metavar="N", type=whole(0), help="at most so many updates of the latent")
     loop.add_argument("--lr", metavar="ETA", type=scale, help="η, the learning rate")
     loop.add_argument("--radius", metavar="R1", type=whole(0), help="r_1, half the side of the supervised patch")

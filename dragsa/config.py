@@ -38,7 +38,7 @@ class DragConfig:
     first three and 0 for the last give that.
     """
 
-    tap: str = "block14"  # where the features F are read: any block or stage name
+    tap: str = "block14"  # where the features F are read: a block or stage, or the sum of some, "block14+block15"
     updates: int = 80  # at most so many updates of the latent
     lr: float = 0.01  # learning rate η
     radius: int = 1  # r_1, half the side of the supervised patch

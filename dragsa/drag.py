@@ -17,7 +17,7 @@ Points are (x, y) on the supervision grid, four cells for each of the latent's i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -148,9 +148,9 @@ def motion_supervision(
     mask term, and the pass ends at the tap. Handles nearer than `config.reach` to their target are not pulled.
     """
     grid = CELLS * latent.shape[2], CELLS * latent.shape[3]
-    until = config.tap if keep is None else None
-    out = unet(latent, noise.timestep, context, taps=(config.tap,), until=until)
-    features = out.taps[config.tap]  # (1, C, h', w')
+    taps = tuple(config.tap.split("+"))
+    out = unet(latent, noise.timestep, context, taps=taps, until=taps[-1] if keep is None else None)
+    features = summed([out.taps[name] for name in taps], config.tap)  # (1, C, h', w')
     lost, stays = torch.zeros_like(handles[:, 0], dtype=torch.bool), None
     if origin is not None:
         sought = handles if config.reference == "current" else origin.handles
@@ -174,6 +174,17 @@ def motion_supervision(
         below = below.detach()
     # A copy of the handles: a compiled pass guards on which of its arguments are one tensor.
     return Supervision(loss, handles, distances, lost, Origin(features.detach(), below, handles.clone()))
+
+
+def summed(features: Sequence[Tensor], tap: str) -> Tensor:
+    """The sum of a tap's features. Raises ValueError where they are not of one shape."""
+    if any(other.shape != features[0].shape for other in features):
+        shapes = " and ".join(str(tuple(one.shape[1:])) for one in features)
+        raise ValueError(f"drag: the features of {tap} cannot be added: they are {shapes} (channels, height, width)")
+    total = features[0]
+    for other in features[1:]:
+        total = total + other
+    return total
 
 
 def motion_supervision_step(
@@ -473,7 +484,7 @@ def check_differentiable(unet: FeatureExtractor) -> None:
 
 def check_config(config: DragConfig) -> None:
     """Raise a ValueError that names the first setting out of its range."""
-    if config.tap not in hooks.FEATURES:
+    if any(name not in hooks.FEATURES for name in config.tap.split("+")):
         known = f"block01 … block16, {', '.join(hooks.STAGES)}"
         raise ValueError(f"drag: features cannot be read at {config.tap!r}: known are {known}")
     if config.optimizer not in OPTIMIZERS:

@@ -35,7 +35,13 @@ BASE = "base"
 Change = Mapping[str, Any]  # names of DragConfig's or EditConfig's fields, or "handles", and their values
 
 SWEEPS: dict[str, list[Change]] = {
-    "tap": [{"tap": tap} for tap in ("block13", "block14", "block15", "block16", "decoder2", "decoder3")],
+    "tap": [
+        {"tap": tap}
+        for tap in (
+            *("block13", "block14", "block15", "block16", "decoder2", "decoder3"),
+            *("block14+block15", "block14+block16", "block14+block15+block16"),
+        )
+    ],
     "level": [{"drag_step": step} for step in (5, 10, 15, 20, 25, 30, 35)],
     "lr": [{"lr": lr} for lr in (0.01, 0.02, 0.04, 0.08)],
     "radius": [{"radius": radius} for radius in (0, 1, 2, 3, 5)],

@@ -350,6 +350,29 @@ def test_the_step_is_told_the_level():
     assert net.asked[1] == (681, None)
 
 
+def test_a_sum_of_taps_is_the_sum_of_their_features() -> None:
+    """The pass ends behind the last of them, and both pull."""
+
+    class Two(Toy):
+        def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, taps: tuple[str, ...], until: str | None) -> Out:
+            (features,) = super().__call__(z, t, context, taps=taps, until=until).taps.values()
+            return Out(None, {"block14": 2 * features, "block15": -0.5 * features})
+
+    net = Two()
+    both, twice = step(net, tap="block14+block15"), step(Toy(spoil=lambda _, features: 1.5 * features))
+    assert net.asked == [(681, "block15")]
+    torch.testing.assert_close(both.loss, twice.loss)
+    torch.testing.assert_close(both.gradient, twice.gradient)
+    assert torch.equal(both.origin.features, 1.5 * step().origin.features)
+
+    class Unequal(Toy):
+        def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, taps: tuple[str, ...], until: str | None) -> Out:
+            return Out(None, {"block13": torch.zeros(1, 8, 4, 4), "block14": torch.zeros(1, 4, 8, 8)})
+
+    with pytest.raises(ValueError, match=r"block13\+block14 cannot be added: they are \(8, 4, 4\) and \(4, 8, 8\)"):
+        step(Unequal(), tap="block13+block14")
+
+
 def test_an_arrived_handle_is_skipped_and_the_others_go_on():
     handles, targets = torch.tensor([[20.0, 20.0], [40.0, 44.0]]), torch.tensor([[21.0, 21.0], [50.0, 20.0]])
     both, alone = step(handles=handles, targets=targets), step(handles=handles[1:], targets=targets[1:])
@@ -510,6 +533,7 @@ def test_under_no_grad():
         ({"mask": torch.full((64, 64), 255.0)}, r"mask must hold numbers from 0"),
         ({"mask": torch.full((64, 64), torch.nan)}, r"mask must hold numbers from 0"),
         ({"config": DragConfig(tap="block17")}, r"features cannot be read at 'block17': known are block01"),
+        ({"config": DragConfig(tap="block14+block17")}, r"features cannot be read at 'block14\+block17'"),
         ({"config": DragConfig(tap="block14.kv")}, r"features cannot be read at 'block14\.kv'"),
         ({"config": DragConfig(optimizer="lion")}, r"optimizer must be one of adam, adam-mini, sgd, came 'lion'"),
         ({"config": DragConfig(reference="last")}, r"reference must be 'first' or 'current', came 'last'"),

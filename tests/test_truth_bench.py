@@ -14,7 +14,7 @@ import torch
 import truth_bench
 from truth_bench import MAIN, Setting
 
-from dragsa import editing, images, lora, weights
+from dragsa import ddim, editing, images, lora, weights
 from dragsa.config import DragConfig, EditConfig
 
 FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64)
@@ -64,6 +64,29 @@ def test_the_two_halves_are_the_packages_edit(model: Path, changes: dict[str, An
     assert dragged.course["stop"] == edited.trace.stop
     idle = truth_bench.reconstruct(sd, source, config.steps - config.drag_step)
     assert np.abs(np.asarray(picture, int) - np.asarray(idle, int)).max() > 2  # the drag did something
+
+
+def test_later_edits_of_a_case_take_the_sources_pass_from_the_first(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sd, case = weights.load(model), LISTED[0]
+    names, replayed = ["first", "blended", "no-control"], []
+    configs = [FAST, replace(FAST, blend=True), replace(FAST, control_step=None)]
+    settings = [Setting(name, config, "five") for name, config in zip(names, configs, strict=True)]
+    alone = {s.name: truth_bench.run_case(sd, case, [s], published=False, explain=False)[s.name] for s in settings}
+    sample = ddim.sample_replayed
+
+    def counted(*args: Any, **options: Any) -> Any:
+        replayed.append(args)
+        return sample(*args, **options)
+
+    monkeypatch.setattr(ddim, "sample_replayed", counted)
+    together = truth_bench.run_case(sd, case, settings, published=False, explain=False)
+    assert len(replayed) == 2
+    for name in names:
+        pictures = (np.asarray(results[name].picture, int) for results in (together, alone))
+        assert np.abs(np.subtract(*pictures)).max() <= 1, name
+    assert len({result.picture.tobytes() for result in together.values()}) == 3
 
 
 def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
