@@ -124,6 +124,6 @@ class EditConfig:
         latent, half of what is pulled to from the first latent, and an end when the handles come no nearer. Object
         masks come from the blocks that have 16×16 cells at that size.
         """
-        drag = DragConfig(lr=0.05, updates=120, radius=2, reach=1.0, optimizer="adam-mini", stall=40, anchor=0.5)
+        drag = DragConfig(lr=0.05, updates=120, radius=2, reach=1.0, optimizer="adam-mini", stall=25, anchor=0.5)
         config = cls(drag=drag, drag_step=30, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)
         return replace(config, **changes)
