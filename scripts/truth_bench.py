@@ -22,6 +22,7 @@ import os
 import shutil
 import statistics
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -407,9 +408,18 @@ _model: StableDiffusion | None = None  # of a worker process
 def _begin(model: Path, threads: int | None = 1) -> None:
     """A worker's beginning. Several share the machine, so each computes with one thread."""
     global _model
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
     _model = weights.load(model)
+
+
+def _end_with(parent: Any) -> None:
+    """End this process when its parent has: one that was killed tells nobody."""
+    parent.join()
+    os._exit(1)
 
 
 def _with_model(work: Callable[[StableDiffusion, Item], str], item: Item) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +167,37 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
     (words,) = asked
     assert words == (truth_bench.in_words(case.before), truth_bench.in_words(case.after))
     assert " at the " in words[0] and "drag" not in results["prompt"].figures
+
+
+ORPHANS = """
+import sys, time
+from pathlib import Path
+import truth_bench
+
+def work(sd, item):
+    Path(item).touch()
+    time.sleep(600)
+    return item
+
+if __name__ == "__main__":
+    truth_bench.each(work, sys.argv[2:], Path(sys.argv[1]), workers=2)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(model: Path, tmp_path: Path) -> None:
+    script, begun = tmp_path / "script.py", [tmp_path / "first", tmp_path / "second"]
+    script.write_text(ORPHANS)
+    scripts = str(Path(truth_bench.__file__).parent)
+    command = [sys.executable, str(script), str(model), *map(str, begun)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": scripts})
+    try:
+        until = time.monotonic() + 120
+        while not all(file.exists() for file in begun) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert all(file.exists() for file in begun)
+    finally:
+        process.kill()
+    process.communicate(timeout=60)  # its end of the pipe is the workers' too: it closes with the last of them
 
 
 def test_networks_of_another_type_are_a_copy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
