@@ -20,12 +20,14 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, c_in, h, w) -> (B, c_out, h, w)."""
-        if self.weight.requires_grad or self.bias.requires_grad:
-            return super().forward(x)
-        if not self.is_mostly_weights(x):
+        frozen = not (self.weight.requires_grad or self.bias.requires_grad)
+        if frozen and self.is_mostly_weights(x):
+            columns, weight = F.unfold(x, 3, padding=1), self.weight.flatten(1)  # (B, 9 c_in, h w), (c_out, 9 c_in)
+            out = torch.stack([torch.addmm(self.bias[:, None], weight, c) for c in columns])  # (B, c_out, h w)
+            return out.unflatten(2, x.shape[-2:])
+        if frozen and torch.is_grad_enabled():
             return _Frozen.apply(x, self.weight, self.bias, self.kernel_size[0] // 2)
-        columns, weight = F.unfold(x, 3, padding=1), self.weight.flatten(1)  # (B, 9 c_in, h w), (c_out, 9 c_in)
-        return torch.stack([torch.addmm(self.bias[:, None], weight, c) for c in columns]).unflatten(2, x.shape[-2:])
+        return super().forward(x)
 
     def is_mostly_weights(self, x: Tensor) -> bool:
         """Whether a matrix product is faster.

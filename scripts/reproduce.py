@@ -259,7 +259,7 @@ LEFT_NOTE = {  # drawn or one's own
 
 def drag_words(config: EditConfig) -> str:
     drag = config.drag
-    return f"tap {drag.tap}, learning rate {drag.lr:g}, at most {drag.updates} updates"
+    return f"tap {drag.tap}, {drag.optimizer}, learning rate {drag.lr:g}, at most {drag.updates} updates"
 
 
 def lines_of(figures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -452,7 +452,8 @@ def with_drags(picture: Image.Image, subject: Subject) -> Image.Image:
 
 def table_settings(choice: Choice) -> list[Setting]:
     """One; control and drag step are the table's, and the item's part says which drag step."""
-    drag = replace(choice.base.drag, lr=TABLE_LR, updates=TABLE_UPDATES)
+    optimizer = EditConfig.paper().drag.optimizer
+    drag = replace(choice.base.drag, lr=TABLE_LR, updates=TABLE_UPDATES, optimizer=optimizer)
     return [Setting("table", replace(choice.base, drag=drag, guidance=choice.guidance))]
 
 
