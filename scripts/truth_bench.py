@@ -191,27 +191,11 @@ def finish(sd: StableDiffusion, source: Source, dragged: Dragged, case: Case, co
         grid = images.grid_size(source.working_size)
         blend = drag.to_latent_grid(images.open_mask(case.mask, source.picture.size, grid), source.latents)  # (h, w)
     uncond, context = sd.embed(["", source.prompt, source.prompt]).split([1, 2])  # (1, n, C); (2, n, C)
-    first = None if config.control_step is None else max(0, config.control_step - config.drag_step)
     new_hook = editing.other_control(config, sd.text, source.prompt, source.prompt)
-    earlier = editing.earlier_pass(source, config, level, config.blend, unet)
-    if earlier is not None:
-        z = ddim.sample_replayed(
-            unet, dragged.latent, context[1:], source.schedule, earlier.kv, level, 0, config.guidance, uncond, first,
-            config.control_blocks, blend, earlier.latents
-        )[-1]  # (1, 4, h, w)  # fmt: skip
-    else:
-        own, record = editing.own_trajectory(source, level), None
-        if config.source_kv != "none" and new_hook is None:
-            levels = editing.controlled_levels(config, level)
-            record = source.recorded.recorder(own, levels, config.source_kv_memory)
-        zs = ddim.sample_controlled(
-            unet, source.latents[level], dragged.latent, context, source.schedule, level, 0,
-            (source.guidance, config.guidance), uncond, first, config.control_blocks, blend, record=record,
-            hook_at=editing.hook_at(first, new_hook)
-        )  # (level + 1, 2, 4, h, w)  # fmt: skip
-        if record is not None:
-            source.recorded.keep_latents(own, level, zs[:, :1])
-        z = zs[-1, 1:]  # (1, 4, h, w)
+    z = editing.denoise(
+        unet, source, config, source.latents[level], dragged.latent, context, uncond, level, blend=blend,
+        new_hook=new_hook
+    ).target  # (1, 4, h, w)  # fmt: skip
     return images.restore(images.to_picture(sd.decode(z)), source.picture)
 
 
