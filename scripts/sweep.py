@@ -50,7 +50,10 @@ SWEEPS: dict[str, list[Change]] = {
     "updates": [{"updates": updates} for updates in (40, 80, 120, 200)],
     "control": [{"control_step": step} for step in (None, 0, 4, 10, 20, 30, 40)],
     "blocks": [{"control_blocks": tuple(range(first, 17))} for first in (7, 9, 11, 13, 15)],
-    "optimizer": [{"optimizer": "adam"}, *({"optimizer": "sgd", "lr": lr} for lr in (0.01, 0.1, 1.0))],
+    "optimizer": [
+        *({"optimizer": name} for name in ("adam", "adam-mini")),
+        *({"optimizer": "sgd", "lr": lr} for lr in (0.01, 0.1, 1.0)),
+    ],
     "reference": [{"reference": name} for name in ("first", "current")],
     "handles": [{"handles": name} for name in ("one", "five")],
 }
