@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dragsa import cpu_attention
+from dragsa import cells, cpu_attention
 from dragsa.convolution import Convolution
 from dragsa.hooks import KV, AttentionHook, Site
 
@@ -70,12 +70,12 @@ class Attention(nn.Module):
         """The heads' key and value of (B, m, context_width)."""
         return KV(self.split(self.to_k(context)), self.split(self.to_v(context)))
 
-    def forward(self, x: Tensor, kv: KV | None, placed: Placed | None) -> tuple[Tensor, KV]:
+    def forward(self, x: Tensor, kv: KV | None, placed: Placed | None, at: Tensor | None = None) -> tuple[Tensor, KV]:
         """(B, n, width) -> the same, and the key and value attended to, as they were before the hook.
 
-        kv: (B, heads, m, d) each; None for x's own.
+        kv: (B, heads, m, d) each; None for x's own. at: (a,), the tokens that ask; by default all of them do.
         """
-        q = self.split(self.to_q(x))  # (B, heads, n, d)
+        q = self.split(self.to_q(tokens_at(x, at)))  # (B, heads, n or a, d)
         k, v = self.key_value(x) if kv is None else kv
         if placed is None:
             out = attend(q, k, v)
@@ -85,6 +85,11 @@ class Attention(nn.Module):
             if out.shape != q.shape:
                 raise ValueError(f"{site.name}: the hook must return {tuple(q.shape)}, came {tuple(out.shape)}")
         return self.to_out[0](out.transpose(1, 2).flatten(2)), KV(k, v)  # (B, n, heads d)
+
+
+def tokens_at(x: Tensor, at: Tensor | None) -> Tensor:
+    """(B, n, width) -> (B, a, width), the tokens at (a,); None for all of them."""
+    return x if at is None else cells.take(x.transpose(1, 2), at).transpose(1, 2)
 
 
 class _Gated(torch.autograd.Function):
@@ -139,12 +144,19 @@ class TransformerLayer(nn.Module):
         self.ff = FeedForward(width)
 
     def forward(
-        self, x: Tensor, cross: KV, block: int, grid: tuple[int, int], hook: AttentionHook | None
+        self,
+        x: Tensor,
+        cross: KV,
+        block: int,
+        grid: tuple[int, int],
+        hook: AttentionHook | None,
+        at: Tensor | None = None,
     ) -> tuple[Tensor, KV]:
+        """(B, n, width) -> the same, or of the tokens at (a,) alone, and the self-attention's key and value."""
         # Without a hook the block's number plays no part, so that blocks of one shape are compiled as one.
         here, there = (None if hook is None else Placed(hook, Site(block, kind, grid)) for kind in ("self", "cross"))
-        attended, kv = self.attn1(self.norm1(x), None, here)
-        x = x + attended
+        attended, kv = self.attn1(self.norm1(x), None, here, at)
+        x = tokens_at(x, at) + attended
         x = x + self.attn2(self.norm2(x), cross, there)[0]
         return x + self.ff(self.norm3(x)), kv
 
@@ -167,9 +179,18 @@ class Transformer(nn.Module):
         """Cross-attention's key and value of a context (B, tokens, context_dim)."""
         return self.transformer_blocks[0].attn2.key_value(context)
 
-    def forward(self, x: Tensor, cross: KV, block: int, hook: AttentionHook | None) -> tuple[Tensor, KV]:
-        """(B, width, h, w) -> the same, and the self-attention's key and value. cross: `key_value` of the context."""
+    def forward(
+        self, x: Tensor, cross: KV, block: int, hook: AttentionHook | None, at: Tensor | None = None
+    ) -> tuple[Tensor, KV]:
+        """(B, width, h, w) -> the same, and the self-attention's key and value. cross: `key_value` of the context.
+
+        at: (a,), the cells of the flattened map that are wanted; the others are then zero, and nothing is computed of
+        them but what these attend to.
+        """
         h, w = x.shape[-2:]
         tokens = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)  # (B, h w, width)
-        tokens, kv = self.transformer_blocks[0](tokens, cross, block, (h, w), hook)
-        return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w))), kv  # (B, width, h, w)
+        tokens, kv = self.transformer_blocks[0](tokens, cross, block, (h, w), hook, at)
+        if at is None:
+            return x + self.proj_out(tokens.transpose(1, 2).unflatten(2, (h, w))), kv  # (B, width, h, w)
+        some = self.proj_out(tokens.transpose(1, 2)[..., None])[..., 0]  # (B, width, a)
+        return cells.put(cells.take(x.flatten(2), at) + some, at, (h, w)), kv

@@ -449,8 +449,8 @@ def drag_update(
     else:
         with torch.enable_grad():
             z = state.latent.detach().requires_grad_()
-            until = at.config.tap if at.keep is None else None
-            out = extract(z, at.noise.timestep, at.context, taps=(at.config.tap,), until=until)
+            masked = at.keep is not None
+            out = drag.network_pass(extract, z, at.noise, at.context, state.handles, state.origin, masked, at.config)
             clock.lap("forward")
             found = supervised(out, z, state, at)
             clock.lap("loss")
@@ -517,7 +517,7 @@ class Flops(NamedTuple):
 
 
 def count_flops(config: UNetConfig, size: int, tap: str, masked: bool, baseline: bool) -> Flops:
-    """Counted in a pass on the meta device, where every attention is its two matrix products.
+    """Counted in a pass on the meta device, where every attention is its two matrix products, for one handle.
 
     Backward to the latent alone. What is computed twice (by checkpointing, or by attention that keeps no weights)
     counts once.
@@ -526,10 +526,16 @@ def count_flops(config: UNetConfig, size: int, tap: str, masked: bool, baseline:
         unet = UNet(config).requires_grad_(False)
         z = torch.empty(1, config.latent_channels, size // 8, size // 8).requires_grad_()
         context = torch.empty(1, 77, config.context_dim)
-        until = None if masked or baseline else tap
+        until, wanted = None if masked or baseline else tap, None
+        if until is not None:
+            features = unet(z, torch.tensor(1), context, taps=(tap,), until=tap).taps[tap]
+            grid = drag.CELLS * z.shape[2], drag.CELLS * z.shape[3]
+            wanted = drag.looked_at(torch.empty(1, 2), features, grid, DragConfig(tap=tap))
         with torch.enable_grad():
             with FlopCounterMode(display=False) as forward:
-                out = unet(z, torch.tensor(1), context, attention=plain_attention, taps=(tap,), until=until)
+                out = unet(
+                    z, torch.tensor(1), context, attention=plain_attention, taps=(tap,), until=until, wanted=wanted
+                )
             loss = out.taps[tap].sum() + (out.eps.sum() if masked else 0)
             with FlopCounterMode(display=False) as backward:
                 torch.autograd.grad(loss, z)
@@ -715,44 +721,16 @@ def against_dense(
 
 
 def measure_handles(settings: Settings, unet: Network, size: int, say: Say) -> list[Measurement]:
-    """An update with each number of handles, tracking and loss of all of them on the very same pass."""
-    device, net = torch.device(settings.device), unet(torch.float32)
-    problems = {n: problem(net.config, size, settings.device, False, n) for n in settings.handles}
-    at = problems[settings.handles[0]]
-    extract = drag.extractor(net, at.noise, at.context, at.config)
-    tap = at.config.tap
-    laps: dict[int, list[Lap]] = {n: [] for n in problems}
-    for turn in range(settings.repeats + 1):
-        say(f"handles at {size} px: {f'repeat {turn} of {settings.repeats}' if turn else 'warming up'}")
-        with torch.enable_grad():
-            clock, z = Clock(device), at.z.detach().requires_grad_()
-            out = extract(z, at.noise.timestep, at.context, taps=(tap,), until=tap)
-            clock.lap("forward")
-            found = {n: loss_of_handles(out.taps[tap], one, device) for n, one in problems.items()}
-            clock.start()
-            torch.autograd.grad(out.taps[tap], z, found[settings.handles[0]][0])
-            clock.lap("backward")
-        for n, (_, seconds) in found.items():
-            if turn:
-                laps[n].append(Lap({**clock.seconds, "tracking and loss": seconds}))
-        del out, found
-    return [measured("handles", handles_name(n), size, laps[n]) for n in problems]
+    """An update with each number of handles."""
+    net = unet(torch.float32)
+    problems = {handles_name(n): problem(net.config, size, settings.device, False, n) for n in settings.handles}
+    cases = {name: drag_updates(net, at) for name, at in problems.items()}
+    laps = interleaved(cases, settings.repeats, say, f"handles at {size} px")
+    return [measured("handles", name, size, laps[name]) for name in cases]
 
 
 def handles_name(n: int) -> str:
     return f"{n} handle{'s' if n > 1 else ''}"
-
-
-def loss_of_handles(features: Tensor, at: Problem, device: torch.device, times: int = 5) -> tuple[Tensor, float]:
-    """The gradient of tracking and loss with respect to the features, and the median of its seconds."""
-    leaf = features.detach().requires_grad_()
-    state = State(at.z, at.handles, drag.Origin(leaf.detach(), None, at.handles))
-
-    def gradient() -> Tensor:
-        return torch.autograd.grad(supervised(UNetOutput(None, {at.config.tap: leaf}), at.z, state, at).loss, leaf)[0]
-
-    laps = again(gradient, device)
-    return gradient(), statistics.median(next(laps).total for _ in range(times))
 
 
 def measure_denoise(settings: Settings, unet: Network, size: int, say: Say) -> list[Measurement]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dragsa import compiling, ddim, hooks, patch_loss, tracking
+from dragsa.cells import Cells
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
 from dragsa.unet import Conditioning, Run, UNet, UNetOutput, call, checkpointed
@@ -50,9 +51,17 @@ class Conditioned:
     run: Run
 
     def __call__(
-        self, z: Tensor, t: Tensor, context: Tensor, *, taps: tuple[str, ...], until: str | None
+        self,
+        z: Tensor,
+        t: Tensor,
+        context: Tensor,
+        *,
+        taps: tuple[str, ...],
+        until: str | None,
+        wanted: Cells | None = None,
     ) -> UNetOutput:
-        return self.unet(z, t, context, taps=taps, until=until, conditioning=self.conditioning, run=self.run)
+        conditioning, run = self.conditioning, self.run
+        return self.unet(z, t, context, taps=taps, until=until, conditioning=conditioning, run=run, wanted=wanted)
 
 
 class Noise(NamedTuple):
@@ -148,15 +157,14 @@ def motion_supervision(
     mask term, and the pass ends at the tap. Handles nearer than `config.reach` to their target are not pulled.
     """
     grid = CELLS * latent.shape[2], CELLS * latent.shape[3]
-    taps = tuple(config.tap.split("+"))
-    out = unet(latent, noise.timestep, context, taps=taps, until=taps[-1] if keep is None else None)
-    features = summed([out.taps[name] for name in taps], config.tap)  # (1, C, h', w')
+    out = network_pass(unet, latent, noise, context, handles, origin, keep is not None, config)
+    features = summed([out.taps[name] for name in taps_of(config)], config.tap)  # (1, C, h', w')
     lost, stays = torch.zeros_like(handles[:, 0], dtype=torch.bool), None
     if origin is not None:
         sought = handles if config.reference == "current" else origin.handles
         reference = tracking.sample_points(origin.features, sought.trunc(), grid)  # (n, C)
         handles, match = tracking.track(features, reference, handles, config.track_radius, grid)
-        lost = match >= tracking.chance(features, reference)
+        lost = match >= tracking.chance(origin.features, reference)
         if config.anchor > 0:
             stays, first = (
                 patch_loss.patches(at, points, config.radius, grid)  # (n, C, P, P)
@@ -174,6 +182,44 @@ def motion_supervision(
         below = below.detach()
     # A copy of the handles: a compiled pass guards on which of its arguments are one tensor.
     return Supervision(loss, handles, distances, lost, Origin(features.detach(), below, handles.clone()))
+
+
+def network_pass(
+    unet: FeatureExtractor,
+    latent: Tensor,
+    noise: Noise,
+    context: Tensor,
+    handles: Tensor,
+    origin: Origin | None,
+    masked: bool,
+    config: DragConfig,
+) -> Any:
+    """The pass of one update: as far as the tap, or with the mask term the whole.
+
+    One that ends at a single tap computes its last layers for the cells that the update may look at, and no others: all
+    but the first latent's pass, whose features are every later one's reference.
+    """
+    taps, near = taps_of(config), {}
+    if not masked and origin is not None and isinstance(unet, Conditioned) and len(taps) == 1:
+        grid = CELLS * latent.shape[2], CELLS * latent.shape[3]
+        near["wanted"] = looked_at(handles, origin.features, grid, config)
+    return unet(latent, noise.timestep, context, taps=taps, until=None if masked else taps[-1], **near)
+
+
+def taps_of(config: DragConfig) -> tuple[str, ...]:
+    """The activations whose sum the features are."""
+    return tuple(config.tap.split("+"))
+
+
+def looked_at(handles: Tensor, features: Tensor, grid: tuple[int, int], config: DragConfig) -> Cells:
+    """The cells of a map like the features (1, C, h', w') that an update with these handles (n, 2) may look at.
+
+    Tracking looks r_2 cells of the grid round the handles; motion supervision r_1 round what it finds, and two beyond.
+    """
+    (height, width), (h, w) = grid, features.shape[-2:]
+    window = patch_loss.window_about(handles, config.track_radius + config.radius, grid)
+    rows = patch_loss.cells_under(window.y, 2, h, height)  # (n, K)
+    return Cells(rows, patch_loss.cells_under(window.x, 2, w, width))
 
 
 def summed(features: Sequence[Tensor], tap: str) -> Tensor:

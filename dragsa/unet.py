@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dragsa import fitting
+from dragsa import cells, fitting
 from dragsa.attention import GroupNorm, Transformer
+from dragsa.cells import Cells
 from dragsa.config import UNetConfig
 from dragsa.convolution import Convolution
 from dragsa.hooks import KV, AttentionHook, block_name, check_taps
@@ -107,9 +108,13 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = Convolution(width, width)
 
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        """To the size of the skip that comes next, which is not always twice the size."""
-        return self.conv(F.interpolate(x, size=grid, mode="nearest"))
+    def forward(self, x: Tensor, grid: tuple[int, int], wanted: Cells | None = None) -> Tensor:
+        """To the size of the skip that comes next, which is not always twice the size; zero but for what is wanted."""
+        x = F.interpolate(x, size=grid, mode="nearest")
+        if wanted is None:
+            return self.conv(x)
+        some = F.conv2d(cells.surrounded(x, wanted), self.conv.weight, self.conv.bias)  # (n, C, K, L)
+        return cells.put(some.transpose(0, 1).flatten(1)[None], cells.index(wanted, grid[1]), grid)
 
 
 class TimeEmbedding(nn.Module):
@@ -233,6 +238,7 @@ class UNet(nn.Module):
         until: str | None = None,
         conditioning: Conditioning | None = None,
         run: Run = call,
+        wanted: Cells | None = None,
     ) -> UNetOutput:
         """One pass.
 
@@ -240,16 +246,22 @@ class UNet(nn.Module):
         attention: called by every attention layer in place of plain attention. taps: names of the activations to return
         (`hooks.TAPS`). until: the pass ends behind this activation, and eps is None; nothing after it is computed.
         conditioning: what `condition` made of t and context, which are then not looked at. run: how ResBlocks and
-        transformers are run: `call`, `checkpointed`, or one that compiles them.
+        transformers are run: `call`, `checkpointed`, or one that compiles them. wanted: the cells of the activation
+        `until` that are wanted, of one latent: where it is a block or a stage of the decoder, the last transformer
+        (and the upsampling behind it) computes these alone, a hook sees their queries alone, and the others are zero.
 
         The network runs in its weights' type; eps comes back in the latent's, taps as they are. Raises ValueError for
-        an unknown tap, one that lies behind `until`, or a wrong shape.
+        an unknown tap, one that lies behind `until`, a wrong shape, and `wanted` cells of another tap or of several
+        latents.
         """
         check_taps(taps, until)
+        if wanted is not None and (until is None or z.shape[0] != 1 or taps != (until,)):
+            raise ValueError("wanted cells are of the one tap that ends the pass, and of one latent")
         self._check_shapes(z, context, conditioning)
         conditioning = self.condition(t, context) if conditioning is None else conditioning
         read: dict[str, Any] = {}
-        for name, activation in self.walk(z, conditioning, attention, run):
+        end = None if wanted is None or until is None else (until, wanted)
+        for name, activation in self.walk(z, conditioning, attention, run, end):
             if name in taps:
                 read[name] = activation
             if name == until:
@@ -260,9 +272,17 @@ class UNet(nn.Module):
         return UNetOutput(activation.to(z.dtype) if until is None else None, read)
 
     def walk(
-        self, z: Tensor, conditioning: Conditioning, attention: AttentionHook | None, run: Run = call
+        self,
+        z: Tensor,
+        conditioning: Conditioning,
+        attention: AttentionHook | None,
+        run: Run = call,
+        end: tuple[str, Cells] | None = None,
     ) -> Iterator[tuple[str, Any]]:
-        """The pass itself: yields every named activation in forward order, and ("eps", noise prediction) at the end."""
+        """The pass itself: yields every named activation in forward order, and ("eps", noise prediction) at the end.
+
+        end: a block or a stage of the decoder where it will be left, and the cells that are wanted of it.
+        """
         time, cross = iter(conditioning.time), conditioning.kv
         x = self.conv_in(z.to(self.dtype))  # (B, widths[0], h, w)
         skips = [x]
@@ -288,14 +308,19 @@ class UNet(nn.Module):
         yield "mid", x
 
         for module, (name, blocks, up) in zip(self.up_blocks, DECODER, strict=True):
+            of_stage = end[1] if end is not None and end[0] == name else None
             for layer, block in enumerate(blocks):
                 x = run(module.resnets[layer], torch.cat([x, skips.pop()], dim=1), next(time))
                 if block is not None:
-                    x, kv = run(module.attentions[layer], x, cross[block - 1], block, attention)
+                    wanted = end[1] if end is not None and end[0] == block_name(block) else None
+                    if of_stage is not None and layer == len(blocks) - 1:
+                        wanted = cells.coarser(of_stage, skips[-1].shape[-2:], x.shape[-2:]) if up else of_stage
+                    at = None if wanted is None else cells.index(wanted, x.shape[3])
+                    x, kv = run(module.attentions[layer], x, cross[block - 1], block, attention, at)
                     yield f"{block_name(block)}.kv", kv
                     yield block_name(block), x
             if up:
-                x = module.upsamplers[0](x, skips[-1].shape[-2:])  # (B, c, 2h, 2w), or one less
+                x = module.upsamplers[0](x, skips[-1].shape[-2:], of_stage)  # (B, c, 2h, 2w), or one less
             yield name, x
 
         yield "eps", self.conv_out(F.silu(self.conv_norm_out(x)))

@@ -373,6 +373,29 @@ def test_a_sum_of_taps_is_the_sum_of_their_features() -> None:
         step(Unequal(), tap="block13+block14")
 
 
+@pytest.mark.parametrize("tap", ["block14", "decoder3", "decoder2"])
+def test_an_update_looks_at_no_cell_that_it_does_not_compute(tap: str) -> None:
+    """Handles at every border, close to each other and alone: as by the whole map, which the first pass computes."""
+    net = copy.deepcopy(golden_cases.golden_unet()).double().requires_grad_(False)
+    noise, config = drag.noise_at(SCHEDULE, 35, torch.device("cpu")), DragConfig(tap=tap, radius=7, anchor=0.25)
+    context = torch.randn(1, 77, golden_cases.CONTEXT_DIM, dtype=torch.float64)
+    extract = drag.extractor(net, noise, context, config)
+    assert isinstance(extract, drag.Conditioned)
+    z = latent(16, 13).double()
+    handles = torch.tensor([[0.0, 63.0], [51.0, 0.0], [20.0, 30.0], [22.5, 31.0], [30.2, 8.0]])
+    targets = torch.tensor([[10.0, 50.0], [51.0, 20.0], [30.0, 20.0], [3.0, 40.0], [50.0, 8.0]])
+    origin = step(extract, z, handles, targets, tap=tap).origin
+    moved, computed = z + 0.1 * latent(16, 13, seed=1).double(), []
+    for passing in (extract, lambda *args, **options: extract(*args, **options)):
+        at = motion_supervision_step(passing, moved, noise, context, handles, targets, origin, None, config)
+        computed.append((at, at.origin.features.abs().sum(dim=1) > 0))
+    (part, of_part), (whole, of_whole) = computed
+    assert of_whole.all() and not of_part.all()
+    assert torch.equal(part.handles, whole.handles) and torch.equal(part.lost, whole.lost)
+    torch.testing.assert_close(part.loss, whole.loss, rtol=1e-9, atol=0)
+    torch.testing.assert_close(part.gradient, whole.gradient, rtol=1e-7, atol=1e-9)
+
+
 def test_an_arrived_handle_is_skipped_and_the_others_go_on():
     handles, targets = torch.tensor([[20.0, 20.0], [40.0, 44.0]]), torch.tensor([[21.0, 21.0], [50.0, 20.0]])
     both, alone = step(handles=handles, targets=targets), step(handles=handles[1:], targets=targets[1:])

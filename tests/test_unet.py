@@ -1,10 +1,12 @@
 """The UNet against stored numbers, its taps and early end, odd latent sizes, and what it refuses."""
 
+import copy
+
 import golden_cases
 import pytest
 import torch
 
-from dragsa import hooks, unet
+from dragsa import cells, hooks, unet
 from dragsa.config import UNetConfig
 
 
@@ -63,6 +65,24 @@ def test_early_end_computes_the_same_and_nothing_after_it():
     assert torch.equal(early.taps["block11.kv"].value, whole.taps["block11.kv"].value)
 
 
+@pytest.mark.parametrize("tap", ["block08", "block13", "block14", "decoder1", "decoder2", "decoder3", "decoder4"])
+@pytest.mark.parametrize("size", [(16, 16), (13, 19)])
+def test_the_wanted_cells_are_the_whole_maps(tap, size):
+    net, (z, text) = copy.deepcopy(golden_cases.golden_unet()).double(), inputs(*size)
+    z, text = z.double().requires_grad_(), text.double()
+    whole = net(z, 401, text, taps=(tap,), until=tap).taps[tap]
+    h, w = whole.shape[-2:]
+    wanted = cells.Cells(torch.tensor([[0, 1], [h - 2, h - 1], [h - 2, h - 1]]), torch.tensor([[1, 2], [0, 1], [1, 2]]))
+    part = net(z, 401, text, taps=(tap,), until=tap, wanted=wanted).taps[tap]
+    there = torch.zeros(h, w, dtype=torch.bool)
+    there.flatten()[cells.index(wanted, w)] = True
+    assert not part[:, :, ~there].any()
+    torch.testing.assert_close(part[:, :, there], whole[:, :, there], rtol=1e-9, atol=1e-9)
+    slope = torch.randn(part.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * there
+    came, expected = (torch.autograd.grad((x * slope).sum(), z)[0] for x in (part, whole))
+    torch.testing.assert_close(came, expected, rtol=1e-8, atol=1e-8)
+
+
 def test_taps_stay_in_the_graph():
     z, text = inputs()
     out = golden_cases.golden_unet()(z.requires_grad_(), 401, text, taps=("block14",), until="block14")
@@ -91,6 +111,9 @@ def test_bfloat16_network_keeps_the_latents_type():
     assert out.eps.dtype == torch.float32 and out.taps["block14"].dtype == torch.bfloat16
 
 
+WANTED = cells.Cells(torch.tensor([[0]]), torch.tensor([[0]]))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -100,6 +123,8 @@ def test_bfloat16_network_keeps_the_latents_type():
         ({"z": torch.zeros(1, 3, 8, 8)}, r"latent must be \(B, 4, h, w\), came \(1, 3, 8, 8\)"),
         ({"context": torch.zeros(1, 77, 768)}, r"context must be \(1, tokens, 48\), came \(1, 77, 768\)"),
         ({"context": torch.zeros(2, 77, 48)}, r"context must be \(1, tokens, 48\), came \(2, 77, 48\)"),
+        ({"wanted": WANTED, "taps": ("block14",)}, "wanted cells are of the one tap that ends the pass"),
+        ({"wanted": WANTED, "taps": ("block11", "block14"), "until": "block14"}, "wanted cells are of the one tap"),
     ],
 )
 def test_refusals(arguments, says):
