@@ -250,24 +250,24 @@ def edit(
     level = T - config.drag_step if drags else T
     leave = T if changed else level
     z_source = z_target = source.latents[leave]  # (1, 4, h, w)
-    comes_again = isinstance(image, Source)  # or may
+    # A picture that is given to edit makes a source that nobody edits again.
+    ways = source_pass(unet, source, config, leave, blend is not None, keep=isinstance(image, Source))
 
-    def denoise_to(stop: int, start: int, z_source: Tensor, z_target: Tensor) -> Denoised:
+    def denoise_to(stop: int, start: int, z_source: Tensor, z_target: Tensor) -> tuple[Tensor, Tensor]:
         with report.stage("denoising", start - stop) as step:
             return denoise(
-                unet, source, config, z_source, z_target, context, uncond, start, stop, leave, blend, new_hook,
-                comes_again, step
-            )  # fmt: skip
+                unet, source, config, ways, z_source, z_target, context, uncond, start, stop, blend, new_hook, step
+            )
 
     if drags:
         if changed:
-            z_source, z_target, _ = denoise_to(level, T, z_source, z_target)
+            z_source, z_target = denoise_to(level, T, z_source, z_target)
         with report.stage("drag", config.drag.updates):
             dragged = drag.drag_latent(
                 unet, z_target, level, context[1:], schedule, handles, targets, may_move, config.drag, report.update
             )
         z_target = dragged.latent
-    _, z_target, source_kv = denoise_to(0, level, z_source, z_target)
+    _, z_target = denoise_to(0, level, z_source, z_target)
     with report.stage("decode", 1):
         picture = images.restore(images.to_picture(sd.decode(z_target)), source.picture)
 
@@ -294,62 +294,70 @@ def edit(
         stop=dragged.reason if drags else None,
         inversion_residual=source.residual,
         lora_losses=() if source.adapted is None else tuple(source.adapted.losses.tolist()),
-        source_kv=source_kv,
+        source_kv=ways.name,
         seconds={**({} if isinstance(image, Source) else source.seconds), **report.seconds},
     )
     return EditResult(picture, source.picture, made)
 
 
-class Denoised(NamedTuple):
-    """Source and target, (1, 4, h, w) each, and where the source's K/V came from; None where none were wanted."""
+class SourcePass(NamedTuple):
+    """Where a denoising has the source's K/V from, and what is told those that it computes itself."""
 
-    source: Tensor
-    target: Tensor
-    source_kv: str | None  # "computed", or the name of an `EarlierPass`
+    earlier: EarlierPass | None
+    record: ddim.Record | None
+    trajectory: Trajectory
+    name: str | None  # that of the earlier pass, or "computed"; None where no K/V are wanted
+
+
+def source_pass(
+    unet: UNet, source: Source, config: EditConfig, leave: int, blend: bool, keep: bool = True
+) -> SourcePass:
+    """Decides it, once for an edit whose target leaves the source at z_k, k = `leave`.
+
+    keep: for later edits, if the config wants that.
+    """
+    trajectory, levels = own_trajectory(source, leave), controlled_levels(config, leave)
+    earlier, record = earlier_pass(source, config, leave, blend, unet), None
+    if earlier is None and keep and config.source_kv != "none" and config.control == "mutual":
+        record = source.recorded.recorder(trajectory, levels, config.source_kv_memory)
+    name = "computed" if earlier is None else earlier.name
+    return SourcePass(earlier, record, trajectory, name if levels else None)
 
 
 def denoise(
     unet: UNet,
     source: Source,
     config: EditConfig,
+    ways: SourcePass,
     z_source: Tensor,
     z_target: Tensor,
     context: Tensor,
     uncond: Tensor,
     start: int,
     stop: int = 0,
-    leave: int | None = None,
     blend: Tensor | None = None,
     new_hook: Callable[[], AttentionHook] | None = None,
-    comes_again: bool = True,
     progress: ddim.Progress | None = None,
-) -> Denoised:
-    """z_start -> z_stop of source and target, under control from step A of the whole way on.
+) -> tuple[Tensor, Tensor]:
+    """z_start -> z_stop of source and target, under control from denoising step A on, counted from z_T.
 
-    context: (2, n, C), source and target; uncond: (1, n, C). leave: the level where the target left the source, by
-    default `start`. blend: (h, w). new_hook: from `other_control`. Where an earlier pass stands in for the source's,
-    the target goes alone and z_source stays where it is; if none does, and `comes_again`, this one is kept for later.
+    z_source, z_target: (1, 4, h, w). context: (2, n, C), source and target; uncond: (1, n, C). blend: (h, w). new_hook:
+    from `other_control`. Where an earlier pass stands in for the source's, the target goes alone and z_source stays.
     """
-    leave = start if leave is None else leave
     first = None if config.control_step is None else max(0, config.control_step - (config.steps - start))
-    levels, own = controlled_levels(config, leave), own_trajectory(source, leave)
-    earlier = earlier_pass(source, config, leave, blend is not None, unet)
-    if earlier is not None:
+    if ways.earlier is not None:
         zs = ddim.sample_replayed(
-            unet, z_target, context[1:], source.schedule, earlier.kv, start, stop, config.guidance, uncond, first,
-            config.control_blocks, blend, earlier.latents, progress
+            unet, z_target, context[1:], source.schedule, ways.earlier.kv, start, stop, config.guidance, uncond, first,
+            config.control_blocks, blend, ways.earlier.latents, progress
         )  # fmt: skip
-        return Denoised(z_source, zs[-1], earlier.name if levels else None)
-    record = None
-    if comes_again and config.source_kv != "none" and new_hook is None:
-        record = source.recorded.recorder(own, levels, config.source_kv_memory)
+        return z_source, zs[-1]
     zs = ddim.sample_controlled(
         unet, z_source, z_target, context, source.schedule, start, stop, (source.guidance, config.guidance), uncond,
-        first, config.control_blocks, blend, progress, record, hook_at(first, new_hook)
+        first, config.control_blocks, blend, progress, ways.record, hook_at(first, new_hook)
     )  # (start - stop + 1, 2, 4, h, w)  # fmt: skip
-    if record is not None:
-        source.recorded.keep_latents(own, start, zs[:, :1])
-    return Denoised(zs[-1, :1], zs[-1, 1:], "computed" if levels else None)
+    if ways.record is not None:
+        source.recorded.keep_latents(ways.trajectory, start, zs[:, :1])
+    return zs[-1, :1], zs[-1, 1:]
 
 
 def other_control(

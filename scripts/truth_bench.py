@@ -192,10 +192,11 @@ def finish(sd: StableDiffusion, source: Source, dragged: Dragged, case: Case, co
         blend = drag.to_latent_grid(images.open_mask(case.mask, source.picture.size, grid), source.latents)  # (h, w)
     uncond, context = sd.embed(["", source.prompt, source.prompt]).split([1, 2])  # (1, n, C); (2, n, C)
     new_hook = editing.other_control(config, sd.text, source.prompt, source.prompt)
-    z = editing.denoise(
-        unet, source, config, source.latents[level], dragged.latent, context, uncond, level, blend=blend,
-        new_hook=new_hook
-    ).target  # (1, 4, h, w)  # fmt: skip
+    ways = editing.source_pass(unet, source, config, level, config.blend)
+    z_source, z_target = source.latents[level], dragged.latent
+    _, z = editing.denoise(
+        unet, source, config, ways, z_source, z_target, context, uncond, level, blend=blend, new_hook=new_hook
+    )
     return images.restore(images.to_picture(sd.decode(z)), source.picture)
 
 
