@@ -35,7 +35,8 @@ class DragConfig:
 
     Radii and distances are in cells of the supervision grid (half the picture in each direction). The two patiences,
     `stall` and `anchor` are not the paper's, whose loop ends on arrival or when the updates are used up: None for the
-    first three and 0 for the last give that.
+    first three and 0 for the last give that. Nor is Adam, DragDiffusion's, which stands in for the paper's plain
+    descent ("sgd") in every preset, or a sum of taps.
     """
 
     tap: str = "block14"  # where the features F are read: a block or stage, or the sum of some, "block14+block15"
@@ -120,9 +121,9 @@ class EditConfig:
     def small(cls, **changes: Any) -> EditConfig:
         """For the small model of weights/small: what moved objects best on held-out scenes other than those measured.
 
-        128 px, the drag at z_20 on block14, larger patches and steps than the paper's, by one scale for the whole
-        latent, half of what is pulled to from the first latent, and an end when the handles come no nearer. Object
-        masks come from the blocks that have 16×16 cells at that size.
+        128 px, the drag at z_20 on block14, larger patches and steps than the paper's, an optimiser with one scale for
+        the whole latent, half of what is pulled to from the first latent, and an end when the handles come no nearer,
+        which is before that of `patience`. Object masks come from the blocks that have 16×16 cells at that size.
         """
         drag = DragConfig(lr=0.05, updates=120, radius=2, reach=1.0, optimizer="adam-mini", stall=25, anchor=0.5)
         config = cls(drag=drag, drag_step=30, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)

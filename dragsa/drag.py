@@ -17,10 +17,10 @@ Points are (x, y) on the supervision grid, four cells for each of the latent's i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -31,7 +31,7 @@ from dragsa import compiling, ddim, hooks, patch_loss, tracking
 from dragsa.cells import Cells
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
-from dragsa.unet import Conditioning, Run, UNet, UNetOutput, call, checkpointed
+from dragsa.unet import ACTIVATIONS, Conditioning, Run, UNet, UNetOutput, call, checkpointed
 
 CELLS = 4  # of the supervision grid for one of the latent
 
@@ -158,7 +158,7 @@ def motion_supervision(
     """
     grid = CELLS * latent.shape[2], CELLS * latent.shape[3]
     out = network_pass(unet, latent, noise, context, handles, origin, keep is not None, config)
-    features = summed([out.taps[name] for name in taps_of(config)], config.tap)  # (1, C, h', w')
+    features = reduce(torch.add, [out.taps[name] for name in taps_of(config)])  # (1, C, h', w')
     lost, stays = torch.zeros_like(handles[:, 0], dtype=torch.bool), None
     if origin is not None:
         sought = handles if config.reference == "current" else origin.handles
@@ -207,8 +207,8 @@ def network_pass(
 
 
 def taps_of(config: DragConfig) -> tuple[str, ...]:
-    """The activations whose sum the features are."""
-    return tuple(config.tap.split("+"))
+    """The activations whose sum the features are, in forward order."""
+    return tuple(sorted(config.tap.split("+"), key=list(ACTIVATIONS).index))
 
 
 def looked_at(handles: Tensor, features: Tensor, grid: tuple[int, int], config: DragConfig) -> Cells:
@@ -220,17 +220,6 @@ def looked_at(handles: Tensor, features: Tensor, grid: tuple[int, int], config: 
     window = patch_loss.window_about(handles, config.track_radius + config.radius, grid)
     rows = patch_loss.cells_under(window.y, 2, h, height)  # (n, K)
     return Cells(rows, patch_loss.cells_under(window.x, 2, w, width))
-
-
-def summed(features: Sequence[Tensor], tap: str) -> Tensor:
-    """The sum of a tap's features. Raises ValueError where they are not of one shape."""
-    if any(other.shape != features[0].shape for other in features):
-        shapes = " and ".join(str(tuple(one.shape[1:])) for one in features)
-        raise ValueError(f"drag: the features of {tap} cannot be added: they are {shapes} (channels, height, width)")
-    total = features[0]
-    for other in features[1:]:
-        total = total + other
-    return total
 
 
 def motion_supervision_step(
@@ -438,7 +427,10 @@ def adam(
     lr: float,
     squared: Callable[[Tensor], Tensor] = torch.square,
 ) -> tuple[Tensor, AdamState]:
-    """One step of Adam (Kingma and Ba 2015, algorithm 1) with β = 0.9, 0.999 and ε = 1e-8."""
+    """One step of Adam (Kingma and Ba 2015, algorithm 1) with β = 0.9, 0.999 and ε = 1e-8.
+
+    squared: of the gradient, its square by elements or what stands for that.
+    """
     if state is None:
         state = AdamState(torch.zeros_like(gradient), torch.zeros_like(gradient), 0)
     steps = state.steps + 1
@@ -449,7 +441,7 @@ def adam(
 
 
 def mean_square(gradient: Tensor) -> Tensor:
-    """One value for the whole latent, which makes Adam of it Adam-mini's (Zhang et al. 2024) with one block.
+    """One value for the whole latent: with it Adam is Adam-mini (Zhang et al. 2024) of a single block.
 
     Adam moves every element by about η, however small its gradient: far from the handles too, where that is noise. By
     one common scale a latent changes where the loss depends on it, and is kept elsewhere.
@@ -530,9 +522,12 @@ def check_differentiable(unet: FeatureExtractor) -> None:
 
 def check_config(config: DragConfig) -> None:
     """Raise a ValueError that names the first setting out of its range."""
-    if any(name not in hooks.FEATURES for name in config.tap.split("+")):
+    names = config.tap.split("+")
+    if any(name not in ACTIVATIONS for name in names):
         known = f"block01 … block16, {', '.join(hooks.STAGES)}"
         raise ValueError(f"drag: features cannot be read at {config.tap!r}: known are {known}")
+    if len({ACTIVATIONS[name] for name in names}) > 1:
+        raise ValueError(f"drag: the features of {config.tap} cannot be added: they differ in channels or in grid")
     if config.optimizer not in OPTIMIZERS:
         raise ValueError(f"drag: optimizer must be one of {', '.join(OPTIMIZERS)}, came {config.optimizer!r}")
     if config.compile not in ("auto", "off", *compiling.MODES):

@@ -40,6 +40,21 @@ DECODER: tuple[Row, ...] = (
 )
 
 
+def _activations() -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for level, (name, blocks, down) in enumerate(ENCODER):
+        found |= {block_name(block): (level, level) for block in blocks if block}
+        found[name] = level, level + down
+    found |= {block_name(MIDDLE): (3, 3), "mid": (3, 3)}
+    for level, (name, blocks, up) in zip((3, 2, 1, 0), DECODER, strict=True):
+        found |= {block_name(block): (level, level) for block in blocks if block}
+        found[name] = level, level - up
+    return found
+
+
+ACTIVATIONS = _activations()  # every activation that has a name, in forward order -> the levels of its width and grid
+
+
 class UNetOutput(NamedTuple):
     """`eps`: noise prediction (B, 4, h, w), None when the pass ended early. `taps`: name -> activation or KV."""
 

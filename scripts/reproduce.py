@@ -259,7 +259,10 @@ LEFT_NOTE = {  # drawn or one's own
 
 def drag_words(config: EditConfig) -> str:
     drag = config.drag
-    return f"tap {drag.tap}, {drag.optimizer}, learning rate {drag.lr:g}, at most {drag.updates} updates"
+    return (
+        f"tap {drag.tap}, {drag.optimizer}, learning rate {drag.lr:g}, at most {drag.updates} updates, r_1 = "
+        f"{drag.radius}, {drag.anchor:g} anchored"
+    )
 
 
 def lines_of(figures: Mapping[str, Any]) -> tuple[str, ...]:
@@ -450,11 +453,16 @@ def with_drags(picture: Image.Image, subject: Subject) -> Image.Image:
 # -------------------------------------------------------------------------------------------------------- table 1
 
 
-def table_settings(choice: Choice) -> list[Setting]:
-    """One; control and drag step are the table's, and the item's part says which drag step."""
+def table_config(choice: Choice) -> EditConfig:
+    """The base with the paper's learning rate, updates and optimiser."""
     optimizer = EditConfig.paper().drag.optimizer
     drag = replace(choice.base.drag, lr=TABLE_LR, updates=TABLE_UPDATES, optimizer=optimizer)
-    return [Setting("table", replace(choice.base, drag=drag, guidance=choice.guidance))]
+    return replace(choice.base, drag=drag, guidance=choice.guidance)
+
+
+def table_settings(choice: Choice) -> list[Setting]:
+    """One; control and drag step are the table's, and the item's part says which drag step."""
+    return [Setting("table", table_config(choice))]
 
 
 def table_items(choice: Choice) -> list[Item]:
@@ -546,10 +554,9 @@ def table_report(choice: Choice, finished: Sequence[Finished]) -> Report:
     shown = first[TABLE_STEPS[0]]
     subject, source = shown.item.subjects[0], shown.picture("source")
     rows.append(Row("source", [Panel(source and with_drags(source, subject))]))
-    base = choice.base
     notes = [
-        f"{subject.prompt}, to become {subject.target_prompt}. T = {base.steps}, learning rate {TABLE_LR}, "
-        f"{TABLE_UPDATES} updates at most, tap {base.drag.tap}, guidance {choice.guidance:g}, seed {choice.seed}. "
+        f"{subject.prompt}, to become {subject.target_prompt}. T = {choice.base.steps}, "
+        f"{drag_words(table_config(choice))}, guidance {choice.guidance:g}, seed {choice.seed}. "
         f"Changed: mean difference from the source, of 255; the mean is over {len(by_subject)} pictures. Like the "
         "prompt's: structural similarity to the same prompt and drag without control.",
         *(f"The paper: {one['says']}. Ours: {one['verdict']}, {one['found']}." for one in says),

@@ -5,7 +5,8 @@
     python scripts/sweep.py run RUN --set tap=block14 --vary ...      from other numbers than the small model's
     python scripts/sweep.py table RUN                                 the tables again, from what the folder holds
 
-All settings of a picture share its inversion, and those that differ only after the drag share the drag. The folder is
+All settings of a picture share its inversion, those that differ only after the drag share the drag, and those of one
+level the source's K/V, which the first pays for. The folder is
 as truth_bench.py makes it: a case is there whole or not at all, a run goes on where it stood, and the work is shared by
 `--workers` processes and torchrun's ranks. `table` writes RUN/sweep.csv, RUN/results.json, RUN/chart.png and
 RUN/sheet.png. Differences are from the same case under the base's numbers, so they are surer than the means are.
@@ -43,7 +44,7 @@ SWEEPS: dict[str, list[Change]] = {
         )
     ],
     "level": [{"drag_step": step} for step in (5, 10, 15, 20, 25, 30, 35)],
-    "lr": [{"lr": lr} for lr in (0.01, 0.02, 0.04, 0.08)],
+    "lr": [{"lr": lr} for lr in (0.01, 0.02, 0.05, 0.1)],
     "radius": [{"radius": radius} for radius in (0, 1, 2, 3, 5)],
     "track": [{"track_radius": radius} for radius in (2, 3, 5, 8)],
     "lam": [{"lam": lam} for lam in (0.0, 0.1, 0.5, 1.0)],
@@ -250,7 +251,7 @@ def chart(lines: Sequence[Mapping[str, Any]]) -> Image.Image:
         points = []
         for n, line in enumerate(mine):
             x = left + apart * (n + 0.5)
-            ink.text((x, bottom + 8), line["value"], fill="black", font=small, anchor="ma")
+            ink.text((x, bottom + 8), line["value"].replace("+", "\n+"), fill="black", font=small, anchor="ma")
             if line["share"] is None:
                 continue
             if line["share low"] is not None:

@@ -2,6 +2,8 @@
 
     python scripts/truth_bench.py run RUN           the edits of every case under every setting, then the table
     python scripts/truth_bench.py run RUN --settings rivals     the same with others' methods beside ours
+    python scripts/truth_bench.py run RUN --settings parts      … without some of the small preset's parts
+    python scripts/truth_bench.py run RUN --settings precision  … with networks in bfloat16
     python scripts/truth_bench.py table RUN         the table again, from what the folder RUN holds
     python scripts/truth_bench.py export FOLDER     the cases alone, for other programs to edit
 
@@ -83,7 +85,7 @@ def headline(size: int = cases.SIZE) -> list[Setting]:
 
 
 def parts(size: int = cases.SIZE) -> list[Setting]:
-    """The small model's settings, and the same without what they have beyond the paper's method.
+    """The small model's settings, and the same without some of their parts.
 
     "adam" has an optimiser that scales each element by itself. "not-anchored" pulls as the paper prints it, to the
     current latent's patch alone; with and without control, since the anchor holds the colours that control is for.
@@ -224,7 +226,7 @@ class Result(NamedTuple):
 def run_case(
     sd: StableDiffusion, case: Case, settings: Sequence[Setting], published: bool = True, explain: bool = True
 ) -> dict[str, Result]:
-    """A case under every setting. What settings have in common is done once: the inversion, and the drag.
+    """A case under every setting. What settings have in common is done once: inversion, drag, and the source's K/V.
 
     `published`: with the published metrics too. `explain`: where the first of the drags leaves more than half of the
     distance, with what the model makes of the true result (see `drawable`).
@@ -311,7 +313,8 @@ def drawable(sd: StableDiffusion, case: Case, config: EditConfig) -> dict[str, A
 
 # By the first rule that holds, in this order, of every edit that leaves more than half of the distance.
 REASONS = {
-    "model cannot draw it": "the true result, inverted to the drag's level and denoised, is off by a quarter or more",
+    "model cannot draw it": "the true result, inverted to the drag's level and denoised, is off by a quarter or more "
+    "(looked at for the first setting that drags; the others' count under what comes next)",
     "control pulls back": "the same drag without K/V control leaves less than half",
     "tracking lost": "the drag ended because a handle's features were nowhere to be found",
     "not moving": "the drag ended because tracking found the handles where they had been, 30 updates long",
@@ -623,12 +626,12 @@ def failures(results: Results) -> dict[str, dict[str, str]]:
 
 def _failure_rows(results: Results) -> list[dict[str, str]]:
     rows = []
-    for name, why in failures(results).items():
+    for n, (name, why) in enumerate(failures(results).items()):
         counts = Counter(why.values())
         kinds = Counter(case.rpartition("-")[0] for case in why)
         cells = {"setting": name, "failed": str(len(why)), **{reason: str(counts[reason]) for reason in REASONS}}
-        if not any("drawable" in row for row in results[name].values()):
-            cells["model cannot draw it"] = "–"  # that is looked at for the first of the drags alone
+        if n > 0:
+            cells["model cannot draw it"] = "–"
         cells["of the kinds"] = ", ".join(f"{kind} {kinds[kind]}" for kind in cases.KINDS if kinds[kind]) or "–"
         rows.append(cells)
     return rows

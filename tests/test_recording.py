@@ -172,6 +172,17 @@ def test_what_is_missing_is_added_and_serves_too(run, prepared):
         assert run(source, *arguments, **changes).source_kv == "recorded"
 
 
+def test_an_edit_decides_once_which_pass_serves(run, prepared):
+    """What its first half records beside what is there would suffice for its second; the source is denoised anyway."""
+    source, changed = replace(prepared), {"target_prompt": BLUE, "drag_step": 2}
+    assert (
+        run(source, DRAGS, control_step=2, **changed).source_kv == "computed"
+    )  # records what its second half is under
+    came = run(source, DRAGS, control_step=1, **changed)
+    expected = run(replace(prepared), DRAGS, control_step=1, **changed)
+    assert came.source_kv == "computed" and came.rows == expected.rows and close(came.z_0, expected.z_0)
+
+
 def test_an_edit_of_a_picture_records_nothing_and_none_neither(sd, run, prepared, monkeypatch):
     source = replace(prepared)
     run(source, DRAGS, source_kv="none")

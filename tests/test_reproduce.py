@@ -163,6 +163,14 @@ def test_rivals_share_a_lora_and_each_pays_for_it(
     assert {config.drag for config in configs.values()} == {FAST.drag}
 
 
+def test_the_table_is_by_the_papers_optimiser_and_learning_rate() -> None:
+    base = replace(FAST, drag=replace(FAST.drag, optimizer="adam-mini", lr=1.0, radius=3))
+    config = reproduce.table_config(Choice(base, 2.0, 42, None, None))
+    paper = EditConfig.paper().drag
+    assert (config.drag.optimizer, config.drag.lr) == (paper.optimizer, paper.lr) and config.drag.radius == 3
+    assert "adam, learning rate 0.01" in reproduce.drag_words(config)
+
+
 def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None:
     sd, (subject,) = weights.load(tiny_folder), subjects.restyled(1, 64, seed=42)
     choice = Choice(FAST, 2.0, 42, None, None)

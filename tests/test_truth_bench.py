@@ -93,6 +93,20 @@ def test_later_edits_of_a_case_take_the_sources_pass_from_the_first(
     assert len({result.picture.tobytes() for result in together.values()}) == 3
 
 
+def test_the_first_drag_alone_is_explained(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[EditConfig] = []
+    monkeypatch.setattr(truth_bench, "drawable", lambda sd, case, config: asked.append(config) or {"share": 0.0})
+    still = replace(FAST, drag=replace(FAST.drag, updates=0))
+    settings = [
+        SETTINGS[1],
+        Setting("first", still, "five"),
+        Setting("second", replace(still, control_step=None), "five"),
+    ]
+    results = truth_bench.run_case(weights.load(model), LISTED[0], settings, published=False)
+    assert [name for name, result in results.items() if "drawable" in result.figures] == ["first"] and asked == [still]
+    assert all(results[name].figures["share"] > 0.5 for name in ("first", "second"))
+
+
 def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {"prepare": 0, "drag_source": 0}
 
