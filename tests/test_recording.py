@@ -175,9 +175,8 @@ def test_what_is_missing_is_added_and_serves_too(run, prepared):
 def test_an_edit_decides_once_which_pass_serves(run, prepared):
     """What its first half records beside what is there would suffice for its second; the source is denoised anyway."""
     source, changed = replace(prepared), {"target_prompt": BLUE, "drag_step": 2}
-    assert (
-        run(source, DRAGS, control_step=2, **changed).source_kv == "computed"
-    )  # records what its second half is under
+    # under which all of an edit's second half is that has control from its first step on
+    assert run(source, DRAGS, control_step=2, **changed).source_kv == "computed"
     came = run(source, DRAGS, control_step=1, **changed)
     expected = run(replace(prepared), DRAGS, control_step=1, **changed)
     assert came.source_kv == "computed" and came.rows == expected.rows and close(came.z_0, expected.z_0)
