@@ -28,7 +28,8 @@ def index(cells: Cells, width: int) -> Tensor:
 
 def take(x: Tensor, at: Tensor) -> Tensor:
     """(B, C, h w) -> (B, C, m), the cells at (m,)."""
-    return x.gather(2, at.expand(*x.shape[:2], -1))  # whose backward adds up in a fixed order on the CPU
+    # gather, whose backward adds up in a fixed order on the CPU; that of indexing does not
+    return x.gather(2, at.expand(*x.shape[:2], -1))
 
 
 def put(values: Tensor, at: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -43,6 +43,8 @@ from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+from dragsa.cells import Cells, index, take
+
 
 class Window(NamedTuple):
     """The square of the grid about each of n points, P × P cells."""
@@ -181,10 +183,10 @@ def spread(gradient: Tensor, first: Tensor, scale: Tensor, native: tuple[int, in
     c = gradient.shape[1]
     rows = first[:, :1] + torch.arange(gradient.shape[2], device=first.device)  # (n, K)
     columns = first[:, 1:] + torch.arange(gradient.shape[3], device=first.device)  # (n, L)
-    index = _flat_index(rows, columns, native[1])  # (n K L)
+    at = index(Cells(rows, columns), native[1])  # (n K L)
     cells = rearrange(gradient * scale, "n c k l -> c (n k l)")
     # In float32 whatever the type, since handles overlap. scatter_add_ adds up in a fixed order on the CPU.
-    features = gradient.new_zeros(c, native[0] * native[1]).scatter_add_(1, index.expand(c, -1), cells)  # (C, h w)
+    features = gradient.new_zeros(c, native[0] * native[1]).scatter_add_(1, at.expand(c, -1), cells)  # (C, h w)
     return features.to(dtype).view(1, c, *native)
 
 
@@ -260,9 +262,7 @@ def sampling(
 
 def native_cells(features: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
     """The native cells of each window: (1, C, h, w) -> (n, C, K L), float32 or float64."""
-    index = _flat_index(rows, columns, features.shape[3])
-    # gather, whose backward adds up in a fixed order on the CPU; that of indexing does not
-    cells = features.flatten(2).gather(2, index.expand(1, features.shape[1], -1))  # (1, C, n K L)
+    cells = take(features.flatten(2), index(Cells(rows, columns), features.shape[3]))  # (1, C, n K L)
     return rearrange(cells, "1 c (n k) -> n c k", n=len(rows)).to(accumulated_in(features))
 
 
@@ -297,11 +297,6 @@ def blend(
         + above_right * (right * above)
         + below_right * (right * below)
     )
-
-
-def _flat_index(rows: Tensor, columns: Tensor, width: int) -> Tensor:
-    """Cells of rows (n, K) and columns (n, L) in a flattened map: (n K L)."""
-    return (rows[:, :, None] * width + columns[:, None]).flatten()
 
 
 def moved_by(position: Tensor, shift: Tensor, native: int, grid: int) -> Moved:

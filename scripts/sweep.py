@@ -6,10 +6,10 @@
     python scripts/sweep.py table RUN                                 the tables again, from what the folder holds
 
 All settings of a picture share its inversion, those that differ only after the drag share the drag, and those of one
-level the source's K/V, which the first pays for. The folder is
-as truth_bench.py makes it: a case is there whole or not at all, a run goes on where it stood, and the work is shared by
-`--workers` processes and torchrun's ranks. `table` writes RUN/sweep.csv, RUN/results.json, RUN/chart.png and
-RUN/sheet.png. Differences are from the same case under the base's numbers, so they are surer than the means are.
+level the source's K/V, which the first pays for. The folder is as truth_bench.py makes it: a case is there whole or not
+at all, a run goes on where it stood, and the work is shared by `--workers` processes and torchrun's ranks. `table`
+writes RUN/sweep.csv, RUN/results.json, RUN/chart.png and RUN/sheet.png. Differences are from the same case under the
+base's numbers, so they are surer than the means are.
 """
 
 from __future__ import annotations
