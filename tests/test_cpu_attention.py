@@ -1,4 +1,4 @@
-"""The gradient of attention on the CPU against PyTorch's, in the type where it is used, and exactly in float32."""
+"""Attention on the CPU and its gradient against PyTorch's, in the type where they are used, and exactly in float32."""
 
 import pytest
 import torch
@@ -30,6 +30,36 @@ def error(came, exact):
 def few_at_a_time(monkeypatch):
     """Keys in several pieces, of which the last is shorter."""
     monkeypatch.setattr(cpu_attention, "WEIGHTS", 1000)
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape[3] > 1])
+def test_in_float32_the_products_are_exact(shape, few_at_a_time):
+    q, k, v, _ = drawn(shape, torch.float32)
+    k, v = k + 1, v + 1  # queries' scores are about numbers of their own
+    out, log_sum = cpu_attention._attend_by_products(q, k, v)
+    scores = q.double() @ k.double().mT / q.shape[3] ** 0.5
+    assert error(out, scores.softmax(dim=3) @ v.double()) < 1e-6
+    assert (log_sum - scores.logsumexp(dim=3)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("sharpness", [0.3, 1.0, 2.0, 4.0])
+def test_in_bfloat16_the_products_round_as_little_as_they_can(sharpness):
+    q, k, v, _ = drawn((1, 2, 512, 2048, 40), sharpness=sharpness)
+    right = F.scaled_dot_product_attention(*(x.double() for x in (q, k + 1, v)))
+    ours, theirs = cpu_attention.attend(q, k + 1, v), F.scaled_dot_product_attention(q, k + 1, v)
+    assert not torch.equal(ours, theirs)
+    assert error(ours, right) < 3 * error(theirs, right)
+
+
+def test_where_the_products_would_not_do_a_head_is_pytorchs():
+    q, k, v, _ = drawn((1, 3, 512, 2048, 40))
+    q[:, 0] *= 30  # few keys matter to a query
+    q[:, 1] = torch.eye(40)[0] * 40**0.5
+    k[:, 1, 7, 0] = 300  # one score, by hundreds higher than the highest of so many is expected to be
+    out, log_sum = cpu_attention.attend_with_normaliser(q, k, v)
+    theirs, their_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    same = [torch.equal(out[:, h], theirs[:, h]) and torch.equal(log_sum[:, h], their_sum[:, h]) for h in range(3)]
+    assert same == [True, True, False] and log_sum.isfinite().all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -102,6 +132,10 @@ def test_a_layer_takes_it_where_it_is_faster_and_a_gradient_is_wanted(monkeypatc
     assert not taken
     attention.attend(wanting, q, q), attention.attend(q, wanting, q)
     assert len(taken) == 2
+    many = torch.zeros(1, 1, 2048, 4, dtype=torch.bfloat16)
+    attention.attend(many, many, many)  # so many that it is faster without a gradient, too
+    attention.attend(many, many[:, :, :1000], many[:, :, :1000]), attention.attend(*3 * [many.float()])
+    assert len(taken) == 3
 
 
 def test_compiled_it_is_one_graph_with_the_same_gradient(monkeypatch):
