@@ -247,7 +247,8 @@ def measure(result: Image.Image, case: Case) -> dict[str, Any]:
     two; a point of something that cannot be found counts as not moved. `all_left`: the mean over all points of what
     moves. `background_*`: against the truth where neither it nor the source has an object, two pixels away from them.
     `outside_error`: the same where the mask lets nothing change. `object_colour`: of the objects where they are found,
-    against their own colours there. `shape`: overlap of the found object with the truth's, when both stand at one
+    against their own colours there. `object_tint`: the same of the medians over the object's pixels, which a misshapen
+    object leaves alone. `shape`: overlap of the found object with the truth's, when both stand at one
     place. `overlap`: the same where each stands. `neighbour_*`: what became of a protected neighbour. `centre_moved`:
     where the object should stay, how far it went. `yaw_left`: of a turn, the share of the angle; a head that is pushed
     aside takes its nose to the target without turning.
@@ -322,13 +323,15 @@ def _object_figures(picture: Tensor, truth: Tensor, case: Case, found: Fit, besi
         return own_colours(true, memberships(pixels[None], ground, colours, sharpness=2)[0], colours)  # (H, W)
 
     seen = mine(picture)
-    figures: dict[str, float | None] = {"object_colour": None, "shape": 0.0, "overlap": iou(seen, mine(truth))}
+    figures: dict[str, float | None] = {"object_colour": None, "object_tint": None, "shape": 0.0}
+    figures["overlap"] = iou(seen, mine(truth))
     if found.neighbour_found if beside else found.found:
         core = scenes.object_mask(at, size) > 0.99
         alone, moved = replace(at, neighbour=None), replace(true, x=at.x, y=at.y, neighbour=None)
         drawn = scenes.draw_over([alone, moved], ground)  # (2, 3, H, W)
-        error = (picture - drawn[0]).abs().mean(dim=0)
-        figures["object_colour"] = 127.5 * error[core].mean().item()
+        now, own = picture[:, core], drawn[0][:, core]  # (3, pixels)
+        figures["object_colour"] = 127.5 * (now - own).abs().mean().item()
+        figures["object_tint"] = 127.5 * (now.median(dim=1).values - own.median(dim=1).values).abs().mean().item()
         figures["shape"] = iou(seen, mine(drawn[1]))
     return figures
 

@@ -139,7 +139,18 @@ def test_an_objects_colour_is_judged_where_it_is() -> None:
     true, other = (torch.tensor(scenes.PALETTE[name]) for name in (case.before.colour, colour))
     tinted = torch.lerp(scenes.draw(case.before), 2 * other[:, None, None] - 1, share * scenes.object_mask(case.before))
     expected = 255 * share * (true - other).abs().mean().item()
-    assert evaluate.measure(images.to_picture(tinted), case)["object_colour"] == pytest.approx(expected, rel=0.1)
+    figures = evaluate.measure(images.to_picture(tinted), case)
+    assert figures["object_colour"] == pytest.approx(expected, rel=0.1)
+    assert figures["object_tint"] == pytest.approx(expected, rel=0.1)
+
+
+def test_an_object_with_a_hole_keeps_its_tint() -> None:
+    case = BY_KIND["move"]
+    x, y = case.points(case.before)["centre"]
+    hole = scenes.disc(128, x, y, 0.2 * case.before.size * 128)
+    holed = torch.lerp(scenes.draw(case.before), scenes.draw_ground(case.before), hole)
+    figures = evaluate.measure(images.to_picture(holed), case)
+    assert figures["object_colour"] > 10 and figures["object_tint"] < 1
 
 
 def test_structural_similarity_is_its_definition() -> None:
