@@ -71,13 +71,18 @@ class Setting:
 
 
 def headline(size: int = cases.SIZE) -> list[Setting]:
-    """The reported settings: the small model's own, with fewer handles, without control, blended, and the paper's."""
+    """The reported settings: the small model's own, with fewer handles, without control, blended, and the paper's.
+
+    Where one handle stands for a whole object, its patch is as large as one; smaller, it is content with an even middle
+    that has arrived before the rest. At that size it is held best earlier and up to half a cell from the target.
+    """
     small = EditConfig.small(size=size)
+    alone = replace(small, drag_step=20, drag=replace(small.drag, radius=8, reach=0.5))
     return [
         Setting(NO_EDIT),
         Setting(RECONSTRUCTION, small),
         Setting(MAIN, small, "five"),
-        Setting("one-handle", small, "one"),
+        Setting("one-handle", alone, "one"),
         Setting("no-control", replace(small, control_step=None), "five"),
         Setting("blended", replace(small, blend=True), "five"),
         Setting("paper", EditConfig.paper(size=size), "five"),
@@ -505,6 +510,7 @@ COLUMNS: dict[str, tuple[str, int]] = {  # heading -> figure, digits
     "left, px": ("left", 1),
     "IoU with the truth": ("overlap", 2),
     "object's colour, of 255": ("object_colour", 1),
+    "object's tint, of 255": ("object_tint", 1),
     "shape kept, IoU": ("shape", 2),
     "background, of 255": ("background_error", 2),
     "background, dB": ("background_db", 1),
