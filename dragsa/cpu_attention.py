@@ -6,9 +6,9 @@ weights once more.
 
 What these products cost is exactness: scores come out of them rounded to bfloat16, in PyTorch's kernel in float32. But
 a number in bfloat16 is as exact as it is near zero. So scores are moved there before they are rounded, each query's by
-about what those are that matter: two more columns of the product subtract it, the number rounded and the rest. Of values
-v about zero, the worst case, the error is up to three times that of PyTorch's kernel; where they have a mean, as in
-trained networks, there is next to no difference.
+about what those are that matter: two more columns of the product subtract it, the number rounded and the rest. The
+error is up to three times that of PyTorch's kernel where values are about zero, the worst case, and next to the same
+where they have a mean, as in the trained small model.
 """
 
 from __future__ import annotations
@@ -121,8 +121,9 @@ def attend_backward(
         ∂V = Pᵀ ∂O,  ∂S = P ∘ (∂O Vᵀ - D),  D = rowsum(∂O ∘ O),  ∂Q = ∂S K / √d,  ∂K = ∂Sᵀ Q / √d.
 
     What is subtracted from a product row by row is a part of it, D as well as each query's log Σ exp, which makes of
-    softmax an exponential. Logarithms of P are far from zero: by the entropy H of the weights (the mean of some queries)
-    they are moved there, and exp(-H) is put back at the end. As P ≤ 1, what is exponentiated is at most H ≤ log m.
+    softmax an exponential. Logarithms of P are far from zero: by the entropy H of the weights (the mean of some
+    queries) they are moved there, and exp(-H) is put back at the end. As P ≤ 1, what is exponentiated is at most H ≤
+    log m.
     """
     (n, d), m, scale = q.shape[2:], k.shape[2], q.shape[3] ** -0.5
     to_q, to_k, to_v = _by_tokens(q), *(_by_tokens(x if to_kv else x[:, :, :0]) for x in (k, v))
