@@ -8,7 +8,7 @@ What these products cost is exactness: scores come out of them rounded to bfloat
 a number in bfloat16 is as exact as it is near zero. So scores are moved there before they are rounded, each query's by
 about what those are that matter: two more columns of the product subtract it, the number rounded and the rest. The
 error of a layer is up to three times that of PyTorch's kernel where values are about zero, the worst case, and 1.4
-times in the trained small model; that of a pass through SD 1.5's UNet with seeded values grows by a hundredth.
+times in the trained small model; that of a pass through SD 1.5's UNet with seeded values grows by a hundredth or two.
 """
 
 from __future__ import annotations
