@@ -123,7 +123,7 @@ class EditConfig:
 
         128 px, the drag at z_20 on block14, larger patches and steps than the paper's, an optimiser with one scale for
         the whole latent, a third of what is pulled to from the first latent, and an end when the handles come no
-        nearer, which is before that of `patience`. Object masks come from the blocks that have 16×16 cells at that size.
+        nearer, which is before that of `patience`. Object masks come from the blocks that have 16×16 cells there.
         """
         drag = DragConfig(lr=0.05, updates=120, radius=3, reach=0.7, optimizer="adam-mini", stall=25, anchor=0.35)
         config = cls(drag=drag, drag_step=30, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)

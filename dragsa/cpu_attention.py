@@ -63,32 +63,41 @@ def attend_with_normaliser(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Ten
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Heads of which a query's scores spread widely, or exceed what they were expected to be by far, are PyTorch's."""
-    (n, d), m, scale = q.shape[2:], k.shape[2], q.shape[3] ** -0.5
+    """`attend_with_normaliser`, head by head, of which those that are not for products are left to PyTorch's kernel."""
     out, log_sum = _by_tokens(q), torch.empty(q.shape[:3])
-    rows = max(1, min(n, WEIGHTS // m))
-    held, parts = q.new_empty(rows * m), math.gcd(m, PARTS)
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
-            head, sums = (slice(b, b + 1), slice(h, h + 1)), log_sum[b, h]
-            mean, deviation = _scores(q[b, h], k[b, h], scale)
-            centre = mean + deviation * deviation.clamp(max=_highest(m))
-            shifted, keys = _beside(q[b, h], centre / scale), _beside_ones(k[b, h]).t()
-            values, summed = v[b, h].t().contiguous(), q.new_empty(d, n)
-            for first in range(0, n, rows):
-                some = slice(first, min(first + rows, n))
-                p = held[: (some.stop - first) * m].view(-1, m)
-                torch.addmm(p, shifted[some], keys, beta=0, alpha=scale * _LOG2_E, out=p).exp2_()
-                torch.sum(p.unflatten(1, (parts, -1)).sum(2), 1, dtype=torch.float32, out=sums[some])
-                summed[:, some] = torch.mm(values, p.t())  # (d, rows); a product is faster along its long side
-            if deviation.mean() < SPREAD and sums.isfinite().all():
-                out[b, h] = (summed / sums).t()
-                sums.log_().add_(centre)
-            else:
+            if not _attend_head(q[b, h], k[b, h], v[b, h], out[b, h], log_sum[b, h]):
+                head = slice(b, b + 1), slice(h, h + 1)
                 out[head], log_sum[head] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                     q[head], k[head], v[head]
                 )
     return out, log_sum
+
+
+def _attend_head(q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor) -> bool:
+    """One head, q (n, d), k and v (m, d), written into out (n, d) and log_sum (n,).
+
+    False, and neither is of use, if queries' scores spread too widely or are further from where they were expected than
+    exp2 reaches.
+    """
+    (n, d), m, scale = q.shape, len(k), q.shape[1] ** -0.5
+    mean, deviation = _scores(q, k, scale)
+    if deviation.mean() > SPREAD:
+        return False
+    centre = mean + deviation * deviation.clamp(max=_highest(m))
+    shifted, keys, values = _beside(q, centre / scale), _beside_ones(k).t(), v.t().contiguous()
+    rows, parts = max(1, min(n, WEIGHTS // m)), math.gcd(m, PARTS)
+    held, summed = q.new_empty(rows, m), q.new_empty(d, n)
+    for first in range(0, n, rows):
+        some = slice(first, min(first + rows, n))
+        p = held[: some.stop - first]
+        torch.addmm(p, shifted[some], keys, beta=0, alpha=scale * _LOG2_E, out=p).exp2_()
+        torch.sum(p.unflatten(1, (parts, -1)).sum(2), 1, dtype=torch.float32, out=log_sum[some])
+        summed[:, some] = torch.mm(values, p.t())  # (d, rows); a product is faster along its long side
+    out.copy_((summed / log_sum).t())
+    log_sum.log_().add_(centre)
+    return bool(log_sum.isfinite().all())
 
 
 def _scores(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -101,7 +110,7 @@ def _scores(q: Tensor, k: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     mean = keys.mean(0)
     apart = keys - mean
     covariance = apart.t() @ apart / len(keys)  # (d, d)
-    return queries @ mean, ((queries @ covariance) * queries).sum(1).sqrt()
+    return queries @ mean, ((queries @ covariance) * queries).sum(1).clamp(min=0).sqrt()
 
 
 def _highest(count: int) -> float:

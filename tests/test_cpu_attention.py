@@ -52,14 +52,16 @@ def test_in_bfloat16_the_products_round_as_little_as_they_can(sharpness):
 
 
 def test_where_the_products_would_not_do_a_head_is_pytorchs():
-    q, k, v, _ = drawn((1, 3, 512, 2048, 40))
+    q, k, v, _ = drawn((1, 4, 512, 2048, 40))
     q[:, 0] *= 30  # few keys matter to a query
     q[:, 1] = torch.eye(40)[0] * 40**0.5
     k[:, 1, 7, 0] = 300  # one score, by hundreds higher than the highest of so many is expected to be
+    q[:, 2, 0] = 100 * torch.eye(40)[0] * 40**0.5
+    k[:, 2, :, 0] = k[:, 2, :, 0].sign()  # one query, whose highest scores are by hundreds lower
     out, log_sum = cpu_attention.attend_with_normaliser(q, k, v)
     theirs, their_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    same = [torch.equal(out[:, h], theirs[:, h]) and torch.equal(log_sum[:, h], their_sum[:, h]) for h in range(3)]
-    assert same == [True, True, False] and log_sum.isfinite().all()
+    same = [torch.equal(out[:, h], theirs[:, h]) and torch.equal(log_sum[:, h], their_sum[:, h]) for h in range(4)]
+    assert same == [True, True, True, False] and log_sum.isfinite().all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
