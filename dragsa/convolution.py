@@ -33,14 +33,14 @@ class Convolution(nn.Conv2d):
         """Whether a matrix product is faster.
 
         On the CPU a convolution first reorders its weights, in every pass. Where they outnumber the cells, at 16 × 16
-        and less in SD 1.5, that takes as long as the convolution. In bfloat16 it tells at 8 × 8 alone, most with 2560
-        channels: 112 ms forward and back on one core of Zen 4, and 51 as a product. Training would keep the unfolded
-        cells: not then.
+        and less in SD 1.5, that takes as long as the convolution. In bfloat16 it tells at 8 × 8, most with 2560
+        channels: 112 ms forward and back on one core of Zen 4, and 51 as a product; and at 16 × 16 a little where
+        there are more of them than 1280: 198 and 171 ms. Training would keep the unfolded cells: not then.
         """
         (h, w), weight = x.shape[-2:], self.weight
         if self.kernel_size != (3, 3) or x.device.type != "cpu" or not weight.is_contiguous() or weight.requires_grad:
             return False
-        most = {torch.float32: self.out_channels, torch.bfloat16: self.in_channels // 16}
+        most = {torch.float32: self.out_channels, torch.bfloat16: self.in_channels // 7}
         return h * w <= most.get(x.dtype, 0)
 
 

@@ -2,7 +2,7 @@
 
 PyTorch's own kernels take the products in small tiles, at a third of the rate that oneDNN's have in bfloat16. Both keep
 Q, K, V, what came out, and one number a query, the logarithm of its softmax's denominator; the gradient computes the
-weights once more.
+weights once more. Each thread computes heads of its own, so that one's exponentials fall between another's products.
 
 What these products cost is exactness: scores come out of them rounded to bfloat16, in PyTorch's kernel in float32. But
 a number in bfloat16 is as exact as it is near zero. So scores are moved there before they are rounded, each query's by
@@ -13,7 +13,13 @@ times in the trained small model; that of a pass through SD 1.5's UNet with seed
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,7 +37,8 @@ def has_faster_forward(q: Tensor, k: Tensor) -> bool:
     """Whether `attend` is for q (B, heads, n, d) and k (B, heads, m, d) even where no gradient is wanted.
 
     Milliseconds of PyTorch's kernel and ours on one core of Zen 4, 8 heads, bfloat16: 340 and 215 of 4096 × 4096
-    weights, 34 and 27 of 1024 × 1024; 11 and 20 of 4096 × 77, which is PyTorch's.
+    weights, 34 and 27 of 1024 × 1024; 11 and 20 of 4096 × 77, which is PyTorch's. On two that share what is a core's:
+    162 and 110 of the first.
     """
     weights, keys = LEAST_FORWARD
     there = q.device.type == "cpu" and q.dtype == torch.bfloat16
@@ -42,8 +49,8 @@ def has_faster_gradient(q: Tensor, k: Tensor) -> bool:
     """The same where a gradient is wanted: whether `attend`'s is the faster one.
 
     Milliseconds of the two on one core of Zen 4, 8 heads, bfloat16: 660 and 440 of 4096 × 4096 weights, 64 and 53 of
-    1024 × 1024, 25 and 15 of 4096 × 77 where K and V want no gradient; equal at 256 × 256 and 256 × 77. In float32 the
-    products are no faster than PyTorch's gradient.
+    1024 × 1024, 25 and 15 of 4096 × 77 where K and V want no gradient; equal at 256 × 256 and 256 × 77. On two that
+    share what is a core's: 318 and 241 of the first. In float32 the products are no faster than PyTorch's gradient.
     """
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] >= LEAST
 
@@ -56,22 +63,62 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 @torch.library.custom_op("dragsa::attend", mutates_args=())
 def attend_with_normaliser(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """softmax(q kᵀ / √d) v (B, heads, n, d), and log Σ exp(q kᵀ / √d) (B, heads, n) in float32."""
-    if has_faster_forward(q, k):
+    if has_faster_forward(q, k) and _enough_heads(q):
         return _attend_by_products(q, k, v)
     out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    return out, log_sum
+    return _by_tokens(q).copy_(out), log_sum.contiguous()
+
+
+def _enough_heads(q: Tensor) -> bool:
+    """Whether there is one for each thread. PyTorch's kernels divide queries among threads, too."""
+    return torch.get_num_threads() <= q.shape[0] * q.shape[1]
+
+
+def _by_heads(work: Callable[[int, int], None], q: Tensor) -> None:
+    """Calls `work(b, h)` for every head of q (B, heads, n, d), by as many threads as torch has."""
+    heads, threads = itertools.product(range(q.shape[0]), range(q.shape[1])), torch.get_num_threads()
+    if threads == 1:
+        for head in heads:
+            work(*head)
+    else:
+        for _ in _pool(threads, os.getpid()).map(lambda head: _without_gradients(work, *head), heads):
+            pass
+
+
+def _without_gradients(work: Callable[[int, int], None], b: int, h: int) -> None:
+    with torch.no_grad():  # which is a thread's own
+        work(b, h)
+
+
+@cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that compute with no more threads. `process`: whose they are; a fork has none of its parent's."""
+    pool = ThreadPoolExecutor(threads, "attention", _begin_alone)
+    barrier = threading.Barrier(threads + 1)
+    for _ in range(threads):
+        pool.submit(barrier.wait)
+    barrier.wait()
+    torch.set_num_threads(threads)  # the number is also that of threads to come, which the pool's have changed
+    return pool
+
+
+def _begin_alone() -> None:
+    torch.get_num_threads()  # the first look at it sets a thread's number, even where it has been set
+    torch.set_num_threads(1)
 
 
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`attend_with_normaliser`, head by head, of which those that are not for products are left to PyTorch's kernel."""
     out, log_sum = _by_tokens(q), torch.empty(q.shape[:3])
-    for b in range(q.shape[0]):
-        for h in range(q.shape[1]):
-            if not _attend_head(q[b, h], k[b, h], v[b, h], out[b, h], log_sum[b, h]):
-                head = slice(b, b + 1), slice(h, h + 1)
-                out[head], log_sum[head] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    q[head], k[head], v[head]
-                )
+
+    def attend_head(b: int, h: int) -> None:
+        if not _attend_head(q[b, h], k[b, h], v[b, h], out[b, h], log_sum[b, h]):
+            head = slice(b, b + 1), slice(h, h + 1)
+            out[head], log_sum[head] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q[head], k[head], v[head]
+            )
+
+    _by_heads(attend_head, q)
     return out, log_sum
 
 
@@ -134,33 +181,55 @@ def attend_backward(
     queries) they are moved there, and exp(-H) is put back at the end. As P ≤ 1, what is exponentiated is at most H ≤
     log m.
     """
-    (n, d), m, scale = q.shape[2:], k.shape[2], q.shape[3] ** -0.5
     to_q, to_k, to_v = _by_tokens(q), *(_by_tokens(x if to_kv else x[:, :, :0]) for x in (k, v))
+    if not _enough_heads(q):
+        whole = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            gradient, q, k, v, out, log_sum, 0.0, False
+        )
+        for mine, theirs in zip((to_q, to_k, to_v) if to_kv else (to_q,), whole, strict=False):
+            mine.copy_(theirs)
+        return to_q, to_k, to_v
+
+    def head_backward(b: int, h: int) -> None:
+        to_head_kv = (to_k[b, h], to_v[b, h]) if to_kv else None
+        _head_backward(gradient[b, h], q[b, h], k[b, h], v[b, h], out[b, h], log_sum[b, h], to_q[b, h], to_head_kv)
+
+    _by_heads(head_backward, q)
+    return to_q, to_k, to_v
+
+
+def _head_backward(
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    to_q: Tensor,
+    to_kv: tuple[Tensor, Tensor] | None,
+) -> None:
+    """One head, q (n, d), k and v (m, d), the gradients written into to_q and to_kv."""
+    (n, d), m, scale = q.shape, len(k), q.shape[1] ** -0.5
     keys = max(1, min(m, WEIGHTS // n))
     weights, products = (q.new_empty(n * keys) for _ in range(2))
-    for b in range(q.shape[0]):
-        for h in range(q.shape[1]):
-            rows, above = q[b, h], gradient[b, h]  # (n, d) each
-            entropy = _entropy(rows, k[b, h], log_sum[b, h], scale)
-            back = math.exp(-entropy)
-            shifted = _beside(rows, (log_sum[b, h] - entropy) / scale)
-            towards = _beside(above, (above.float() * out[b, h].float()).sum(1))
-            rows_t, above_t, sum_q = rows.t(), above.t(), torch.zeros(d, n)
-            for first in range(0, m, keys):
-                some = slice(first, min(first + keys, m))
-                key, value = k[b, h, some], v[b, h, some]  # (c, d)
-                size = n, len(key)
-                p, s = (held[: size[0] * size[1]].view(size) for held in (weights, products))
-                torch.addmm(p, shifted, _beside_ones(key).t(), beta=0, alpha=scale * _LOG2_E, out=p).exp2_()
-                torch.mm(towards, _beside_ones(value).t(), out=s)
-                if to_kv:
-                    to_v[b, h, some] = torch.mm(above_t, p).mul_(back).t()
-                s.mul_(p)
-                sum_q += torch.mm(key.t(), s.t())  # (d, n), by its long side as above
-                if to_kv:
-                    to_k[b, h, some] = torch.mm(rows_t, s).mul_(scale * back).t()
-            to_q[b, h] = sum_q.mul_(scale * back).t()
-    return to_q, to_k, to_v
+    entropy = _entropy(q, k, log_sum, scale)
+    back = math.exp(-entropy)
+    shifted = _beside(q, (log_sum - entropy) / scale)
+    towards = _beside(gradient, (gradient.float() * out.float()).sum(1))
+    q_t, gradient_t, sum_q = q.t(), gradient.t(), torch.zeros(d, n)
+    for first in range(0, m, keys):
+        some = slice(first, min(first + keys, m))
+        key, value = k[some], v[some]  # (c, d)
+        p, s = (held[: n * len(key)].view(n, -1) for held in (weights, products))
+        torch.addmm(p, shifted, _beside_ones(key).t(), beta=0, alpha=scale * _LOG2_E, out=p).exp2_()
+        torch.mm(towards, _beside_ones(value).t(), out=s)
+        if to_kv is not None:
+            to_kv[1][some] = torch.mm(gradient_t, p).mul_(back).t()
+        s.mul_(p)
+        sum_q += torch.mm(key.t(), s.t())  # (d, n), by its long side as above
+        if to_kv is not None:
+            to_kv[0][some] = torch.mm(q_t, s).mul_(scale * back).t()
+    to_q.copy_(sum_q.mul_(scale * back).t())
 
 
 _LOG2_E = 1 / math.log(2)
@@ -192,8 +261,7 @@ def _by_tokens(x: Tensor) -> Tensor:
 
 @attend_with_normaliser.register_fake
 def _attend_shapes(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
-    return out, log_sum
+    return _by_tokens(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
 @attend_backward.register_fake

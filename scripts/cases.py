@@ -57,6 +57,7 @@ MEASURED = {  # the points whose remaining distance is reported
     "two": ("centre", NEIGHBOUR + "centre"),
     "protect": ("centre",),
 }
+WHOLE = ("move", "two", "protect")  # kinds of which one handle stands for a whole object
 REACH = {"resize": 0.85}  # where the four points lie between centre and outline
 INSIDE = 0.6  # the same for the other kinds
 ROOM = 1.3  # of the size of what moves: the mask's
@@ -124,6 +125,14 @@ class Case:
             quarters = [n for n in QUARTERS if math.dist(points["centre"], points[n]) > 0.999 * furthest]
             return (quarters[self.number % len(quarters)],)
         return HANDLES[self.kind][variant]
+
+    @property
+    def square(self) -> float:
+        """Half the side, in pixels, of the square that fits into the circle round what moves; of two, the smaller."""
+        moving = [self.before]
+        if self.kind == "two" and self.before.neighbour is not None:
+            moving.append(self.before.neighbour)
+        return min(scene.size for scene in moving) * self.size / math.sqrt(8)
 
     def drags(self, variant: str) -> tuple[Drag, ...]:
         """Handles and targets in pixels. `variant`: "one" handle for each object, or "five"."""

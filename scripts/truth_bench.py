@@ -61,28 +61,36 @@ class Setting:
 
     Without a config the source itself is the result. Without a variant of handles ("one", "five") the result is the
     source inverted and denoised again, with no edit. "caption" for handles: nothing is dragged, the result is asked for
-    by the prompt alone. `dtype`: of the networks; what is measured of results is measured in float32.
+    by the prompt alone. `dtype`: of the networks; what is measured of results is measured in float32. `fitted`: where
+    one handle stands for a whole object, its patch is the square that fits in there (see `config_for`).
     """
 
     name: str
     config: EditConfig | None = None
     handles: str | None = None
     dtype: str = "float32"
+    fitted: bool = False
+
+    def config_for(self, case: Case) -> EditConfig | None:
+        """The config, of a fitted one with the case's own r_1."""
+        if self.config is None or not self.fitted or case.kind not in cases.WHOLE:
+            return self.config
+        working = images.working_size(case.size, case.size, self.config.size)
+        cells = images.grid_size(working)[0] / case.size  # of the supervision grid, to a pixel of the case
+        return replace(self.config, drag=replace(self.config.drag, radius=max(1, round(case.square * cells))))
 
 
 def headline(size: int = cases.SIZE) -> list[Setting]:
     """The reported settings: the small model's own, with fewer handles, without control, blended, and the paper's.
 
-    Where one handle stands for a whole object, its patch is as large as one; smaller, it is content with an even middle
-    that has arrived before the rest. At that size it is held best earlier and up to half a cell from the target.
+    A small patch on an object's even middle is content as soon as that has arrived, before the rest.
     """
     small = EditConfig.small(size=size)
-    alone = replace(small, drag_step=20, drag=replace(small.drag, radius=8, reach=0.5))
     return [
         Setting(NO_EDIT),
         Setting(RECONSTRUCTION, small),
         Setting(MAIN, small, "five"),
-        Setting("one-handle", alone, "one"),
+        Setting("one-handle", small, "one", fitted=True),
         Setting("no-control", replace(small, control_step=None), "five"),
         Setting("blended", replace(small, blend=True), "five"),
         Setting("paper", EditConfig.paper(size=size), "five"),
@@ -242,7 +250,7 @@ def run_case(
     distances = _published(sd, case) if published else None
     results = {}
     for setting in settings:
-        config, picture = setting.config, case.source
+        config, picture = setting.config_for(case), case.source
         figures: dict[str, Any] = {"case": case.name, "kind": case.kind, "setting": setting.name}
         if config is not None:
             prompt = in_words(case.before) if setting.handles == CAPTION else case.prompt

@@ -1,5 +1,7 @@
 """Attention on the CPU and its gradient against PyTorch's, in the type where they are used, and exactly in float32."""
 
+import threading
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -113,8 +115,59 @@ def test_heads_that_lie_between_one_another(few_at_a_time):
         assert torch.allclose(one.float(), other.float(), atol=1e-2)
 
 
-def test_the_operators_are_what_tracing_takes_them_for():
-    q, k, v, gradient = drawn((1, 2, 20, 12, 8))
+@pytest.fixture
+def threads():
+    """Sets how many threads torch has, for the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_threads_share_the_heads_and_change_no_number(threads, few_at_a_time, monkeypatch):
+    monkeypatch.setattr(cpu_attention, "LEAST_FORWARD", (1, 1))
+    inputs, names = drawn((2, 3, 300, 64, 8)), set()
+    head, backward = cpu_attention._attend_head, cpu_attention._head_backward
+
+    def noted(function):
+        def note(*args):
+            names.add((threading.current_thread().name, torch.get_num_threads()))
+            return function(*args)
+
+        return note
+
+    monkeypatch.setattr(cpu_attention, "_attend_head", noted(head))
+    monkeypatch.setattr(cpu_attention, "_head_backward", noted(backward))
+    threads(1)
+    expected = gradients(cpu_attention.attend, *inputs)
+    assert names == {(threading.current_thread().name, 1)}
+    names.clear()
+    threads(3)
+    out, came = gradients(cpu_attention.attend, *inputs)
+    assert {count for _, count in names} == {1} and threading.current_thread().name not in {name for name, _ in names}
+    assert torch.get_num_threads() == 3
+    alone = threading.Thread(target=lambda: names.add(("after", torch.get_num_threads())))
+    alone.start(), alone.join()
+    assert ("after", 3) in names  # what the pool's threads have is theirs alone
+    for one, other in zip((out, *came), (expected[0], *expected[1]), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_with_more_threads_than_heads_it_is_pytorchs(threads, monkeypatch):
+    monkeypatch.setattr(cpu_attention, "LEAST_FORWARD", (1, 1))
+    inputs = drawn((1, 2, 64, 64, 8))
+    threads(3)
+    for wanted in ((True, True, True), (True, False, False)):
+        out, came = gradients(cpu_attention.attend, *inputs, wanted=wanted)
+        expected_out, expected = gradients(F.scaled_dot_product_attention, *inputs, wanted=wanted)
+        for one, other in zip((out, *came), (expected_out, *expected), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("heads", "threaded"), [(2, 1), (2, 2), (2, 3)])
+def test_the_operators_are_what_tracing_takes_them_for(heads, threaded, threads, monkeypatch):
+    monkeypatch.setattr(cpu_attention, "LEAST_FORWARD", (1, 1))
+    threads(threaded)
+    q, k, v, gradient = drawn((1, heads, 20, 12, 8))
     torch.library.opcheck(cpu_attention.attend_with_normaliser, (q, k, v))
     out, log_sum = cpu_attention.attend_with_normaliser(q, k, v)
     for to_kv in (False, True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -126,6 +127,24 @@ def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPa
     assert calls == {"prepare": 1, "drag_source": 2}
     assert list(results) == [setting.name for setting in [*SETTINGS, other]]
     assert results["no-edit"].picture == LISTED[0].source
+
+
+def test_one_handle_of_a_whole_object_holds_a_patch_of_its_size() -> None:
+    small = EditConfig.small()
+    setting = Setting("one-handle", small, "one", fitted=True)
+    of_kind = {case.kind: case for case in cases.cases("figures", limit=1)}
+    for kind, case in of_kind.items():
+        config = setting.config_for(case)
+        assert config is not None
+        if kind in ("turn", "resize"):
+            assert config == small  # the handle is a nose, or a point of the outline
+            continue
+        sizes = [case.before.size] + ([case.before.neighbour.size] if kind == "two" and case.before.neighbour else [])
+        radius = config.drag.radius
+        assert replace(config, drag=replace(config.drag, radius=small.drag.radius)) == small
+        # Its corner, in cells of the grid, is nearest to the outline of the smaller object; 64 cells to the width.
+        assert abs(math.sqrt(2) * radius - min(sizes) * 64 / 2) <= math.sqrt(2) / 2
+    assert Setting("one-handle", small, "one").config_for(of_kind["move"]) == small
 
 
 def test_rivals_differ_in_the_method_alone() -> None:
