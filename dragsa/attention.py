@@ -16,11 +16,11 @@ from dragsa.hooks import KV, AttentionHook, Site
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Plain attention softmax(q kᵀ / √d) v: q (B, heads, n, d), k and v (B, heads, m, d) -> (B, heads, n, d)."""
-    if q.device.type == "cpu":  # whose kernel is up to a fifth slower on heads that lie between one another
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     wanted = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if cpu_attention.has_faster_forward(q, k) or (wanted and cpu_attention.has_faster_gradient(q, k)):
         return cpu_attention.attend(q, k, v)
+    if q.device.type == "cpu":  # whose kernel is up to a fifth slower on heads that lie between one another
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
     return F.scaled_dot_product_attention(q, k, v)
 
 

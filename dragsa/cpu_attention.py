@@ -81,12 +81,12 @@ def _by_heads(work: Callable[[int, int], None], q: Tensor) -> None:
         for head in heads:
             work(*head)
     else:
-        for _ in _pool(threads, os.getpid()).map(lambda head: _without_gradients(work, *head), heads):
+        for _ in _pool(threads, os.getpid()).map(lambda head: _in_inference(work, *head), heads):
             pass
 
 
-def _without_gradients(work: Callable[[int, int], None], b: int, h: int) -> None:
-    with torch.no_grad():  # which is a thread's own
+def _in_inference(work: Callable[[int, int], None], b: int, h: int) -> None:
+    with torch.inference_mode():  # which is a thread's own, and without which nothing is written to tensors made in it
         work(b, h)
 
 

@@ -152,6 +152,15 @@ def test_threads_share_the_heads_and_change_no_number(threads, few_at_a_time, mo
         assert torch.equal(one, other)
 
 
+def test_threads_work_on_tensors_of_inference(threads, monkeypatch):
+    monkeypatch.setattr(cpu_attention, "LEAST_FORWARD", (1, 1))
+    threads(2)
+    with torch.inference_mode():
+        q, k, v, _ = drawn((1, 2, 64, 48, 8))
+        out = cpu_attention.attend(q, k, v)
+    assert error(out, F.scaled_dot_product_attention(*(x.double() for x in (q, k, v)))) < 0.01
+
+
 def test_with_more_threads_than_heads_it_is_pytorchs(threads, monkeypatch):
     monkeypatch.setattr(cpu_attention, "LEAST_FORWARD", (1, 1))
     inputs = drawn((1, 2, 64, 64, 8))
