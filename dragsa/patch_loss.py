@@ -57,7 +57,7 @@ class Window(NamedTuple):
 class Moved(NamedTuple):
     """One axis of the windows after a shift by less than two cells."""
 
-    cells: Tensor  # (n, P + 1) cells of the grid: sample p lies between the p-th and the next
+    at: Tensor  # (n, P + 1) where cells of the grid lie among the native: sample p is between the p-th and the next
     fraction: Tensor  # (n, P) and this far towards the next
     flat: Tensor  # (n, P) bool: both stand on the very features that the sample left, by a zero shift or by the border
 
@@ -154,9 +154,10 @@ def pull(
     height, width = grid
     _, c, h, w = features.shape
     window = window_about(handles, radius, grid)
-    x, y = moved_by(window.x, directions[:, :1], w, width), moved_by(window.y, directions[:, 1:], h, height)
+    at_x, at_y = native_position(window.x, w, width), native_position(window.y, h, height)  # (n, P) each
+    x, y = moved_by(window.x, at_x, directions[:, :1], w, width), moved_by(window.y, at_y, directions[:, 1:], h, height)
     columns, rows = cells_under(window.x, 1, w, width), cells_under(window.y, 1, h, height)  # (n, L), (n, K)
-    there = product(_along_moved(y, rows, h, height), _along_moved(x, columns, w, width))  # (n, P, P, K L)
+    there = product(_along_moved(y, rows), _along_moved(x, columns))  # (n, P, P, K L)
 
     native = native_cells(features, columns, rows)  # (n, C, K L)
     moved = sample(native, there)  # (n, C, P, P)
@@ -164,7 +165,7 @@ def pull(
     if active is not None:
         counted = counted & active[:, None, None]
     if stays is None:
-        here = product(along(window.y, rows, h, height), along(window.x, columns, w, width))  # (n, P, P, K L)
+        here = product(along(at_y, rows), along(at_x, columns))  # (n, P, P, K L)
         stays = sample(native, here)  # (n, C, P, P)
         flat = y.flat[:, :, None] & x.flat[:, None]  # (n, P, P)
         blended = (y.fraction != 0)[:, :, None] | (x.fraction != 0)[:, None]
@@ -235,15 +236,14 @@ def native_position(position: Tensor, native: int, grid: int) -> Tensor:
     return ((position + 0.5) * (native / grid) - 0.5).clamp(0, native - 1)
 
 
-def along(position: Tensor, cells: Tensor, native: int, grid: int) -> Tensor:
-    """The linear map of one axis, from native cells (n, K) to positions (n, P) of the grid: (n, P, K)."""
-    distance = native_position(position, native, grid)[:, :, None] - cells[:, None]
-    return (1 - distance.abs()).clamp(min=0)
+def along(at: Tensor, cells: Tensor) -> Tensor:
+    """The linear map of one axis, from native cells (n, K) to positions (n, P) among them: (n, P, K)."""
+    return (1 - (at[:, :, None] - cells[:, None]).abs()).clamp(min=0)
 
 
-def _along_moved(moved: Moved, cells: Tensor, native: int, grid: int) -> Tensor:
+def _along_moved(moved: Moved, cells: Tensor) -> Tensor:
     """The same to where the samples have moved, between two cells of the grid."""
-    neighbours = along(moved.cells, cells, native, grid)  # (n, P + 1, K)
+    neighbours = along(moved.at, cells)  # (n, P + 1, K)
     fraction = moved.fraction[:, :, None]
     return neighbours[:, :-1] * (1 - fraction) + neighbours[:, 1:] * fraction  # (n, P, K)
 
@@ -257,7 +257,8 @@ def sampling(
     x: Tensor, y: Tensor, columns: Tensor, rows: Tensor, native: tuple[int, int], grid: tuple[int, int]
 ) -> Tensor:
     """The linear map from native cells, columns (n, L) and rows (n, K), to cells of the grid, x (n, Q) and y (n, P)."""
-    return product(along(y, rows, native[0], grid[0]), along(x, columns, native[1], grid[1]))  # (n, P, Q, K L)
+    at_y, at_x = native_position(y, native[0], grid[0]), native_position(x, native[1], grid[1])
+    return product(along(at_y, rows), along(at_x, columns))  # (n, P, Q, K L)
 
 
 def native_cells(features: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
@@ -299,17 +300,17 @@ def blend(
     )
 
 
-def moved_by(position: Tensor, shift: Tensor, native: int, grid: int) -> Moved:
-    """Positions (n, P) of a window, shifted by (n, 1) and clamped to the grid."""
+def moved_by(position: Tensor, left_at: Tensor, shift: Tensor, native: int, grid: int) -> Moved:
+    """Positions (n, P) of a window, `left_at` among the native cells, shifted by (n, 1) and clamped to the grid."""
     # One fraction for all samples of a window, taken at its first cell inside the grid, as the reference rounds it.
     first = position[:, :1].clamp(min=0)
     start = (first + shift).floor()
     cell = position + (start - first)  # (n, P)
     fraction = torch.where((cell >= 0) & (cell < grid - 1), first + shift - start, 0)
     cells = torch.cat([cell, cell[:, -1:] + 1], dim=1).clamp(0, grid - 1)  # (n, P + 1)
-    at, left_at = native_position(cells, native, grid), native_position(position, native, grid)
+    at = native_position(cells, native, grid)  # (n, P + 1)
     flat = (at[:, :-1] == left_at) & ((at[:, 1:] == left_at) | (fraction == 0))
-    return Moved(cells, fraction, flat)
+    return Moved(at, fraction, flat)
 
 
 def _shifted_slice(first: int, end: int, shift: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -348,11 +349,9 @@ def check_inside(points: Tensor, grid: tuple[int, int]) -> None:
     """Raise a ValueError for a point outside of the grid; not where looking would stop a device or a trace."""
     if points.device.type != "cpu" or torch.compiler.is_compiling():
         return
-    end = torch.tensor([grid[1] - 0.5, grid[0] - 0.5], dtype=points.dtype)
-    outside = ~((points >= -0.5) & (points <= end)).all(dim=1)  # (n,), true for NaN
-    if outside.any():
-        x, y = points[outside][0].tolist()
-        raise ValueError(f"point ({x:g}, {y:g}) lies outside of the grid, {grid[1]} cells wide and {grid[0]} high")
+    for x, y in points.tolist():
+        if not (-0.5 <= x <= grid[1] - 0.5 and -0.5 <= y <= grid[0] - 0.5):  # NaN is nowhere
+            raise ValueError(f"point ({x:g}, {y:g}) lies outside of the grid, {grid[1]} cells wide and {grid[0]} high")
 
 
 @cache

@@ -74,9 +74,10 @@ def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int] | None
         window = patch_loss.window_about(points, 0, grid)
         columns, rows = patch_loss.cells_under(window.x, 1, w, width), patch_loss.cells_under(window.y, 1, h, height)
         beyond = points - points.trunc()  # (n, 2)
-        x = patch_loss.moved_by(window.x, beyond[:, :1], w, width)
-        y = patch_loss.moved_by(window.y, beyond[:, 1:], h, height)
-        weights = patch_loss.sampling(x.cells, y.cells, columns, rows, (h, w), grid)  # (n, 2, 2, K L)
+        at_x, at_y = (patch_loss.native_position(*axis) for axis in ((window.x, w, width), (window.y, h, height)))
+        x = patch_loss.moved_by(window.x, at_x, beyond[:, :1], w, width)
+        y = patch_loss.moved_by(window.y, at_y, beyond[:, 1:], h, height)
+        weights = patch_loss.product(patch_loss.along(y.at, rows), patch_loss.along(x.at, columns))  # (n, 2, 2, K L)
     cells = patch_loss.native_cells(features, columns, rows)  # (n, C, K L)
     return patch_loss.between(patch_loss.sample(cells, weights), x.fraction, y.fraction)[:, :, 0, 0]
 
