@@ -9,7 +9,7 @@ extra=
 
 mkdir -p out/demo
 .venv/bin/dragsa edit scripts/demo/disc.png \
-    --weights weights/small --preset small --guidance 5 --drag-step 12 --blend --seed 42 --threads 1 \
+    --weights weights/small --preset small --guidance 5 --drag-step 10 --radius 6 --blend --seed 42 --threads 1 \
     --prompt "a red disc on a cyan ground" --target-prompt "a yellow disc on a cyan ground" \
     --drag 42,79:70,59 --drag 43,65:71,45 --drag 55,80:83,60 --drag 40,93:68,73 --drag 28,77:56,57 \
     --mask scripts/demo/mask.png \
