@@ -93,13 +93,18 @@ class Case:
     def truth(self) -> Image.Image:
         return images.to_picture(scenes.draw(self.after, self.size))
 
+    @property
+    def moving(self) -> list[tuple[Scene, Scene]]:
+        """The objects that an edit moves or changes, each before and after."""
+        pairs = [(self.before, self.after)]
+        if self.kind == "two" and self.before.neighbour is not None and self.after.neighbour is not None:
+            pairs.append((self.before.neighbour, self.after.neighbour))
+        return pairs
+
     @cached_property
     def mask(self) -> Tensor:
         """(H, W), 1 where the edit may change the picture: all that the objects sweep on their way, with room."""
-        moving = [(self.before, self.after)]
-        if self.kind == "two" and self.before.neighbour is not None and self.after.neighbour is not None:
-            moving.append((self.before.neighbour, self.after.neighbour))
-        swept = torch.stack([corridor(*pair, self.size) for pair in moving]).amax(dim=0)
+        swept = torch.stack([corridor(*pair, self.size) for pair in self.moving]).amax(dim=0)
         if self.kind == "protect" and self.before.neighbour is not None:
             swept = swept * (1 - dilated(scenes.object_mask(self.before.neighbour, self.size), ROOM_BESIDE))
         return swept
@@ -129,10 +134,7 @@ class Case:
     @property
     def square(self) -> float:
         """Half the side, in pixels, of the square that fits into the circle round what moves; of two, the smaller."""
-        moving = [self.before]
-        if self.kind == "two" and self.before.neighbour is not None:
-            moving.append(self.before.neighbour)
-        return min(scene.size for scene in moving) * self.size / math.sqrt(8)
+        return min(before.size for before, _ in self.moving) * self.size / math.sqrt(8)
 
     def drags(self, variant: str) -> tuple[Drag, ...]:
         """Handles and targets in pixels. `variant`: "one" handle for each object, or "five"."""

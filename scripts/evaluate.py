@@ -270,9 +270,7 @@ def measure(result: Image.Image, case: Case) -> dict[str, Any]:
         points.append({"name": name, "asked": distance, "left": still, "share": still / distance})
     moving = [name for name in at if math.dist(before[name], asked[name]) > 0.5]
 
-    both = [case.before, case.after]
-    both += [s.neighbour for s in both if s.neighbour is not None] if case.kind == "two" else []
-    covered = torch.stack([scenes.object_mask(scene, case.size) for scene in both]).amax(dim=0)
+    covered = torch.stack([scenes.object_mask(one, case.size) for pair in case.moving for one in pair]).amax(dim=0)
     away = cases.dilated(covered, 2 / 128) == 0
     change = (picture - truth)[:, away]
     errors = {
