@@ -32,6 +32,9 @@ SPREAD = 8.0  # deviation of a query's scores, over which too few weights matter
 PARTS = 16  # of a query's weights that are summed apart, each part's sum in bfloat16
 SAMPLE = 32  # queries of a head, of which the weights' entropy is measured
 
+_pytorchs = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_pytorchs_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
 
 def has_faster_forward(q: Tensor, k: Tensor) -> bool:
     """Whether `attend` is for q (B, heads, n, d) and k (B, heads, m, d) even where no gradient is wanted.
@@ -65,7 +68,7 @@ def attend_with_normaliser(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Ten
     """softmax(q kᵀ / √d) v (B, heads, n, d), and log Σ exp(q kᵀ / √d) (B, heads, n) in float32."""
     if has_faster_forward(q, k) and _enough_heads(q):
         return _attend_by_products(q, k, v)
-    out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    out, log_sum = _pytorchs(q, k, v)
     return _by_tokens(q).copy_(out), log_sum.contiguous()
 
 
@@ -114,9 +117,7 @@ def _attend_by_products(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor
     def attend_head(b: int, h: int) -> None:
         if not _attend_head(q[b, h], k[b, h], v[b, h], out[b, h], log_sum[b, h]):
             head = slice(b, b + 1), slice(h, h + 1)
-            out[head], log_sum[head] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q[head], k[head], v[head]
-            )
+            out[head], log_sum[head] = _pytorchs(q[head], k[head], v[head])
 
     _by_heads(attend_head, q)
     return out, log_sum
@@ -183,9 +184,7 @@ def attend_backward(
     """
     to_q, to_k, to_v = _by_tokens(q), *(_by_tokens(x if to_kv else x[:, :, :0]) for x in (k, v))
     if not _enough_heads(q):
-        whole = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            gradient, q, k, v, out, log_sum, 0.0, False
-        )
+        whole = _pytorchs_backward(gradient, q, k, v, out, log_sum, 0.0, False)
         for mine, theirs in zip((to_q, to_k, to_v) if to_kv else (to_q,), whole, strict=False):
             mine.copy_(theirs)
         return to_q, to_k, to_v
