@@ -219,6 +219,19 @@ def network(settings: Settings, dtype: torch.dtype) -> UNet:
 
 class PlainGEGLU(GEGLU):
     """As diffusers has it: all that autograd keeps of it is kept."""
+class PlainConvolution(Convolution):
+    """As PyTorch has it, and the cells of its map as tokens, which lie as they do in the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.Conv2d.forward(self, x)
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        return self(x).flatten(2).transpose(1, 2)
+
+    def from_tokens(self, tokens: Tensor) -> Tensor:
+        return self(tokens.transpose(1, 2)[..., None])[..., 0]
+
+
 
     def forward(self, x: Tensor) -> Tensor:
         x, gate = self.proj(x).chunk(2, dim=-1)
@@ -232,9 +245,7 @@ def as_published(unet: UNet) -> UNet:
         for module in list(twin.modules()):
             for name, layer in module.named_children():
                 if isinstance(layer, Convolution):
-                    cells = layer.kernel_size[0]
-                    own = nn.Conv2d(layer.in_channels, layer.out_channels, cells, padding=cells // 2)
-                    setattr(module, name, own)
+                    setattr(module, name, PlainConvolution(layer.in_channels, layer.out_channels, layer.kernel_size[0]))
                 elif isinstance(layer, GEGLU):
                     setattr(module, name, PlainGEGLU(layer.proj.in_features, layer.proj.out_features // 2))
     return fitting.adopt(twin, unet.state_dict())
