@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dragsa import compiling, ddim, drag, fitting, patch_loss, trace, tracking, weights
+from dragsa import compiling, ddim, drag, fitting, heap, patch_loss, trace, tracking, weights
 from dragsa.attention import GEGLU
 from dragsa.config import DragConfig, UNetConfig, VAEConfig
 from dragsa.convolution import Convolution
@@ -430,16 +430,17 @@ class State(NamedTuple):
 def drag_updates(unet: UNet, at: Problem, compile: str = "off") -> Iterator[Lap]:
     """The loop of `drag.drag_latent`, for ever. With `compile` the first update is eager, and the second compiles."""
     state, extract = State(at.z, at.handles), drag.extractor(unet, at.noise, at.context, at.config)
-    if compile != "off":
-        clock = Clock(at.z.device)
-        state, loss = drag_update(extract, state, at, clock)
-        yield Lap(clock.seconds, loss)
-        extract = drag.extractor(unet, at.noise, at.context, at.config, compile)
-    step = None if compile == "off" else drag.stepper(compile, at.z.device)
-    while True:
-        clock = Clock(at.z.device)
-        state, loss = drag_update(extract, state, at, clock, step)
-        yield Lap(clock.seconds, loss)
+    with heap.kept():
+        if compile != "off":
+            clock = Clock(at.z.device)
+            state, loss = drag_update(extract, state, at, clock)
+            yield Lap(clock.seconds, loss)
+            extract = drag.extractor(unet, at.noise, at.context, at.config, compile)
+        step = None if compile == "off" else drag.stepper(compile, at.z.device)
+        while True:
+            clock = Clock(at.z.device)
+            state, loss = drag_update(extract, state, at, clock, step)
+            yield Lap(clock.seconds, loss)
 
 
 def drag_update(
@@ -673,7 +674,8 @@ def memory_task(settings: Settings, task: Mapping[str, Any]) -> dict[str, Any]:
     else:
         origin = drag.Origin(at.z.new_zeros(1, channels, side, side).to(mode.dtype), below, at.handles)
         extract = drag.extractor(unet, at.noise, at.context, at.config)
-        drag_update(extract, State(at.z, at.handles, origin), at, clock)
+        with heap.kept():
+            drag_update(extract, State(at.z, at.handles, origin), at, clock)
     return {"bytes": peak_memory(settings.device)}
 
 

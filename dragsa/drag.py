@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dragsa import compiling, ddim, hooks, patch_loss, tracking
+from dragsa import compiling, ddim, heap, hooks, patch_loss, tracking
 from dragsa.cells import Cells
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
@@ -354,7 +354,7 @@ def drag_latent(
     if reason is None:
         mode = compile_mode(unet, latent, distances, keep is not None, config)
         extract, supervise = extractor(unet, noise, context, config, mode), motion_supervision_step
-    with frozen(unet):
+    with frozen(unet), heap.kept():
         while reason is None and len(losses) < config.updates:
             step = supervise(extract, latent, noise, context, handles.to(z.device), targets_there, origin, keep, config)
             if not step.finite:  # here the update waits for the device
