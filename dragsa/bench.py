@@ -4,8 +4,9 @@
 convolutions and attention: every update is a whole pass, the feature map is brought to the supervision grid whole,
 patches and windows are sliced from it handle by handle, everything is float32 and eager. `drag_updates` is the loop of
 `drag.drag_latent`, taken apart so that its parts can be timed. What is compared is measured in turns (A B A B …), so
-that other work on the machine meets both; every figure is the median of the repeats after one round that is not
-counted. Peak memory is that of a process which does one update and nothing else.
+that other work on the machine meets both, and ways of doing the same are processes of their own, so that none finds
+the memory as another has left it; every figure is the median of the repeats after one round that is not counted. Peak
+memory is that of a process which does one update and nothing else.
 
 No weights are needed: without a path the networks have SD 1.5's widths and seeded values, on which time and memory do
 not depend.
@@ -23,11 +24,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -217,8 +219,6 @@ def network(settings: Settings, dtype: torch.dtype) -> UNet:
     return seeded(unet, dtype, device)
 
 
-class PlainGEGLU(GEGLU):
-    """As diffusers has it: all that autograd keeps of it is kept."""
 class PlainConvolution(Convolution):
     """As PyTorch has it, and the cells of its map as tokens, which lie as they do in the map."""
 
@@ -232,6 +232,8 @@ class PlainConvolution(Convolution):
         return self(tokens.transpose(1, 2)[..., None])[..., 0]
 
 
+class PlainGEGLU(GEGLU):
+    """As diffusers has it: all that autograd keeps of it is kept."""
 
     def forward(self, x: Tensor) -> Tensor:
         x, gate = self.proj(x).chunk(2, dim=-1)
@@ -503,8 +505,11 @@ def baseline_laps(unet: UNet, at: Problem) -> Iterator[Lap]:
         yield Lap(update.seconds, update.loss)
 
 
-def updates_of(mode: Mode, unet: UNet, size: int, device: str, masked: bool) -> Iterator[Lap]:
-    at = problem(unet.config, size, device, masked, checkpoint=mode.checkpoint)
+def updates_of(settings: Settings, task: Mapping[str, Any]) -> Iterator[Lap]:
+    """In the child: updates of a mode, with a mask or without."""
+    mode = MODES[task["mode"]]
+    unet = network(settings, mode.dtype)
+    at = problem(unet.config, task["size"], settings.device, task["masked"], checkpoint=mode.checkpoint)
     return baseline_laps(as_published(unet), at) if mode.baseline else drag_updates(unet, at)
 
 
@@ -614,19 +619,31 @@ def case_name(mode: str, masked: bool) -> str:
     return f"{mode}, mask" if masked else mode
 
 
+def in_turns(
+    part: str, settings: Settings, size: int, say: Say, tasks: Mapping[str, Mapping[str, Any]], repeats: int
+) -> list[Measurement]:
+    """The laps of each task, in turns."""
+    try:
+        with processes(tasks, settings) as cases:
+            laps = interleaved(cases, repeats, say, f"{part} at {size} px")
+    except ChildError as error:
+        return [Measurement(part, case, size, (), note=str(error)) for case in tasks]
+    return [measured(part, case, size, laps[case]) for case in tasks]
+
+
 def measure_update(settings: Settings, unet: Network, size: int, say: Say) -> list[Measurement]:
     """Updates of each mode, without and with a mask, by parts."""
-    cases, flops = {}, {}
+    config, rows = unet(torch.float32).config if settings.weights else WIDTHS[settings.width][0], []
     for masked in (False, True):
-        for name in settings.modes:
-            mode, case = MODES[name], case_name(name, masked)
-            net = unet(mode.dtype)
-            cases[case] = updates_of(mode, net, size, settings.device, masked)
-            flops[case] = net.config, size, "decoder3", masked, mode.baseline
-    laps = interleaved(cases, settings.repeats, say, f"update at {size} px")
-    say("counting operations")
-    count = cache(count_flops)
-    return [measured("update", case, size, laps[case], count(*flops[case])) for case in cases]
+        tasks = {
+            case_name(name, masked): {"task": "update", "size": size, "mode": name, "masked": masked}
+            for name in settings.modes
+        }
+        found = in_turns("update", settings, size, say, tasks, settings.repeats)
+        say("counting operations")
+        for row, name in zip(found, settings.modes, strict=True):
+            rows.append(replace(row, flops=count_flops(config, size, "decoder3", masked, MODES[name].baseline)))
+    return rows
 
 
 def measure_memory(settings: Settings, unet: Network, size: int, say: Say) -> list[Measurement]:
@@ -681,37 +698,45 @@ def memory_task(settings: Settings, task: Mapping[str, Any]) -> dict[str, Any]:
 
 def measure_fused(settings: Settings, unet: Network, size: int, say: Say) -> list[Measurement]:
     """The patch loss and its gradient on features of `decoder3`: from the whole map, and fused."""
-    at, features = features_of(settings, size)
-    leaf = features.requires_grad_()
-
-    def loss_and_gradient(loss: Callable[..., Tensor]) -> Tensor:
-        with torch.enable_grad():
-            found = loss(leaf, at.handles, at.targets, at.config.radius, at.grid)
-            return torch.autograd.grad(found, leaf)[0]
-
-    return against_dense(
-        "fused",
-        settings,
-        size,
-        say,
-        partial(loss_and_gradient, patch_loss.motion_supervision_loss_reference),
-        partial(loss_and_gradient, patch_loss.motion_supervision_loss),
-    )
+    return against_dense("fused", settings, size, say)
 
 
 def measure_tracking(settings: Settings, unet: Network, size: int, say: Say) -> list[Measurement]:
     """Point tracking of one handle on features of `decoder3`: on the whole map, and in the window alone."""
-    at, features = features_of(settings, size)
+    return against_dense("tracking", settings, size, say)
+
+
+def against_dense(part: str, settings: Settings, size: int, say: Say) -> list[Measurement]:
+    tasks = {case: {"task": part, "size": size, "dense": case == "dense"} for case in ("dense", "fused")}
+    return in_turns(part, settings, size, say, tasks, max(settings.repeats, 7))
+
+
+def losses_of(settings: Settings, task: Mapping[str, Any]) -> Iterator[Lap]:
+    """In the child: the patch loss and its gradient."""
+    at, features = features_of(settings, task["size"])
+    loss = patch_loss.motion_supervision_loss_reference if task["dense"] else patch_loss.motion_supervision_loss
+    leaf = features.requires_grad_()
+
+    def loss_and_gradient() -> None:
+        with torch.enable_grad():
+            found = loss(leaf, at.handles, at.targets, at.config.radius, at.grid)
+            torch.autograd.grad(found, leaf)
+
+    return again(loss_and_gradient, at.z.device, times_of(task))
+
+
+def trackings_of(settings: Settings, task: Mapping[str, Any]) -> Iterator[Lap]:
+    """In the child: point tracking."""
+    at, features = features_of(settings, task["size"])
     reference = tracking.sample_points(features, at.handles, at.grid)
+    track_points = tracking.track_points_reference if task["dense"] else tracking.track_points
     arguments = features, reference, at.handles, at.config.track_radius, at.grid
-    return against_dense(
-        "tracking",
-        settings,
-        size,
-        say,
-        partial(tracking.track_points_reference, *arguments),
-        partial(tracking.track_points, *arguments),
-    )
+    return again(partial(track_points, *arguments), at.z.device, times_of(task))
+
+
+def times_of(task: Mapping[str, Any]) -> int:
+    """The fused ones are over before a clock has counted one well."""
+    return 1 if task["dense"] else 20
 
 
 def features_of(settings: Settings, size: int) -> tuple[Problem, Tensor]:
@@ -721,16 +746,6 @@ def features_of(settings: Settings, size: int) -> tuple[Problem, Tensor]:
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(1, config.widths[1], *at.z.shape[2:], generator=generator)
     return at, features.to(at.z.device)
-
-
-def against_dense(
-    part: str, settings: Settings, size: int, say: Say, dense: Callable[[], Any], fused: Callable[[], Any]
-) -> list[Measurement]:
-    """Both in turns; the fused one many times a turn, since one is over before a clock has counted it well."""
-    device = torch.device(settings.device)
-    cases = {"dense": again(dense, device), "fused": again(fused, device, times=20)}
-    laps = interleaved(cases, max(settings.repeats, 7), say, part)
-    return [measured(part, case, size, laps[case]) for case in cases]
 
 
 def measure_handles(settings: Settings, unet: Network, size: int, say: Say) -> list[Measurement]:
@@ -951,30 +966,79 @@ class ChildError(RuntimeError):
     """A process that measures has failed; the message is how it ended."""
 
 
-def in_child(task: Mapping[str, Any], settings: Settings, **environment: str) -> dict[str, Any]:
-    """The result of a task in a fresh process that does nothing else."""
+def start(
+    task: Mapping[str, Any], settings: Settings, complaints: IO[str], **environment: str
+) -> subprocess.Popen[str]:
+    """A fresh process for a task, which does nothing else."""
     paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment}
     command = [sys.executable, "-m", "dragsa.bench", json.dumps({**task, "settings": asdict(settings)})]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or [""])[-1]
-        raise ChildError(f"ended with code {done.returncode}: {last}" if last else f"ended with code {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=complaints, text=True, env=variables)
+
+
+def answer(process: subprocess.Popen[str], complaints: IO[str]) -> Any:
+    """The next line that a process prints. Raises ChildError where it ends instead."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if line:
+        return json.loads(line)
+    complaints.seek(0)
+    last = (complaints.read().strip().splitlines() or [""])[-1]
+    raise ChildError(f"ended with code {process.wait()}{last and f': {last}'}")
+
+
+def in_child(task: Mapping[str, Any], settings: Settings, **environment: str) -> dict[str, Any]:
+    """The result of one of `TASKS` in a process of its own."""
+    with tempfile.TemporaryFile("w+") as complaints, start(task, settings, complaints, **environment) as process:
+        return answer(process, complaints)
+
+
+@contextmanager
+def processes(tasks: Mapping[str, Mapping[str, Any]], settings: Settings) -> Iterator[dict[str, Iterator[Lap]]]:
+    """The laps of each of several tasks of `LAPS`, in processes of their own, which wait while another is asked."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(laps_of(task, settings)) for name, task in tasks.items()}
+
+
+@contextmanager
+def laps_of(task: Mapping[str, Any], settings: Settings) -> Iterator[Iterator[Lap]]:
+    with tempfile.TemporaryFile("w+") as complaints, start(task, settings, complaints) as process:
+        assert process.stdin is not None
+        asks = process.stdin.fileno()
+
+        def laps() -> Iterator[Lap]:
+            while True:
+                with suppress(BrokenPipeError):  # where it has ended, it has said why
+                    os.write(asks, b"\n")
+                yield Lap(**answer(process, complaints))
+
+        yield laps()
 
 
 TASKS: dict[str, Callable[[Settings, Mapping[str, Any]], dict[str, Any]]] = {
     "memory": memory_task,
     "compile": compile_task,
 }
+LAPS: dict[str, Callable[[Settings, Mapping[str, Any]], Iterator[Lap]]] = {
+    "update": updates_of,
+    "fused": losses_of,
+    "tracking": trackings_of,
+}
 
 
 def child(argument: str) -> int:
-    """The other side of `in_child`."""
-    task = json.loads(argument)
+    """The other side of `start`: prints the result of a task, or for each line that it is sent a lap; nothing else."""
+    task, answers = json.loads(argument), sys.stdout
     settings = Settings(**task["settings"])
     torch.set_num_threads(settings.threads or cores())
-    print(json.dumps(TASKS[task["task"]](settings, task)))
+    with redirect_stdout(sys.stderr):
+        if task["task"] in TASKS:
+            print(json.dumps(TASKS[task["task"]](settings, task)), file=answers)
+        else:
+            laps = LAPS[task["task"]](settings, task)
+            for _ in sys.stdin:
+                print(json.dumps(next(laps)._asdict()), file=answers, flush=True)
     return 0
 
 

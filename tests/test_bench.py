@@ -99,8 +99,8 @@ def test_both_loops_see_the_same_losses(net, masked):
 
 def test_the_baselines_layers_are_pytorchs_on_the_same_weights(net):
     twin = bench.as_published(net)
-    assert {type(layer) for layer in net.modules() if isinstance(layer, nn.Conv2d)} > {nn.Conv2d}
-    assert {type(layer) for layer in twin.modules() if isinstance(layer, nn.Conv2d)} == {nn.Conv2d}
+    convolutions = {type(layer) for layer in twin.modules() if isinstance(layer, nn.Conv2d)}
+    assert convolutions == {nn.Conv2d, bench.PlainConvolution}
     assert {type(layer) for layer in twin.modules() if isinstance(layer, GEGLU)} == {bench.PlainGEGLU}
     for one, other in zip(net.parameters(), twin.parameters(), strict=True):
         assert one.data_ptr() == other.data_ptr()
@@ -297,6 +297,23 @@ def test_peak_memory_is_of_the_process_alone():
 def test_a_child_that_fails_says_why():
     with pytest.raises(bench.ChildError, match=r"ended with code 1: KeyError: 'float8'"):
         bench.in_child({"task": "memory", "mode": "float8", "size": 64, "masked": False}, TINY)
+
+
+def test_laps_of_a_process_of_its_own_are_the_loops():
+    task = {"task": "update", "mode": "float32", "masked": False, "size": 64}
+    expected = [lap.loss for lap in islice(bench.updates_of(TINY, task), 3)]
+    with bench.processes({"one": task, "other": task}, TINY) as cases:
+        laps = bench.interleaved(cases, 2, lambda text: None, "")
+    for case in ("one", "other"):
+        assert [lap.loss for lap in laps[case]] == pytest.approx(expected[1:], rel=1e-5)
+        assert set(laps[case][0].seconds) == {"forward", "loss", "backward", "optimiser", "tracking"}
+
+
+def test_a_process_that_ends_takes_its_comparison_with_it():
+    task = {"task": "update", "mode": "float32", "masked": False, "size": 64}
+    rows = bench.in_turns("update", TINY, 64, lambda text: None, {"a": task, "b": {**task, "mode": "float8"}}, 1)
+    assert [(row.case, row.values) for row in rows] == [("a", ()), ("b", ())]
+    assert {row.note for row in rows} == {"ended with code 1: KeyError: 'float8'"}
 
 
 @pytest.mark.parametrize("name", bench.MODES)
