@@ -190,7 +190,7 @@ class Transformer(nn.Module):
         h, w = x.shape[-2:]
         tokens = self.proj_in.to_tokens(self.norm(x))  # (B, h w, width)
         tokens, kv = self.transformer_blocks[0](tokens, cross, block, (h, w), hook, at)
-        out = self.proj_out.from_tokens(tokens)  # (B, width, h w or a)
         if at is None:
-            return x + out.unflatten(2, (h, w)), kv  # (B, width, h, w)
-        return cells.put(cells.take(x.flatten(2), at) + out, at, (h, w)), kv
+            return x + self.proj_out.from_tokens(tokens, (h, w)), kv  # (B, width, h, w)
+        some = self.proj_out.from_tokens(tokens, (len(at), 1))[..., 0]  # (B, width, a)
+        return cells.put(cells.take(x.flatten(2), at) + some, at, (h, w)), kv

@@ -4,9 +4,9 @@
 convolutions and attention: every update is a whole pass, the feature map is brought to the supervision grid whole,
 patches and windows are sliced from it handle by handle, everything is float32 and eager. `drag_updates` is the loop of
 `drag.drag_latent`, taken apart so that its parts can be timed. What is compared is measured in turns (A B A B …), so
-that other work on the machine meets both, and ways of doing the same are processes of their own, so that none finds
-the memory as another has left it; every figure is the median of the repeats after one round that is not counted. Peak
-memory is that of a process which does one update and nothing else.
+that other work on the machine meets both, and updates, losses and trackings of each way are a process's own, so that
+none finds the memory as another has left it; every figure is the median of the repeats after one round that is not
+counted. Peak memory is that of a process which does one update and nothing else.
 
 No weights are needed: without a path the networks have SD 1.5's widths and seeded values, on which time and memory do
 not depend.
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from itertools import islice
@@ -228,8 +228,8 @@ class PlainConvolution(Convolution):
     def to_tokens(self, x: Tensor) -> Tensor:
         return self(x).flatten(2).transpose(1, 2)
 
-    def from_tokens(self, tokens: Tensor) -> Tensor:
-        return self(tokens.transpose(1, 2)[..., None])[..., 0]
+    def from_tokens(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return self(tokens.transpose(1, 2).unflatten(2, grid))
 
 
 class PlainGEGLU(GEGLU):
@@ -324,7 +324,8 @@ def baseline_updates(unet: UNet, at: Problem) -> Iterator[BaselineUpdate]:
     """DragDiffusion's loop, until every handle is nearer than `reach` to its target.
 
     One whole pass an update, from the latent and the text alone; from the second on the handles are tracked first. The
-    program makes one pass more before the loop, for the first latent's map; here the first update's serves.
+    program makes one pass more before the loop, for the first latent's map; here the first update's serves. Nor does it
+    freeze the network, so that its backward pass computes gradients of all weights too, which nobody uses: left out.
     """
     latent = at.z.clone().requires_grad_()
     optimizer = torch.optim.Adam([latent], lr=at.config.lr)
@@ -432,7 +433,7 @@ class State(NamedTuple):
 def drag_updates(unet: UNet, at: Problem, compile: str = "off") -> Iterator[Lap]:
     """The loop of `drag.drag_latent`, for ever. With `compile` the first update is eager, and the second compiles."""
     state, extract = State(at.z, at.handles), drag.extractor(unet, at.noise, at.context, at.config)
-    with heap.kept():
+    with heap.kept(at.z.device):
         if compile != "off":
             clock = Clock(at.z.device)
             state, loss = drag_update(extract, state, at, clock)
@@ -540,7 +541,7 @@ def count_flops(config: UNetConfig, size: int, tap: str, masked: bool, baseline:
     counts once.
     """
     with torch.device("meta"):
-        unet = UNet(config).requires_grad_(False)
+        unet = as_published(UNet(config).requires_grad_(False))  # whose products of batches are attention's alone
         z = torch.empty(1, config.latent_channels, size // 8, size // 8).requires_grad_()
         context = torch.empty(1, 77, config.context_dim)
         until, wanted = None if masked or baseline else tap, None
@@ -691,7 +692,7 @@ def memory_task(settings: Settings, task: Mapping[str, Any]) -> dict[str, Any]:
     else:
         origin = drag.Origin(at.z.new_zeros(1, channels, side, side).to(mode.dtype), below, at.handles)
         extract = drag.extractor(unet, at.noise, at.context, at.config)
-        with heap.kept():
+        with heap.kept(at.z.device):
             drag_update(extract, State(at.z, at.handles, origin), at, clock)
     return {"bytes": peak_memory(settings.device)}
 
@@ -722,7 +723,7 @@ def losses_of(settings: Settings, task: Mapping[str, Any]) -> Iterator[Lap]:
             found = loss(leaf, at.handles, at.targets, at.config.radius, at.grid)
             torch.autograd.grad(found, leaf)
 
-    return again(loss_and_gradient, at.z.device, times_of(task))
+    return again(loss_and_gradient, at.z.device, runs_of_a_lap(task))
 
 
 def trackings_of(settings: Settings, task: Mapping[str, Any]) -> Iterator[Lap]:
@@ -731,11 +732,11 @@ def trackings_of(settings: Settings, task: Mapping[str, Any]) -> Iterator[Lap]:
     reference = tracking.sample_points(features, at.handles, at.grid)
     track_points = tracking.track_points_reference if task["dense"] else tracking.track_points
     arguments = features, reference, at.handles, at.config.track_radius, at.grid
-    return again(partial(track_points, *arguments), at.z.device, times_of(task))
+    return again(partial(track_points, *arguments), at.z.device, runs_of_a_lap(task))
 
 
-def times_of(task: Mapping[str, Any]) -> int:
-    """The fused ones are over before a clock has counted one well."""
+def runs_of_a_lap(task: Mapping[str, Any]) -> int:
+    """How often the work is done for one lap: one of the fused ones is too short for the clock."""
     return 1 if task["dense"] else 20
 
 
@@ -978,19 +979,25 @@ def start(
 
 
 def answer(process: subprocess.Popen[str], complaints: IO[str]) -> Any:
-    """The next line that a process prints. Raises ChildError where it ends instead."""
+    """What a process prints next. Raises ChildError where it ends instead."""
     assert process.stdout is not None
     line = process.stdout.readline()
     if line:
         return json.loads(line)
+    code = process.wait()
     complaints.seek(0)
     last = (complaints.read().strip().splitlines() or [""])[-1]
-    raise ChildError(f"ended with code {process.wait()}{last and f': {last}'}")
+    raise ChildError(f"ended with code {code}{last and f': {last}'}")
+
+
+def complaints_file() -> IO[str]:
+    """For what a process writes to its standard error."""
+    return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
 
 
 def in_child(task: Mapping[str, Any], settings: Settings, **environment: str) -> dict[str, Any]:
     """The result of one of `TASKS` in a process of its own."""
-    with tempfile.TemporaryFile("w+") as complaints, start(task, settings, complaints, **environment) as process:
+    with complaints_file() as complaints, start(task, settings, complaints, **environment) as process:
         return answer(process, complaints)
 
 
@@ -998,20 +1005,23 @@ def in_child(task: Mapping[str, Any], settings: Settings, **environment: str) ->
 def processes(tasks: Mapping[str, Mapping[str, Any]], settings: Settings) -> Iterator[dict[str, Iterator[Lap]]]:
     """The laps of each of several tasks of `LAPS`, in processes of their own, which wait while another is asked."""
     with ExitStack() as stack:
-        yield {name: stack.enter_context(laps_of(task, settings)) for name, task in tasks.items()}
+        yield {name: stack.enter_context(laps_of(name, task, settings)) for name, task in tasks.items()}
 
 
 @contextmanager
-def laps_of(task: Mapping[str, Any], settings: Settings) -> Iterator[Iterator[Lap]]:
-    with tempfile.TemporaryFile("w+") as complaints, start(task, settings, complaints) as process:
+def laps_of(name: str, task: Mapping[str, Any], settings: Settings) -> Iterator[Iterator[Lap]]:
+    with complaints_file() as complaints, start(task, settings, complaints) as process:
         assert process.stdin is not None
         asks = process.stdin.fileno()
 
         def laps() -> Iterator[Lap]:
             while True:
-                with suppress(BrokenPipeError):  # where it has ended, it has said why
+                with suppress(OSError):  # of a pipe whose other end is closed: then the process has said why
                     os.write(asks, b"\n")
-                yield Lap(**answer(process, complaints))
+                try:
+                    yield Lap(**answer(process, complaints))
+                except ChildError as error:
+                    raise ChildError(f"{name} {error}") from None
 
         yield laps()
 
@@ -1029,16 +1039,16 @@ LAPS: dict[str, Callable[[Settings, Mapping[str, Any]], Iterator[Lap]]] = {
 
 def child(argument: str) -> int:
     """The other side of `start`: prints the result of a task, or for each line that it is sent a lap; nothing else."""
-    task, answers = json.loads(argument), sys.stdout
+    task, answers = json.loads(argument), os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print, too
     settings = Settings(**task["settings"])
     torch.set_num_threads(settings.threads or cores())
-    with redirect_stdout(sys.stderr):
-        if task["task"] in TASKS:
-            print(json.dumps(TASKS[task["task"]](settings, task)), file=answers)
-        else:
-            laps = LAPS[task["task"]](settings, task)
-            for _ in sys.stdin:
-                print(json.dumps(next(laps)._asdict()), file=answers, flush=True)
+    if task["task"] in TASKS:
+        print(json.dumps(TASKS[task["task"]](settings, task)), file=answers, flush=True)
+    else:
+        laps = LAPS[task["task"]](settings, task)
+        for _ in sys.stdin:
+            print(json.dumps(next(laps)._asdict()), file=answers, flush=True)
     return 0
 
 

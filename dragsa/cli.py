@@ -258,7 +258,7 @@ def build_parser() -> Parser:
             "measure the drag loop's speed and memory on this machine",
             "Measure the drag loop by parts, its memory, and what its goals ask of both, against the loop as "
             "DragDiffusion's program does it; print Markdown tables. No weights are needed: networks of SD 1.5's width "
-            "get seeded values. Plan some 20 minutes on two cores, and two for --quick.",
+            "get seeded values. Plan some 20 minutes on two cores and 15 GB of memory, and two minutes for --quick.",
         )
     )
     return parser

@@ -32,15 +32,15 @@ class Convolution(nn.Conv2d):
     def to_tokens(self, x: Tensor) -> Tensor:
         """A 1 × 1 one of (B, c_in, h, w), its cells as tokens: (B, h w, c_out).
 
-        They come out of the product side by side, as what follows on the CPU wants them.
+        A token's channels come out of the product side by side, as layer norms and further products are fastest on.
         """
         x, weight = x.flatten(2).transpose(1, 2), self.weight.flatten(1).t()  # (B, h w, c_in), (c_in, c_out)
         return torch.baddbmm(self.bias, x, weight.expand(len(x), -1, -1))
 
-    def from_tokens(self, tokens: Tensor) -> Tensor:
-        """A 1 × 1 one of tokens (B, n, c_in), by channels: (B, c_out, n)."""
-        tokens, weight = tokens.transpose(1, 2), self.weight.flatten(1)  # (B, c_in, n), (c_out, c_in)
-        return torch.baddbmm(self.bias[:, None], weight.expand(len(tokens), -1, -1), tokens)
+    def from_tokens(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """A 1 × 1 one of tokens (B, h w, c_in), as a map on their grid: (B, c_out, h, w)."""
+        tokens, weight = tokens.transpose(1, 2), self.weight.flatten(1)  # (B, c_in, h w), (c_out, c_in)
+        return torch.baddbmm(self.bias[:, None], weight.expand(len(tokens), -1, -1), tokens).unflatten(2, grid)
 
     def is_mostly_weights(self, x: Tensor) -> bool:
         """Whether a matrix product is faster.

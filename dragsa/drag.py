@@ -354,7 +354,7 @@ def drag_latent(
     if reason is None:
         mode = compile_mode(unet, latent, distances, keep is not None, config)
         extract, supervise = extractor(unet, noise, context, config, mode), motion_supervision_step
-    with frozen(unet), heap.kept():
+    with frozen(unet), heap.kept(z.device):
         while reason is None and len(losses) < config.updates:
             step = supervise(extract, latent, noise, context, handles.to(z.device), targets_there, origin, keep, config)
             if not step.finite:  # here the update waits for the device

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+
+import torch
 
 # The parameters of mallopt, by their numbers in glibc's malloc.h.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
@@ -21,21 +24,35 @@ NEVER = -1
 ADAPTED = {MMAP_MAX: 65536, MMAP_THRESHOLD: 32 * 2**20, TRIM_THRESHOLD: 64 * 2**20}
 
 
+_lock = threading.Lock()
+_inside = 0  # loops, of several threads or one within another
+
+
 @contextmanager
-def kept() -> Iterator[None]:
-    """Within it freed memory stays with the process; then it is given back. Without glibc it does nothing."""
+def kept(device: torch.device) -> Iterator[None]:
+    """Within it the main thread's freed memory stays with the process; then it is given back.
+
+    It does nothing without glibc, or where the tensors are on another device. Whatever else has set the three
+    parameters (`ADAPTED`), they are afterwards as glibc would have adapted them.
+    """
+    global _inside
     glibc = _glibc()
-    if glibc is None:
+    if glibc is None or device.type != "cpu":
         yield
         return
-    glibc.mallopt(MMAP_MAX, 0)
-    glibc.mallopt(TRIM_THRESHOLD, NEVER)
+    with _lock:
+        _inside += 1
+        glibc.mallopt(MMAP_MAX, 0)
+        glibc.mallopt(TRIM_THRESHOLD, NEVER)
     try:
         yield
     finally:
-        for parameter, value in ADAPTED.items():
-            glibc.mallopt(parameter, value)
-        glibc.malloc_trim(0)
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                for parameter, value in ADAPTED.items():
+                    glibc.mallopt(parameter, value)
+                glibc.malloc_trim(0)
 
 
 @cache

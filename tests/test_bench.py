@@ -133,8 +133,16 @@ def test_what_an_update_computes():
     assert plain.forward < baseline.forward == masked.forward
     assert plain.backward < baseline.backward < masked.backward
     assert 0 < plain.attention < 0.5 * plain.total
-    # Two products forward; on the way back four, or two where K and V are the text's.
+    # Two products forward; on the way back four, or two where K and V are the text's: at 64 px 77 for 64 and 16 cells.
     assert plain.attention_forward < plain.attention_backward < 2 * plain.attention_forward
+    of_self = sum(
+        blocks * cells**2 * width for blocks, cells, width in ((5, 64, 32), (5, 16, 32), (5, 4, 64), (1, 1, 64))
+    )
+    of_text = sum(
+        blocks * cells * 77 * width for blocks, cells, width in ((5, 64, 32), (5, 16, 32), (5, 4, 64), (1, 1, 64))
+    )
+    assert masked.attention_forward == 4 * (of_self + of_text)
+    assert masked.attention_backward == 8 * of_self + 4 * of_text
     rates = bench.Roof(matmul=2.0, convolution=4.0, attention=1.0)
     assert rates.least(bench.Flops(70, 50, 8, 12)) == 100 / 4 + 20
 
@@ -313,7 +321,7 @@ def test_a_process_that_ends_takes_its_comparison_with_it():
     task = {"task": "update", "mode": "float32", "masked": False, "size": 64}
     rows = bench.in_turns("update", TINY, 64, lambda text: None, {"a": task, "b": {**task, "mode": "float8"}}, 1)
     assert [(row.case, row.values) for row in rows] == [("a", ()), ("b", ())]
-    assert {row.note for row in rows} == {"ended with code 1: KeyError: 'float8'"}
+    assert {row.note for row in rows} == {"b ended with code 1: KeyError: 'float8'"}
 
 
 @pytest.mark.parametrize("name", bench.MODES)

@@ -128,11 +128,13 @@ def test_a_convolution_keeps_its_input_for_its_own_gradient_alone(cells: int, tr
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("trained", [False, True])
-def test_a_convolution_to_and_from_tokens_is_the_convolution(trained: bool) -> None:
+def test_a_convolution_to_and_from_tokens_is_the_convolution(trained: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(2)
-    layer = Convolution(6, 4, 1).requires_grad_(trained)
-    x, slope, kept = torch.randn(2, 6, 5, 7, requires_grad=True), torch.randn(2, 4, 35), []
+    layer = Convolution(6, 4, 1).to(dtype).requires_grad_(trained)
+    x = torch.randn(2, 6, 5, 7, dtype=dtype, requires_grad=True)
+    slope, kept = torch.randn(2, 4, 5, 7, dtype=dtype), []
 
     def keep(held: torch.Tensor) -> torch.Tensor:
         kept.append(held.data_ptr())
@@ -140,13 +142,15 @@ def test_a_convolution_to_and_from_tokens_is_the_convolution(trained: bool) -> N
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda held: held):
         tokens = layer.to_tokens(x)
-        out = layer.from_tokens(x.flatten(2).transpose(1, 2))
+        assert (x.data_ptr() in kept) == trained
+        kept.clear()
+        out = layer.from_tokens(x.flatten(2).transpose(1, 2), (5, 7))
     assert (x.data_ptr() in kept) == trained
     assert tokens.is_contiguous() and out.is_contiguous()
-    expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias).flatten(2)
+    expected = torch.nn.functional.conv2d(x, layer.weight, layer.bias)
     wanted = (x, *layer.parameters()) if trained else (x,)
     right = torch.autograd.grad(expected, wanted, slope)
-    for came in (tokens.transpose(1, 2), out):
+    for came in (tokens.transpose(1, 2).unflatten(2, (5, 7)), out):
         torch.testing.assert_close(came, expected)
         torch.testing.assert_close(torch.autograd.grad(came, wanted, slope), right)
 
