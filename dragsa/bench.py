@@ -635,6 +635,7 @@ def in_turns(
 def measure_update(settings: Settings, unet: Network, size: int, say: Say) -> list[Measurement]:
     """Updates of each mode, without and with a mask, by parts."""
     config, rows = unet(torch.float32).config if settings.weights else WIDTHS[settings.width][0], []
+    count = cache(count_flops)  # modes differ in type alone, but for the baseline
     for masked in (False, True):
         tasks = {
             case_name(name, masked): {"task": "update", "size": size, "mode": name, "masked": masked}
@@ -643,7 +644,7 @@ def measure_update(settings: Settings, unet: Network, size: int, say: Say) -> li
         found = in_turns("update", settings, size, say, tasks, settings.repeats)
         say("counting operations")
         for row, name in zip(found, settings.modes, strict=True):
-            rows.append(replace(row, flops=count_flops(config, size, "decoder3", masked, MODES[name].baseline)))
+            rows.append(replace(row, flops=count(config, size, "decoder3", masked, MODES[name].baseline)))
     return rows
 
 

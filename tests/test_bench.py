@@ -133,14 +133,11 @@ def test_what_an_update_computes():
     assert plain.forward < baseline.forward == masked.forward
     assert plain.backward < baseline.backward < masked.backward
     assert 0 < plain.attention < 0.5 * plain.total
-    # Two products forward; on the way back four, or two where K and V are the text's: at 64 px 77 for 64 and 16 cells.
+    # Two products forward; on the way back four, or two where K and V are the text's, 77 tokens.
     assert plain.attention_forward < plain.attention_backward < 2 * plain.attention_forward
-    of_self = sum(
-        blocks * cells**2 * width for blocks, cells, width in ((5, 64, 32), (5, 16, 32), (5, 4, 64), (1, 1, 64))
-    )
-    of_text = sum(
-        blocks * cells * 77 * width for blocks, cells, width in ((5, 64, 32), (5, 16, 32), (5, 4, 64), (1, 1, 64))
-    )
+    blocks = (5, 64, 32), (5, 16, 32), (5, 4, 64), (1, 1, 64)  # how many, of how many cells, how wide
+    of_self = sum(number * cells**2 * width for number, cells, width in blocks)
+    of_text = sum(number * cells * 77 * width for number, cells, width in blocks)
     assert masked.attention_forward == 4 * (of_self + of_text)
     assert masked.attention_backward == 8 * of_self + 4 * of_text
     rates = bench.Roof(matmul=2.0, convolution=4.0, attention=1.0)
