@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from dragsa.ddim import Schedule, invert, invert_fixed_point, sample, sample_controlled
     from dragsa.drag import DragResult, drag_latent
     from dragsa.editing import EditResult, Source, edit, prepare
-    from dragsa.fitting import WeightsError
     from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, ReplayKV, Site, compose
-    from dragsa.patch_loss import motion_supervision_loss
+    from dragsa.kernels.patch_loss import motion_supervision_loss
+    from dragsa.loading.weights import StableDiffusion, load
+    from dragsa.model.fitting import WeightsError
+    from dragsa.model.unet import UNet, UNetOutput
+    from dragsa.model.vae import VAE
     from dragsa.tracking import track_points
-    from dragsa.unet import UNet, UNetOutput
-    from dragsa.vae import VAE
-    from dragsa.weights import StableDiffusion, load
 
 __all__ = [
     "KV",
@@ -57,13 +57,13 @@ _HOMES = {
     "ddim": ("Schedule", "invert", "invert_fixed_point", "sample", "sample_controlled"),
     "drag": ("DragResult", "drag_latent"),
     "editing": ("EditResult", "Source", "edit", "prepare"),
-    "fitting": ("WeightsError",),
     "hooks": ("KV", "AttentionHook", "MutualSelfAttention", "ReplayKV", "Site", "compose"),
-    "patch_loss": ("motion_supervision_loss",),
+    "kernels.patch_loss": ("motion_supervision_loss",),
+    "loading.weights": ("StableDiffusion", "load"),
+    "model.fitting": ("WeightsError",),
+    "model.unet": ("UNet", "UNetOutput"),
+    "model.vae": ("VAE",),
     "tracking": ("track_points",),
-    "unet": ("UNet", "UNetOutput"),
-    "vae": ("VAE",),
-    "weights": ("StableDiffusion", "load"),
 }
 
 

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 BLOCKS = 16  # transformer blocks of the UNet in forward order, block01 ... block16
+CONTROL_BLOCKS = tuple(range(11, 17))  # MasaCtrl's "layers 10 to 15", counted from 0
+
+# The words that a setting may take; `get_args` gives them to checks and to the command line.
+Variant = Literal["restored", "even", "dragdiffusion", "masactrl", "omitted"]  # see ddim.Schedule
+Control = Literal["mutual", "union", "masked"]
+SourceKV = Literal["exact", "inversion", "none"]
+Optimizer = Literal["adam", "adam-mini", "sgd"]
+Reference = Literal["first", "current"]
+Compile = Literal["auto", "off", "whole", "regions"]
+Preset = Literal["paper", "sd15", "dragdiffusion", "masactrl", "small"]
+DType = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,17 @@ class VAEConfig:
 
 
 @dataclass(frozen=True)
+class LoRAConfig:
+    """The numbers that DragDiffusion trains a LoRA by; what it leaves to AdamW is AdamW's own."""
+
+    steps: int = 80
+    learning_rate: float = 5e-4
+    batch: int = 4
+    rank: int = 16
+    weight_decay: float = 1e-2
+
+
+@dataclass(frozen=True)
 class DragConfig:
     """The drag loop's numbers, each with its symbol in the paper.
 
@@ -46,14 +68,14 @@ class DragConfig:
     track_radius: int = 3  # r_2, half the side of the window searched by point tracking
     lam: float = 0.1  # λ, weight of the mask term
     reach: float = 2.0  # a handle nearer than this to its target has arrived
-    optimizer: str = "adam"  # "adam"; "adam-mini", by one scale for all; "sgd", the paper's plain gradient descent
-    reference: str = "first"  # tracking looks for F(z)(h^0), "first", or F(z)(h^k), "current"
+    optimizer: Optimizer = "adam"  # "adam-mini": one scale for all; "sgd": the paper's plain descent
+    reference: Reference = "first"  # tracking looks for F(z)(h^0), "first", or F(z)(h^k), "current"
     patience: int | None = 30  # give up after so many updates without a handle's move; None never does
     lost_patience: int | None = 5  # and after so many in which a handle's features were nowhere to be found
     stall: int | None = None  # and after so many without coming nearer, going back to where it was nearest
     anchor: float = 0.0  # share of F(z⁰)(h⁰) in what F(z)(h + d) is pulled to; the rest is sg F(z)(h), the paper's all
     checkpoint: bool = False  # gradient checkpointing: less memory, a third more time
-    compile: str = "auto"  # the update: "off" eager, "whole" or "regions" compiled, "auto" by what was measured
+    compile: Compile = "auto"  # the update: "off" eager, "whole" or "regions" compiled, "auto" by what was measured
 
 
 @dataclass(frozen=True)
@@ -62,13 +84,13 @@ class EditConfig:
 
     drag: DragConfig = field(default_factory=DragConfig)
     steps: int = 50  # T
-    variant: str = "restored"  # schedule variant, see ddim.Schedule
+    variant: Variant = "restored"  # schedule variant, see ddim.Schedule
     drag_step: int = 10  # S: the latent is optimised after so many denoising steps, at level T - S
     control_step: int | None = 10  # A: control acts from this denoising step on; None never does
-    control_blocks: tuple[int, ...] = tuple(range(11, 17))  # blocks whose K and V come from the source
+    control_blocks: tuple[int, ...] = CONTROL_BLOCKS  # blocks whose K and V come from the source
     # What the edit attends to there: "mutual", the source; "union", the source and itself; "masked", of the source the
     # object from the object and the ground from the ground, told apart by where the prompts' words look.
-    control: str = "mutual"
+    control: Control = "mutual"
     object_words: tuple[str, ...] = ()  # for "masked": the object's words, each in one of the prompts or in both
     mask_blocks: tuple[int, ...] = (5, 6, 8, 9, 10)  # blocks of one grid whose cross-attention tells; 16×16 at 512 px
     mask_threshold: float = 0.1  # between 0 and 1: what is over it is the object
@@ -79,7 +101,7 @@ class EditConfig:
     size: int = 512  # working size: the picture's longer side is fitted to at most this many pixels
     # Which K and V of a `Source` serve its next edit: "exact", those that its first edit computed; "inversion", those
     # of `prepare`'s own passes, an approximation for a picture that is inverted; "none": each edit computes its own.
-    source_kv: str = "exact"
+    source_kv: SourceKV = "exact"
     source_kv_memory: int = 2**30  # bytes of them that are kept in memory; what is over goes to mapped files
 
     @classmethod

@@ -10,15 +10,16 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
+from dragsa.config import CONTROL_BLOCKS, Variant
 from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, ReplayKV, block_name, check_blocks
 
 TRAINING_STEPS = 1000
-VARIANTS = ("restored", "even", "dragdiffusion", "masactrl", "omitted")
+VARIANTS = get_args(Variant)
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
 Guidance = float | Sequence[float]  # one scale, or one for each row of the latent
@@ -65,7 +66,7 @@ class Schedule:
     """
 
     steps: int = 50
-    variant: str = "restored"
+    variant: Variant = "restored"
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
@@ -227,7 +228,7 @@ def invert(
     uncond: Tensor | None = None,
     progress: Progress | None = None,
     record: Record | None = None,
-    record_blocks: Sequence[int] = range(11, 17),
+    record_blocks: Sequence[int] = CONTROL_BLOCKS,
 ) -> Tensor:
     """DDIM inversion (section 3.3): z_0 (B, C, h, w) -> z_0 … z_k, (k + 1, B, C, h, w), k = `steps` of the T (all).
 
@@ -258,7 +259,7 @@ def invert_fixed_point(
     uncond: Tensor | None = None,
     progress: Progress | None = None,
     record: Record | None = None,
-    record_blocks: Sequence[int] = range(11, 17),
+    record_blocks: Sequence[int] = CONTROL_BLOCKS,
     *,
     iterations: int = 5,
     tolerance: float = 1e-3,
@@ -351,7 +352,7 @@ def sample(
     attention: AttentionHook | None = None,
     progress: Progress | None = None,
     record: Record | None = None,
-    record_blocks: Sequence[int] = range(11, 17),
+    record_blocks: Sequence[int] = CONTROL_BLOCKS,
 ) -> Tensor:
     """DDIM sampling from level `start` (T) down to `stop`: (start - stop + 1, B, C, h, w), the start first.
 
@@ -385,7 +386,7 @@ def sample_controlled(
     guidance: Guidance = 1.0,
     uncond: Tensor | None = None,
     control_step: int | None = 0,
-    control_blocks: Sequence[int] = range(11, 17),
+    control_blocks: Sequence[int] = CONTROL_BLOCKS,
     may_move: Tensor | None = None,
     progress: Progress | None = None,
     record: Record | None = None,
@@ -443,7 +444,7 @@ def sample_replayed(
     guidance: float = 1.0,
     uncond: Tensor | None = None,
     control_step: int | None = 0,
-    control_blocks: Sequence[int] = range(11, 17),
+    control_blocks: Sequence[int] = CONTROL_BLOCKS,
     may_move: Tensor | None = None,
     source_latents: Mapping[int, Tensor] | Tensor | None = None,
     progress: Progress | None = None,

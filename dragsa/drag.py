@@ -27,11 +27,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dragsa import compiling, ddim, heap, hooks, patch_loss, tracking
-from dragsa.cells import Cells
+from dragsa import ddim, hooks, tracking
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
-from dragsa.unet import ACTIVATIONS, Conditioning, Run, UNet, UNetOutput, call, checkpointed
+from dragsa.kernels import heap, patch_loss
+from dragsa.kernels.cells import Cells
+from dragsa.model.unet import ACTIVATIONS, Conditioning, Run, UNet, UNetOutput, call, checkpointed
+from dragsa.passes import compiling
 
 CELLS = 4  # of the supervision grid for one of the latent
 

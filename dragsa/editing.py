@@ -9,27 +9,28 @@ from contextlib import contextmanager
 from dataclasses import InitVar, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa import ddim, drag, hooks, images, lora, masactrl, prompt_to_prompt, trace
-from dragsa.config import EditConfig
+from dragsa import ddim, drag, hooks
+from dragsa.config import Control, EditConfig, SourceKV
 from dragsa.ddim import Schedule
 from dragsa.hooks import AttentionHook
-from dragsa.images import Point, Size
-from dragsa.recording import INVERSION, Recording, Trajectory
-from dragsa.text import TextEncoder
-from dragsa.trace import Observer, Trace
-from dragsa.unet import UNet
-from dragsa.weights import StableDiffusion
+from dragsa.loading.weights import StableDiffusion
+from dragsa.methods import lora, masactrl, prompt_to_prompt
+from dragsa.model.text import TextEncoder
+from dragsa.model.unet import UNet
+from dragsa.pictures import images, trace
+from dragsa.pictures.images import Point, Size
+from dragsa.pictures.trace import Observer, Trace
+from dragsa.source_kv import INVERSION, Recording, Trajectory
 
 Drag = tuple[Point, Point]  # handle and target, pixels of the picture as given
-SOURCE_KV = ("exact", "inversion", "none")
-CONTROLS = ("mutual", "union", "masked")
+SOURCE_KV, CONTROLS = get_args(SourceKV), get_args(Control)
 Mask = str | Path | Image.Image | np.ndarray | Tensor
 
 
@@ -486,8 +487,12 @@ def check_generated(config: EditConfig) -> None:
 
 def check_source(config: EditConfig, source: Source, prompt: str = "") -> None:
     """Raise a ValueError where a prepared source was made under other settings than the edit's."""
-    expected = {"steps": config.steps, "variant": config.variant, "fixed_point": config.fixed_point}
-    made = {"steps": source.schedule.steps, "variant": source.schedule.variant, "fixed_point": source.fixed_point}
+    expected: dict[str, Any] = {"steps": config.steps, "variant": config.variant, "fixed_point": config.fixed_point}
+    made: dict[str, Any] = {
+        "steps": source.schedule.steps,
+        "variant": source.schedule.variant,
+        "fixed_point": source.fixed_point,
+    }
     expected["lora_steps"], made["lora_steps"] = config.lora_steps, 0
     if source.adapted is not None:
         made["lora_steps"] = len(source.adapted.losses)

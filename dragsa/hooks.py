@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 from einops import rearrange, repeat
 from torch import Tensor
 
-from dragsa.config import BLOCKS
+from dragsa.config import BLOCKS, CONTROL_BLOCKS
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # plain attention: q, k, v -> (B, heads, n, d)
 
@@ -91,7 +91,7 @@ class MutualSelfAttention:
     softmax(Q_target K_sourceᵀ / √d) V_source. The source row is thereby unchanged.
     """
 
-    blocks: tuple[int, ...] = tuple(range(11, 17))
+    blocks: tuple[int, ...] = CONTROL_BLOCKS
 
     def __post_init__(self) -> None:
         check_blocks(self.blocks)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dragsa import patch_loss
+from dragsa.kernels import patch_loss
 
 
 class Track(NamedTuple):

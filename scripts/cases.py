@@ -30,9 +30,9 @@ from PIL import Image
 from scenes import Scene
 from torch import Tensor
 
-from dragsa import images, trace
 from dragsa.editing import Drag
-from dragsa.images import Point
+from dragsa.pictures import images, trace
+from dragsa.pictures.images import Point
 
 KINDS = ("move", "resize", "turn", "two", "protect")
 EACH = 20  # of every kind

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import dragsa
-from dragsa.images import open_picture, save_picture, to_picture
+from dragsa.pictures.images import open_picture, save_picture, to_picture
 
 INVENTORY = Path(__file__).parents[1] / "tests" / "golden" / "sd15_single_file_tensors.json"
 TOLERANCE = 5e-4  # relative to the largest value

@@ -18,7 +18,8 @@ from typing import Any
 import intervals
 import truth_bench
 
-from dragsa import cli, images
+from dragsa.cli import cli
+from dragsa.pictures import images
 
 BEGIN, END = "<!-- comparison: made by scripts/comparison.py -->", "<!-- end of comparison -->"
 METHODS = {  # setting of the run -> the method in words

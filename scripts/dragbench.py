@@ -38,10 +38,13 @@ from PIL import Image
 from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
-from dragsa import cli, editing, hooks, images, trace, weights
+from dragsa import editing, hooks
+from dragsa.cli import cli
 from dragsa.config import EditConfig
 from dragsa.editing import Drag
-from dragsa.weights import StableDiffusion
+from dragsa.loading import weights
+from dragsa.loading.weights import StableDiffusion
+from dragsa.pictures import images, trace
 
 PICTURE, META, RESULT, TRACE = "original_image.png", "meta_data.pkl", "dragged_image.png", "trace.json"
 FORMS = published_metrics.FORMS

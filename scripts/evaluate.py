@@ -29,8 +29,10 @@ from PIL import Image
 from scenes import Scene
 from torch import Tensor
 
-from dragsa import cli, images, trace, weights
-from dragsa.weights import StableDiffusion
+from dragsa.cli import cli
+from dragsa.loading import weights
+from dragsa.loading.weights import StableDiffusion
+from dragsa.pictures import images, trace
 
 OWN = ("source.png", "truth.png", "mask.png")  # a case's pictures that are no results
 

@@ -14,9 +14,12 @@ import scenes
 import torch
 from torch import Tensor
 
-from dragsa import cli, ddim, trace, weights
+from dragsa import ddim
+from dragsa.cli import cli
 from dragsa.ddim import Schedule
-from dragsa.weights import StableDiffusion
+from dragsa.loading import weights
+from dragsa.loading.weights import StableDiffusion
+from dragsa.pictures import trace
 
 SIZE = 128  # pixels
 FIRST = 1000  # of the held-out seeds

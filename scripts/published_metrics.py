@@ -46,10 +46,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa import cli, ddim, images, tracking, weights
+from dragsa import ddim, tracking
+from dragsa.cli import cli
 from dragsa.editing import Drag
-from dragsa.images import Point, Size
-from dragsa.weights import StableDiffusion
+from dragsa.loading import weights
+from dragsa.loading.weights import StableDiffusion
+from dragsa.pictures import images
+from dragsa.pictures.images import Point, Size
 
 TIMESTEP = 261
 TAP = "decoder2"  # diffusers' up_blocks.1

@@ -42,10 +42,13 @@ from sheets import Panel, Row
 from subjects import Subject
 from truth_bench import Setting
 
-from dragsa import cli, ddim, editing, images, prompt_to_prompt, trace
+from dragsa import ddim, editing
+from dragsa.cli import cli
 from dragsa.config import EditConfig
 from dragsa.editing import Drag, Source
-from dragsa.weights import StableDiffusion
+from dragsa.loading.weights import StableDiffusion
+from dragsa.methods import prompt_to_prompt
+from dragsa.pictures import images, trace
 
 FOLDER = Path("out") / "reproduce"
 COUNT = {"fig2": 4, "fig3": 4, "fig4": 10, "table1": 5, "inversion": 10}  # drawn pictures of each

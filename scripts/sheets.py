@@ -9,7 +9,7 @@ from typing import NamedTuple
 from intervals import Mean
 from PIL import Image, ImageDraw, ImageFont
 
-from dragsa import images
+from dragsa.pictures import images
 
 SIDE = 176  # pixels of a sheet's pictures, the longer side
 GAP, MARGIN, LABEL = 8, 14, 104

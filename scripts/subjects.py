@@ -24,9 +24,10 @@ from PIL import Image
 from scenes import Scene
 from torch import Tensor
 
-from dragsa import cli, images
+from dragsa.cli import cli
 from dragsa.editing import Drag
-from dragsa.weights import StableDiffusion
+from dragsa.loading.weights import StableDiffusion
+from dragsa.pictures import images
 
 FIRST = {"real": 90_000, "generated": 92_000, "restyled": 94_000, "round trip": 1_000}  # of the held-out seeds
 OWN_KEYS = ("image", "from_noise", "seed", "prompt", "target_prompt", "drag", "mask", "object_words")

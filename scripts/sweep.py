@@ -29,8 +29,10 @@ import truth_bench
 from PIL import Image, ImageDraw, ImageFont
 from truth_bench import Setting
 
-from dragsa import cli, editing, images, trace
+from dragsa import editing
+from dragsa.cli import cli
 from dragsa.config import DragConfig, EditConfig
+from dragsa.pictures import images, trace
 
 BASE = "base"
 Change = Mapping[str, Any]  # names of DragConfig's or EditConfig's fields, or "handles", and their values

@@ -43,8 +43,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dragsa import ddim
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.unet import UNet
-from dragsa.vae import VAE
+from dragsa.model.unet import UNet
+from dragsa.model.vae import VAE
 
 ROOT = Path(__file__).resolve().parents[1]
 VAE_CONFIG = VAEConfig(widths=(16, 32, 64, 64), groups=4)

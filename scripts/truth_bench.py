@@ -44,10 +44,13 @@ from cases import Case
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dragsa import cli, ddim, drag, editing, images, lora, trace, weights
-from dragsa.config import EditConfig
+from dragsa import ddim, drag, editing
+from dragsa.cli import cli
+from dragsa.config import EditConfig, LoRAConfig
 from dragsa.editing import Source
-from dragsa.weights import StableDiffusion
+from dragsa.loading import weights
+from dragsa.loading.weights import StableDiffusion
+from dragsa.pictures import images, trace
 
 NO_EDIT, RECONSTRUCTION, MAIN = "no-edit", "reconstruction", "five-handles"
 CAPTION = "caption"
@@ -137,9 +140,9 @@ def drag_rivals(ours: EditConfig) -> list[Setting]:
     return [
         Setting("ours", ours, "five"),
         Setting("dragdiffusion-first", first, "five"),
-        Setting("dragdiffusion-first-lora", replace(first, lora_steps=lora.STEPS), "five"),
+        Setting("dragdiffusion-first-lora", replace(first, lora_steps=LoRAConfig().steps), "five"),
         Setting("dragdiffusion", later, "five"),
-        Setting("dragdiffusion-lora", replace(later, lora_steps=lora.STEPS), "five"),
+        Setting("dragdiffusion-lora", replace(later, lora_steps=LoRAConfig().steps), "five"),
     ]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dragsa.config import UNetConfig
-from dragsa.unet import UNet
+from dragsa.model.unet import UNet
 
 FOLDER = Path(__file__).parent / "golden"
 CONTEXT_DIM = 48

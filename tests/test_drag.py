@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa import drag, patch_loss
+from dragsa import drag
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
 from dragsa.drag import DragResult, drag_latent, motion_supervision_step
+from dragsa.kernels import patch_loss
 
 SCHEDULE = Schedule(50)
 CONTEXT = torch.zeros(1, 77, 8)

@@ -12,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 import dragsa
-from dragsa import ddim, drag, editing, images, lora, prompt_to_prompt, trace
+from dragsa import ddim, drag, editing
 from dragsa.config import DragConfig, EditConfig
 from dragsa.editing import Source
-from dragsa.unet import UNet
+from dragsa.methods import lora, prompt_to_prompt
+from dragsa.model.unet import UNet
+from dragsa.pictures import images, trace
 
 # Each edit denoises its source anew: what is equal is then equal to the bit. (Recorded K/V: test_recording.py.)
 CONFIG = EditConfig.paper(

@@ -10,8 +10,10 @@ import scenes
 import torch
 
 import dragsa
-from dragsa import ddim, images, weights
+from dragsa import ddim
 from dragsa.config import EditConfig
+from dragsa.loading import weights
+from dragsa.pictures import images
 
 FOLDER = Path(__file__).parents[1] / "weights" / "small"
 

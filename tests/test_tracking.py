@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_patch_loss import SIZES, border_points, drawn
+from kernels.test_patch_loss import SIZES, border_points, drawn
 
-from dragsa import patch_loss, tracking
+from dragsa import tracking
+from dragsa.kernels import patch_loss
 from dragsa.tracking import chance, sample_points, track, track_points, track_points_reference
 
 

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dragsa import published
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.unet import UNet
-from dragsa.vae import VAE
+from dragsa.loading import published
+from dragsa.model.unet import UNet
+from dragsa.model.vae import VAE
 
 UNET = UNetConfig(widths=(32, 32, 64, 64), context_dim=48)
 VAE_ = VAEConfig(widths=(32, 32, 32, 64))

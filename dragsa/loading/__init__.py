@@ -1,0 +1,1 @@
+"""Weights, settings and tokenizers from files."""

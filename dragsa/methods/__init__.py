@@ -1,0 +1,1 @@
+"""Other people's methods, as settings and hooks of the same edit."""

@@ -1,0 +1,1 @@
+"""SD 1.5's networks: UNet, VAE and text encoder."""

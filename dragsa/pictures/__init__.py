@@ -1,0 +1,1 @@
+"""Pictures, points and masks in and out, and what an edit reports."""

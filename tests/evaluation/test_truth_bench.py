@@ -1,0 +1,350 @@
+"""The benchmark's runs: the edits are the package's own, and a folder is all that the tables are made of."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+import torch
+import truth_bench
+from truth_bench import MAIN, Setting
+
+from dragsa import ddim, editing
+from dragsa.config import DragConfig, EditConfig
+from dragsa.loading import weights
+from dragsa.methods import lora
+from dragsa.pictures import images
+
+FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64)
+SETTINGS = [
+    Setting("no-edit"),
+    Setting("reconstruction", FAST),
+    Setting(MAIN, FAST, "five"),
+    Setting("no-control", replace(FAST, control_step=None), "five"),
+]
+LISTED = cases.cases("figures", limit=1, size=64)[:3]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder: Path) -> Path:
+    return tiny_folder
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three cases, begun by one process and ended by two."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert truth_bench.run(folder, LISTED[:1], SETTINGS, model, published=False)
+    assert truth_bench.run(folder, LISTED, SETTINGS, model, workers=2, published=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"control_step": None},
+        {"blend": True, "control_step": 0},
+        {"guidance": 2.0},
+        {"lora_steps": 2},
+        {"control": "union", "control_step": 4},
+    ],
+    ids=["ours", "no control", "blended", "guided", "under a LoRA", "union"],
+)
+def test_the_two_halves_are_the_packages_edit(model: Path, changes: dict[str, Any]) -> None:
+    sd, case, config = weights.load(model), LISTED[0], replace(FAST, **changes)
+    source = editing.prepare(sd, case.source, case.prompt, config=config)
+    dragged = truth_bench.drag_source(sd, source, case, "five", config)
+    picture = truth_bench.finish(sd, source, dragged, case, config)
+    edited = editing.edit(sd, replace(source), case.drags("five"), case.mask, config=config)  # with nothing recorded
+    assert np.abs(np.asarray(picture, int) - np.asarray(edited.image, int)).max() <= 1
+    assert dragged.course["losses"] == pytest.approx(edited.trace.losses)
+    assert dragged.course["stop"] == edited.trace.stop
+    idle = truth_bench.reconstruct(sd, source, config.steps - config.drag_step)
+    assert np.abs(np.asarray(picture, int) - np.asarray(idle, int)).max() > 2  # the drag did something
+
+
+def test_later_edits_of_a_case_take_the_sources_pass_from_the_first(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sd, case = weights.load(model), LISTED[0]
+    names, replayed = ["first", "blended", "no-control"], []
+    configs = [FAST, replace(FAST, blend=True), replace(FAST, control_step=None)]
+    settings = [Setting(name, config, "five") for name, config in zip(names, configs, strict=True)]
+    alone = {s.name: truth_bench.run_case(sd, case, [s], published=False, explain=False)[s.name] for s in settings}
+    sample = ddim.sample_replayed
+
+    def counted(*args: Any, **options: Any) -> Any:
+        replayed.append(args)
+        return sample(*args, **options)
+
+    monkeypatch.setattr(ddim, "sample_replayed", counted)
+    together = truth_bench.run_case(sd, case, settings, published=False, explain=False)
+    assert len(replayed) == 2
+    for name in names:
+        pictures = (np.asarray(results[name].picture, int) for results in (together, alone))
+        assert np.abs(np.subtract(*pictures)).max() <= 1, name
+    assert len({result.picture.tobytes() for result in together.values()}) == 3
+
+
+def test_the_first_drag_alone_is_explained(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[EditConfig] = []
+    monkeypatch.setattr(truth_bench, "drawable", lambda sd, case, config: asked.append(config) or {"share": 0.0})
+    still = replace(FAST, drag=replace(FAST.drag, updates=0))
+    settings = [
+        SETTINGS[1],
+        Setting("first", still, "five"),
+        Setting("second", replace(still, control_step=None), "five"),
+    ]
+    results = truth_bench.run_case(weights.load(model), LISTED[0], settings, published=False)
+    assert [name for name, result in results.items() if "drawable" in result.figures] == ["first"] and asked == [still]
+    assert all(results[name].figures["share"] > 0.5 for name in ("first", "second"))
+
+
+def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"prepare": 0, "drag_source": 0}
+
+    def counted(module: Any, name: str) -> None:
+        function = getattr(module, name)
+
+        def count(*args: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*args, **options)
+
+        monkeypatch.setattr(module, name, count)
+
+    counted(editing, "prepare")
+    counted(truth_bench, "drag_source")
+    other = Setting("one-handle", FAST, "one")
+    results = truth_bench.run_case(weights.load(model), LISTED[0], [*SETTINGS, other], published=False, explain=False)
+    assert calls == {"prepare": 1, "drag_source": 2}
+    assert list(results) == [setting.name for setting in [*SETTINGS, other]]
+    assert results["no-edit"].picture == LISTED[0].source
+
+
+def test_one_handle_of_a_whole_object_holds_a_patch_of_its_size() -> None:
+    small = EditConfig.small()
+    setting = Setting("one-handle", small, "one", fitted=True)
+    of_kind = {case.kind: case for case in cases.cases("figures", limit=1)}
+    for kind, case in of_kind.items():
+        config = setting.config_for(case)
+        assert config is not None
+        if kind in ("turn", "resize"):
+            assert config == small  # the handle is a nose, or a point of the outline
+            continue
+        sizes = [case.before.size] + ([case.before.neighbour.size] if kind == "two" and case.before.neighbour else [])
+        radius = config.drag.radius
+        assert replace(config, drag=replace(config.drag, radius=small.drag.radius)) == small
+        # Its corner, in cells of the grid, is nearest to the outline of the smaller object; 64 cells to the width.
+        assert abs(math.sqrt(2) * radius - min(sizes) * 64 / 2) <= math.sqrt(2) / 2
+    assert Setting("one-handle", small, "one").config_for(of_kind["move"]) == small
+
+
+def test_rivals_differ_in_the_method_alone() -> None:
+    settings = {setting.name: setting for setting in truth_bench.rivals(64)}
+    small, theirs = EditConfig.small(size=64), EditConfig.dragdiffusion()
+    assert settings["ours"] == Setting("ours", small, "five")
+    for name, control, steps in (
+        ("dragdiffusion-first", None, 0),
+        ("dragdiffusion-first-lora", None, 80),
+        ("dragdiffusion", 0, 0),
+        ("dragdiffusion-lora", 0, 80),
+    ):
+        config = settings[name].config
+        assert config is not None and settings[name].handles == "five"
+        assert (config.control_step, config.lora_steps, config.variant) == (control, steps, theirs.variant)
+        own = {name: getattr(small, name) for name in ("control_step", "lora_steps", "variant")}
+        assert replace(config, **own) == small
+    masactrl = settings["masactrl"].config
+    assert masactrl is not None and settings["masactrl"].handles == truth_bench.CAPTION
+    assert (masactrl.variant, masactrl.control_step, masactrl.size) == ("masactrl", 4, 64)
+
+
+def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, asked, plain, edit = [], [], lora.train, editing.edit
+
+    def train(*args: Any, **options: Any) -> lora.Trained:
+        trained.append(args[3])
+        return plain(*args, **options)
+
+    def edited(sd: Any, source: Any, **options: Any) -> editing.EditResult:
+        asked.append((source.prompt, options["target_prompt"]))
+        return edit(sd, source, **options)
+
+    monkeypatch.setattr(lora, "train", train)
+    monkeypatch.setattr(editing, "edit", edited)
+    with_lora = replace(FAST, lora_steps=2)
+    settings = [
+        Setting("ours", FAST, "five"),
+        Setting("lora", with_lora, "five"),
+        Setting("lora-no-control", replace(with_lora, control_step=None), "five"),
+        Setting("prompt", replace(FAST, guidance=2.0), truth_bench.CAPTION),
+    ]
+    case = next(case for case in cases.cases("figures", limit=1, size=64) if case.kind == "move")
+    results = truth_bench.run_case(weights.load(model), case, settings, published=False)
+    assert trained == [2]
+    seconds = {name: result.figures["seconds"] for name, result in results.items()}
+    assert seconds["lora"]["lora"] == seconds["lora-no-control"]["lora"] > 0 and "lora" not in seconds["ours"]
+    for spent in seconds.values():
+        assert spent["all"] == pytest.approx(sum(value for name, value in spent.items() if name != "all"))
+    assert len({result.picture.tobytes() for result in results.values()}) == 4
+    (words,) = asked
+    assert words == (truth_bench.in_words(case.before), truth_bench.in_words(case.after))
+    assert " at the " in words[0] and "drag" not in results["prompt"].figures
+
+
+ORPHANS = """
+import sys, time
+from pathlib import Path
+import truth_bench
+
+def work(sd, item):
+    Path(item).touch()
+    time.sleep(600)
+    return item
+
+if __name__ == "__main__":
+    truth_bench.each(work, sys.argv[2:], Path(sys.argv[1]), workers=2)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(model: Path, tmp_path: Path) -> None:
+    script, begun = tmp_path / "script.py", [tmp_path / "first", tmp_path / "second"]
+    script.write_text(ORPHANS)
+    scripts = str(Path(truth_bench.__file__).parent)
+    command = [sys.executable, str(script), str(model), *map(str, begun)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": scripts})
+    try:
+        until = time.monotonic() + 120
+        while not all(file.exists() for file in begun) and time.monotonic() < until:
+            time.sleep(0.1)
+        assert all(file.exists() for file in begun)
+    finally:
+        process.kill()
+    process.communicate(timeout=60)  # its end of the pipe is the workers' too: it closes with the last of them
+
+
+def test_networks_of_another_type_are_a_copy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sd, case = weights.load(model), cases.cases("figures", limit=1, size=64)[0]
+    used, prepare = [], editing.prepare
+
+    def prepared(own: weights.StableDiffusion, *args: Any, **options: Any) -> editing.Source:
+        used.append([next(network.parameters()).dtype for network in (own.unet, own.vae, own.text)])
+        return prepare(own, *args, **options)
+
+    monkeypatch.setattr(editing, "prepare", prepared)
+    settings = [Setting("wide", FAST, "five"), Setting("narrow", FAST, "five", "bfloat16")]
+    results = truth_bench.run_case(sd, case, settings, published=False, explain=False)
+    assert used == [[torch.float32] * 3, [torch.bfloat16] * 3]
+    assert next(sd.unet.parameters()).dtype == torch.float32
+    assert results["wide"].picture.tobytes() != results["narrow"].picture.tobytes()
+
+
+def test_the_command_line_chooses_the_list(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(truth_bench.SETTINGS, "rivals", lambda size: [Setting("nothing")])
+    asked = ["run", str(tmp_path / "run"), "--settings", "rivals", "--limit", "1", "--size", "64", "--no-published"]
+    assert truth_bench.main([*asked, "--weights", str(model), "--workers", "1"]) == 0
+    assert "| nothing | 5 |" in capsys.readouterr().out
+    assert truth_bench.main([*asked[:3], "none", "--weights", str(model)]) == 2
+    assert "invalid choice: 'none'" in capsys.readouterr().err
+
+
+def test_a_run_has_every_case_once_and_goes_on_where_it_stood(finished: Path, model: Path) -> None:
+    folders = sorted(path.name for path in finished.iterdir() if path.is_dir())
+    assert folders == sorted(case.name for case in LISTED)  # and no folder of a part
+    for case in LISTED:
+        assert cases.load(finished / case.name) == case
+        assert {file.stem for file in (finished / case.name).glob("*.png")} >= {setting.name for setting in SETTINGS}
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/*.json")}
+    assert truth_bench.run(finished, LISTED, SETTINGS, model, published=False)
+    assert before == {path: path.stat().st_mtime_ns for path in finished.glob("*/*.json")}
+
+
+def test_a_run_of_other_settings_is_refused(finished: Path, model: Path) -> None:
+    with pytest.raises(ValueError, match="a run with other settings; give another folder"):
+        truth_bench.run(finished, LISTED, SETTINGS[:2], model)
+
+
+def test_a_case_that_breaks_off_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(truth_bench.trace, "save_json", broken)
+    with pytest.raises(OSError, match="no space"):
+        truth_bench.save(tmp_path, LISTED[0], {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_ranks_do_the_list_between_them(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = []
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        done.append(truth_bench.run(tmp_path, LISTED, SETTINGS[:1], model, published=False))
+        if rank == 0:
+            assert {path.parent.name for path in tmp_path.glob("*/case.json")} == {LISTED[0].name, LISTED[2].name}
+    assert done == [False, True]
+
+
+def test_tables_are_made_of_the_folder_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert truth_bench.main(["table", str(finished)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.strip() == (finished / "table.md").read_text().strip()
+    (row,) = [line for line in printed.splitlines() if line.startswith("| no-edit | 3 |")]
+    assert row.split(" | ")[2].startswith("1.00") and row.split(" | ")[4:6] == ["1.00", "0%"]
+    results = json.loads((finished / "results.json").read_text())
+    assert results["summaries"]["no-edit"]["all"]["background_error"]["per_picture"]["mean"] == 0
+    assert set(results["results"][MAIN]) == {case.name for case in LISTED}
+    assert set(results["failures"][MAIN]) == {n for n, row in results["results"][MAIN].items() if row["share"] > 0.5}
+    sheet = images.open_picture(finished / "sheet.png")
+    assert sheet.width > 5 * 128 and sheet.height > 3 * 128
+
+
+def test_no_run_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert truth_bench.main(["table", str(tmp_path)]) == 2
+    assert "truth_bench: error: " in capsys.readouterr().err
+
+
+def test_exported_cases_are_whole(tmp_path: Path) -> None:
+    assert truth_bench.main(["export", str(tmp_path / "cases"), "--limit", "1", "--cases", "settings"]) == 0
+    found = [cases.load(tmp_path / "cases" / f"{kind}-00") for kind in cases.KINDS]
+    assert found == cases.cases("settings", limit=1)
+
+
+def course(stop: str, tracked: float) -> dict[str, Any]:
+    return {"share": 0.8, "drag": {"stop": stop, "asked_cells": [10.0, 10.0], "tracked_cells": [tracked, tracked]}}
+
+
+@pytest.mark.parametrize(
+    ("figures", "without", "reason"),
+    [
+        ({"share": 0.5}, None, None),
+        (course("tracking lost", 9), None, "tracking lost"),
+        (course("not moving", 1), None, "not moving"),
+        (course("budget", 4), None, "budget used up"),
+        (course("budget", 2), None, "drag undone"),
+        (course("reached", 0), None, "drag undone"),
+        (course("reached", 0), {"share": 0.7}, "drag undone"),
+        (course("tracking lost", 9), {"share": 0.3}, "control pulls back"),
+        (course("reached", 0) | {"drawable": {"share": 0.3, "overlap": 0.9}}, {"share": 0.3}, "model cannot draw it"),
+        (course("reached", 0) | {"drawable": {"share": 0.1, "overlap": 0.5}}, None, "model cannot draw it"),
+        (course("reached", 0) | {"drawable": {"share": 0.1, "overlap": 0.9}}, None, "drag undone"),
+    ],
+)
+def test_failures_are_sorted_by_rule(figures: dict[str, Any], without: dict[str, Any] | None, reason: str) -> None:
+    assert truth_bench.why_failed(figures, without) == reason
+    assert reason is None or reason in truth_bench.REASONS

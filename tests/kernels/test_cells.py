@@ -1,0 +1,42 @@
+"""Windows of a map: taken out, put back once, and carried to the coarser map that an upsampling starts from."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from dragsa.kernels import cells
+from dragsa.kernels.cells import Cells
+
+OVERLAPPING = Cells(torch.tensor([[0, 1, 2], [1, 2, 3], [1, 2, 3]]), torch.tensor([[3, 4], [4, 5], [4, 5]]))
+
+
+def test_cells_that_several_windows_share_are_put_back_once() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5 * 6, dtype=torch.float64, requires_grad=True)
+    at = cells.index(OVERLAPPING, 6)
+    assert at.shape == (18,) and len(set(at.tolist())) == 10
+    there = torch.zeros(5 * 6, dtype=torch.float64)
+    there[at] = 1
+    came = cells.put(cells.take(x, at).tanh(), at, (5, 6))
+    expected = (x.tanh() * there).unflatten(2, (5, 6))
+    assert torch.equal(came, expected)
+    slope = torch.randn_like(came)
+    torch.testing.assert_close(*(torch.autograd.grad((y * slope).sum(), x)[0] for y in (came, expected)))
+
+
+def test_an_upsampled_windows_cells_come_from_the_coarser_ones() -> None:
+    """A convolution of 3 × 3 on the upsampled map, from the coarse cells alone; even and odd sizes, every border."""
+    torch.manual_seed(0)
+    weight = torch.randn(2, 3, 3, 3)
+    for coarse, fine in (((8, 8), (16, 16)), ((5, 7), (9, 14)), ((5, 7), (10, 13)), ((2, 2), (4, 3))):
+        x = torch.randn(1, 3, *coarse)
+        whole = F.conv2d(F.interpolate(x, size=fine, mode="nearest"), weight, padding=1)
+        for first in range(fine[0] - 2):
+            columns = min(first, fine[1] - 2) + torch.arange(2)
+            wanted = Cells(first + torch.arange(3)[None], columns[None])
+            at = cells.index(cells.coarser(wanted, fine, coarse), coarse[1])
+            part = cells.put(cells.take(x.flatten(2), at), at, coarse)
+            window = cells.surrounded(F.interpolate(part, size=fine, mode="nearest"), wanted)
+            expected = whole[:, :, first : first + 3, columns[0] : columns[0] + 2]
+            torch.testing.assert_close(F.conv2d(window, weight), expected)

@@ -1,0 +1,164 @@
+"""The UNet against stored numbers, its taps and early end, odd latent sizes, and what it refuses."""
+
+import copy
+
+import golden_cases
+import pytest
+import torch
+
+from dragsa import hooks
+from dragsa.config import UNetConfig
+from dragsa.kernels import cells
+from dragsa.model import unet
+
+
+def relative(came, expected):
+    return ((came - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("case", golden_cases.cases("unet"), ids=lambda case: case.tag)
+def test_golden(case):
+    batch = case.settings["batch"]
+    z, text = case.input("z", batch, 4, *case.latent_hw), case.input("text", batch, 77, golden_cases.CONTEXT_DIM)
+    blocks = [hooks.block_name(n) for n in range(1, 17)]
+    stages = ["mid", "decoder1", "decoder2", "decoder3", "decoder4"]
+    out = golden_cases.golden_unet()(z, case.settings["timestep"], text, taps=(*blocks, *stages))
+    assert relative(out.eps, case.outputs["eps"]) < 2e-4
+    for n, name in enumerate(blocks):
+        assert relative(out.taps[name], case.outputs[f"transformer_{n:02d}"]) < 2e-4, name
+    for n, name in enumerate(stages):
+        assert relative(out.taps[name], case.outputs[f"decoder_stage_{n}"]) < 2e-4, name
+
+
+def inputs(height=16, width=16, batch=1):
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(batch, 4, height, width, generator=generator)
+    return z, torch.randn(batch, 77, golden_cases.CONTEXT_DIM, generator=generator)
+
+
+def test_every_tap_has_the_documented_grid_and_channels():
+    z, text = inputs(16, 24)
+    taps = golden_cases.golden_unet()(z, 401, text, taps=hooks.TAPS).taps
+    assert set(taps) == set(hooks.TAPS)
+    assert list(taps)[:6] == ["block01.kv", "block01", "block02.kv", "block02", "encoder1", "block03.kv"]
+    widths, grids = (32, 64, 96, 96), ((16, 24), (8, 12), (4, 6), (2, 3))
+    levels = [0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0]
+    for n, level in enumerate(levels, start=1):
+        assert taps[hooks.block_name(n)].shape == (1, widths[level], *grids[level])
+        tokens = grids[level][0] * grids[level][1]
+        for part in taps[f"{hooks.block_name(n)}.kv"]:
+            assert part.shape == (1, 8, tokens, widths[level] // 8)
+    assert taps["encoder1"].shape == (1, 32, 8, 12) and taps["encoder4"].shape == (1, 96, 2, 3)
+    assert taps["decoder3"].shape == (1, 64, 16, 24) and taps["decoder4"].shape == (1, 32, 16, 24)
+
+
+def test_early_end_computes_the_same_and_nothing_after_it():
+    net, (z, text) = golden_cases.golden_unet(), inputs()
+    whole = net(z, 401, text, taps=("block11.kv", "block14"))
+    ran = []
+    handles = [net.up_blocks[3].resnets[n].register_forward_hook(lambda *_, n=n: ran.append(n)) for n in range(3)]
+    try:
+        early = net(z, 401, text, taps=("block11.kv", "block14"), until="block14")
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert early.eps is None and ran == [0]
+    assert torch.equal(early.taps["block14"], whole.taps["block14"])
+    assert torch.equal(early.taps["block11.kv"].value, whole.taps["block11.kv"].value)
+
+
+@pytest.mark.parametrize("tap", ["block08", "block13", "block14", "decoder1", "decoder2", "decoder3", "decoder4"])
+@pytest.mark.parametrize("size", [(16, 16), (13, 19)])
+def test_the_wanted_cells_are_the_whole_maps(tap, size):
+    net, (z, text) = copy.deepcopy(golden_cases.golden_unet()).double(), inputs(*size)
+    z, text = z.double().requires_grad_(), text.double()
+    whole = net(z, 401, text, taps=(tap,), until=tap).taps[tap]
+    h, w = whole.shape[-2:]
+    wanted = cells.Cells(torch.tensor([[0, 1], [h - 2, h - 1], [h - 2, h - 1]]), torch.tensor([[1, 2], [0, 1], [1, 2]]))
+    part = net(z, 401, text, taps=(tap,), until=tap, wanted=wanted).taps[tap]
+    there = torch.zeros(h, w, dtype=torch.bool)
+    there.flatten()[cells.index(wanted, w)] = True
+    assert not part[:, :, ~there].any()
+    torch.testing.assert_close(part[:, :, there], whole[:, :, there], rtol=1e-9, atol=1e-9)
+    slope = torch.randn(part.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * there
+    came, expected = (torch.autograd.grad((x * slope).sum(), z)[0] for x in (part, whole))
+    torch.testing.assert_close(came, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_taps_stay_in_the_graph():
+    z, text = inputs()
+    out = golden_cases.golden_unet()(z.requires_grad_(), 401, text, taps=("block14",), until="block14")
+    (gradient,) = torch.autograd.grad(out.taps["block14"].square().sum(), z)
+    assert gradient.abs().max() > 0
+
+
+def test_timestep_may_be_a_number_or_one_for_each_row():
+    net, (z, text) = golden_cases.golden_unet(), inputs(batch=2)
+    mixed = net(z, torch.tensor([21, 401]), text).eps
+    for row, t in enumerate((21, 401)):
+        alone = net(z[row : row + 1], t, text[row : row + 1]).eps
+        assert relative(mixed[row : row + 1], alone) < 1e-5
+
+
+@pytest.mark.parametrize("size", [(9, 13), (5, 20), (12, 7), (2, 3)])
+def test_any_latent_size(size):
+    z, text = inputs(*size)
+    assert golden_cases.golden_unet()(z, 401, text).eps.shape == z.shape
+
+
+def test_bfloat16_network_keeps_the_latents_type():
+    net = unet.UNet(UNetConfig((32, 32, 32, 32), (2, 2, 2, 2), 48, 8)).to(torch.bfloat16)
+    z, text = inputs()
+    out = net(z, 401, text, taps=("block14",))
+    assert out.eps.dtype == torch.float32 and out.taps["block14"].dtype == torch.bfloat16
+
+
+WANTED = cells.Cells(torch.tensor([[0]]), torch.tensor([[0]]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"taps": ("block17",)}, "unknown tap 'block17'"),
+        ({"until": "block11.kv"}, "unknown end 'block11.kv'"),
+        ({"taps": ("block15",), "until": "block14"}, "'block15' lies behind the pass's end 'block14'"),
+        ({"z": torch.zeros(1, 3, 8, 8)}, r"latent must be \(B, 4, h, w\), came \(1, 3, 8, 8\)"),
+        ({"context": torch.zeros(1, 77, 768)}, r"context must be \(1, tokens, 48\), came \(1, 77, 768\)"),
+        ({"context": torch.zeros(2, 77, 48)}, r"context must be \(1, tokens, 48\), came \(2, 77, 48\)"),
+        ({"wanted": WANTED, "taps": ("block14",)}, "wanted cells are of the one tap that ends the pass"),
+        ({"wanted": WANTED, "taps": ("block11", "block14"), "until": "block14"}, "wanted cells are of the one tap"),
+    ],
+)
+def test_refusals(arguments, says):
+    z, text = inputs(8, 8)
+    with pytest.raises(ValueError, match=says):
+        golden_cases.golden_unet()(**{"z": z, "t": 401, "context": text, **arguments})
+
+
+SD15 = {"block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 48, "attention_head_dim": 8}
+
+
+def test_config_from_diffusers():
+    config = unet.config_from_diffusers(SD15)
+    assert config == UNetConfig((32, 64, 96, 96), (8, 8, 8, 8), 48, 32, 4)
+    per_level = unet.config_from_diffusers({**SD15, "attention_head_dim": [2, 4, 4, 4], "norm_num_groups": 4})
+    assert per_level.heads == (2, 4, 4, 4) and per_level.groups == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"in_channels": 9}, "inpainting"),
+        ({"cross_attention_dim": 1024}, "SD 2"),
+        ({"use_linear_projection": True}, "SD 2"),
+        ({"addition_embed_type": "text_time"}, "SDXL"),
+        ({"layers_per_block": 1}, "layers_per_block must be 2"),
+        ({"act_fn": "gelu"}, "act_fn must be 'silu'"),
+        ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types"),
+        ({"block_out_channels": [32, 64, 96]}, "four levels"),
+        ({"norm_num_groups": 5}, "not a multiple"),
+    ],
+)
+def test_config_refusals(change, says):
+    with pytest.raises(ValueError, match=says):
+        unet.config_from_diffusers({**SD15, **change})

@@ -1,0 +1,256 @@
+import itertools
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dragsa.pictures import images
+
+
+def ramp(width: int = 40, height: int = 24) -> Image.Image:
+    """Red grows to the right, green downwards; blue is constant."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x * 255 // (width - 1), y * 255 // (height - 1), x * 0 + 60], 2).astype(np.uint8))
+
+
+def mean_error(one: Image.Image, two: Image.Image) -> float:
+    return float(np.abs(np.asarray(one, dtype=float) - np.asarray(two, dtype=float)).mean())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_every_mode_is_read_and_comes_back_in_its_own_size(tmp_path: Path, mode: str) -> None:
+    rgb = ramp()
+    grey = mode in ("1", "L", "LA", "I;16", "I", "F")
+    if mode in ("I;16", "I"):
+        given = Image.fromarray(np.asarray(rgb.convert("L")).astype(np.uint16) * 257)
+        given = given if mode == "I;16" else given.convert("I")
+    elif mode == "F":
+        given = Image.fromarray(np.asarray(rgb.convert("L"), dtype=np.float32) / 255)
+    else:
+        given = rgb.quantize(256) if mode == "P" else rgb.convert(mode)
+    path = tmp_path / ("picture" + (".tif" if mode in ("CMYK", "F", "I") else ".png"))
+    given.save(path)
+
+    picture = images.open_picture(path)
+    expected = rgb.convert("L").convert("RGB") if grey else rgb
+    allowed = {"1": 256.0, "P": 8.0}.get(mode, 0.0)  # dithered; 256 colours
+    assert mean_error(images.to_rgb(picture), expected) <= allowed
+    tensor = images.to_tensor(picture, (64, 40))
+    assert tensor.shape == (1, 3, 40, 64) and tensor.dtype == torch.float32
+    back = images.restore(images.to_picture(tensor), picture)
+    assert back.size == (40, 24)
+    assert back.mode == ("L" if grey else "RGB")
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:, :2] = (200, 0, 0, 255)  # the rest: black, and transparent
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    rgb = np.asarray(images.to_rgb(images.open_picture(tmp_path / "a.png")))
+    assert (rgb[:, :2] == (200, 0, 0)).all() and (rgb[:, 2:] == 255).all()
+
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([9, 9, 9, 10, 20, 30])
+    palette.save(tmp_path / "p.png", transparency=1)
+    assert (np.asarray(images.to_rgb(images.open_picture(tmp_path / "p.png"))) == 255).all()
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter clockwise
+    ramp().save(tmp_path / "a.png", exif=exif)
+    picture = images.open_picture(tmp_path / "a.png")
+    assert picture.size == (24, 40)
+    assert mean_error(picture, ramp().rotate(-90, expand=True)) == 0
+
+
+def test_files_that_are_no_pictures(tmp_path: Path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("not a picture")
+    with pytest.raises(ValueError, match=r"text\.png: not a picture"):
+        images.open_picture(text)
+    ramp(400, 400).save(tmp_path / "whole.png")
+    cut = tmp_path / "cut.png"
+    data = (tmp_path / "whole.png").read_bytes()
+    cut.write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"cut\.png: damaged"):
+        images.open_picture(cut)
+    with pytest.raises(FileNotFoundError):
+        images.open_picture(tmp_path / "missing.png")
+    with pytest.raises(IsADirectoryError):
+        images.open_picture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "size", "expected"),
+    [
+        ((512, 512), 512, (512, 512)),
+        ((1024, 768), 512, (512, 384)),
+        ((768, 1024), 512, (384, 512)),
+        ((128, 128), 512, (128, 128)),  # not enlarged
+        ((100, 75), 512, (104, 72)),  # beyond rounding
+        ((513, 511), 512, (512, 512)),
+        ((1000, 1000), 500, (496, 496)),  # at most `size`
+        ((20, 16), 512, (80, 64)),  # enlarged to the smallest
+        ((1000, 10), 512, (512, 8)),  # as far as `size` allows
+        ((1, 1), 128, (64, 64)),
+    ],
+)
+def test_working_size(given: tuple[int, int], size: int, expected: tuple[int, int]) -> None:
+    assert images.working_size(*given, size) == expected
+
+
+def test_working_size_keeps_the_aspect() -> None:
+    for width, height in itertools.product(range(64, 3000, 137), repeat=2):
+        if not 0.25 < width / height < 4:
+            continue
+        w, h = images.working_size(width, height, 512)
+        assert w % 8 == 0 and h % 8 == 0 and max(w, h) <= 512
+        scale = min(1, 512 / max(width, height))
+        assert abs(w - width * scale) <= 4 and abs(h - height * scale) <= 4
+
+
+def test_working_size_refuses() -> None:
+    with pytest.raises(ValueError, match="no pixels"):
+        images.working_size(0, 10)
+    with pytest.raises(ValueError, match="at least 64"):
+        images.working_size(100, 100, 32)
+
+
+def test_tensor_and_picture_are_inverse() -> None:
+    picture = ramp()
+    tensor = images.to_tensor(picture)
+    assert tensor.min() == -1 and tensor.max() == 1
+    assert tensor[0, 0, 0, -1] == 1 and tensor[0, 0, 0, 0] == -1  # red grows along the width
+    assert mean_error(images.to_picture(tensor), picture) == 0
+    assert np.asarray(images.to_picture(torch.full((3, 2, 2), 1.7))).max() == 255  # clamped, not wrapped
+    with pytest.raises(ValueError, match="not finite"):
+        images.to_picture(torch.full((3, 2, 2), float("nan")))
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\)"):
+        images.to_picture(torch.zeros(2, 3, 4, 4))
+
+
+def test_colour_profile_is_kept(tmp_path: Path) -> None:
+    original = ramp()
+    original.info["icc_profile"] = b"profile"
+    images.save_picture(images.restore(ramp(), original), tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").info["icc_profile"] == b"profile"
+
+
+def test_points_go_to_the_grid_edge_on_edge() -> None:
+    # Four pixels a cell: the first cell's centre lies between pixels 1 and 2.
+    grid = images.to_grid([(1.5, 1.5), (399.5, 199.5), (398, 198)], (400, 200), (100, 50))
+    assert grid.dtype == torch.float32
+    assert torch.allclose(grid, torch.tensor([[0, 0], [99.5, 49.5], [99.125, 49.125]]))
+    points = torch.tensor([[0.0, 0.0], [17.25, 3.5], [399.0, 199.0]])
+    back = images.from_grid(images.to_grid(points, (400, 200), (97, 53)), (400, 200), (97, 53))
+    assert torch.allclose(back, points.double(), atol=1e-4)
+    path = images.from_grid(torch.zeros(5, 2, 2), (400, 200), (100, 50))
+    assert path.shape == (5, 2, 2) and (path == 1.5).all()
+    assert images.to_grid([], (400, 200), (100, 50)).shape == (0, 2)
+
+
+def test_a_dot_is_found_where_its_point_falls() -> None:
+    """The affine is that of the resampling: a bright pixel's centre of mass after reduction is its point's image."""
+    pixels = np.zeros((96, 128), np.uint8)
+    pixels[30, 77] = 255
+    small = images.to_tensor(Image.fromarray(pixels), (64, 32))[0, 0] + 1
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(64.0), indexing="ij")
+    centre = torch.stack([(small * x).sum(), (small * y).sum()]) / small.sum()
+    assert torch.allclose(centre, images.to_grid([(77, 30)], (128, 96), (64, 32))[0], atol=0.2)
+
+
+@pytest.mark.parametrize("point", [(400, 10), (-1, 10), (10, 200), (10, float("nan")), (float("inf"), 0)])
+def test_points_outside_are_named(point: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match=rf"point {point[0]:g},{point[1]:g} .*400×200"):
+        images.to_grid([(1, 1), point], (400, 200), (100, 50))
+
+
+def test_mask_is_white_where_it_may_move(tmp_path: Path) -> None:
+    levels = np.zeros((40, 80), np.uint8)
+    levels[:20, 60:] = 255
+    expected = torch.zeros(10, 20)
+    expected[:5, 15:] = 1
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    Image.fromarray(levels).convert("1").save(tmp_path / "bits.png")
+    given = (
+        tmp_path / "mask.png",
+        str(tmp_path / "bits.png"),
+        Image.fromarray(levels).convert("RGB"),
+        levels,
+        levels > 0,
+        levels / 255.0,
+        torch.from_numpy(levels > 0),
+    )
+    for mask in given:
+        grid = images.open_mask(mask, (80, 40), (20, 10))
+        assert grid.dtype == torch.float32
+        assert torch.equal(grid, expected), type(mask)
+
+
+def test_mask_cells_hold_their_share_of_white() -> None:
+    levels = np.zeros((40, 80))
+    levels[:, :6] = 1  # one and a half cells
+    assert torch.allclose(images.open_mask(levels, (80, 40), (20, 10))[:, :3], torch.tensor([1, 0.5, 0]))
+
+
+def test_mask_drawn_on_transparency_counts_where_it_is_drawn() -> None:
+    layer = Image.new("RGBA", (80, 40), (255, 255, 255, 0))
+    layer.paste((255, 255, 255, 255), (0, 0, 40, 40))
+    grid = images.open_mask(layer, (80, 40), (20, 10))
+    assert (grid[:, :10] == 1).all() and (grid[:, 10:] == 0).all()
+
+
+def test_wrong_masks_are_refused() -> None:
+    with pytest.raises(ValueError, match="40×80 pixels; it must be the picture's 80×40"):
+        images.open_mask(np.zeros((80, 40)), (80, 40), (20, 10))
+    with pytest.raises(ValueError, match="height, width"):
+        images.open_mask(np.zeros((40, 80, 3)), (80, 40), (20, 10))
+    for level in (2.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="0 … 1"):
+            images.open_mask(np.full((40, 80), level), (80, 40), (20, 10))
+
+
+def test_handles_outside_the_white_are_warned_of() -> None:
+    mask = torch.zeros(10, 20)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images.warn_unmasked(mask, torch.tensor([[3.0, 3.0]]))  # all black: no mask
+        mask[:, :5] = 1
+        images.warn_unmasked(mask, torch.tensor([[3.0, 3.0], [-0.4, 9.4]]))
+    with pytest.warns(UserWarning, match="handle 2 "):
+        images.warn_unmasked(mask, torch.tensor([[3.0, 3.0], [8.0, 3.0]]))
+
+
+def test_saving_replaces_only_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    images.save_picture(ramp(), path)
+    before = path.read_bytes()
+    with pytest.raises(FileExistsError, match=r"a\.png: is there already"):
+        images.save_picture(ramp(8, 8), path)
+    assert path.read_bytes() == before
+    images.save_picture(ramp(8, 8), path, overwrite=True)
+    assert Image.open(path).size == (8, 8)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_saving_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"a\.xyz.*use \.png"):
+        images.save_picture(ramp(), tmp_path / "a.xyz")
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        images.save_picture(ramp(), tmp_path / "no" / "a.png")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(FileExistsError, match="not a plain file"):
+        images.save_picture(ramp(), tmp_path / "b.png", overwrite=True)
+    (tmp_path / "b.png").rmdir()
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        images.save_picture(ramp(), tmp_path / "c.png")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,155 @@
+"""Training the small model, on the parts that do not take minutes: start, folding, tokenizer, resuming, export."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import scenes
+import torch
+import train_small
+from transformers import CLIPTokenizer
+
+from dragsa import ddim
+from dragsa.config import UNetConfig, VAEConfig
+from dragsa.model.vae import VAE
+
+PLAN = train_small.Plan(
+    latents=8, unet_batch=2, crops=2, pictures=1, held_out=2, log_seconds=1e9, save_seconds=1e9, export_seconds=1e9
+)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_small, "VAE_CONFIG", VAEConfig(widths=(8, 8, 16, 16), groups=4))
+    config = UNetConfig(widths=(16, 16, 16, 16), heads=(2, 2, 2, 2), context_dim=16, groups=4)
+    monkeypatch.setattr(train_small, "UNET_CONFIG", config)
+    monkeypatch.setattr(scenes, "HELD_OUT_SEEDS", scenes.HELD_OUT_SEEDS[:8])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_small.write_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def test_every_word_of_a_caption_is_one_token(tokenizer: CLIPTokenizer) -> None:
+    for seed in range(300):
+        caption = scenes.caption(scenes.random_scene(seed), place=True, looking=True)
+        ids = tokenizer(caption).input_ids
+        assert len(ids) == len(caption.split()) + 2 <= train_small.TOKENS
+        assert tokenizer.decode(ids, skip_special_tokens=True).strip() == caption
+
+
+def test_words_outside_the_vocabulary_have_tokens_too(tokenizer: CLIPTokenizer) -> None:
+    ids = tokenizer("A wizard's café, №5").input_ids
+    assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.eos_token_id not in ids[1:-1]
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") == "awizard'scafé,№5"
+
+
+def test_prompts_are_padded_to_the_text_encoders_length(tokenizer: CLIPTokenizer) -> None:
+    tokens = train_small.tokenize(tokenizer, ["", "a red star", "a " * 40])
+    assert tokens.shape == (3, train_small.TOKENS) and tokenizer.model_max_length == train_small.TOKENS
+    assert (tokens[:, -1] == tokenizer.eos_token_id).all()
+
+
+def test_the_vae_starts_with_colours_in_its_latents() -> None:
+    torch.manual_seed(0)
+    vae = VAE(train_small.VAE_CONFIG)
+    train_small.start_vae(vae)
+    features = vae.encoder.conv_in(scenes.draw_batch([scenes.random_scene(1)]))
+    for stage in vae.encoder.down_blocks:
+        for resnet in stage.resnets:
+            features = resnet(features)
+        if hasattr(stage, "downsamplers"):
+            features = stage.downsamplers[0](features)
+    small = torch.nn.functional.avg_pool2d(scenes.draw_batch([scenes.random_scene(1)]), 8)
+    torch.testing.assert_close(features[:, :3], small, atol=1e-5, rtol=0)
+    assert (vae.encode_moments(scenes.draw_batch([scenes.random_scene(1)]))[1] == -6).all()
+
+
+@torch.no_grad()
+def test_folding_the_normalisation_changes_latents_and_not_pictures() -> None:
+    torch.manual_seed(0)
+    vae = VAE(train_small.VAE_CONFIG)
+    pictures = scenes.draw_batch([scenes.random_scene(seed) for seed in range(4)])
+    mean, logvar = vae.encode_moments(pictures)
+    before = vae.decode(vae.encode(pictures))
+    shift, spread = torch.tensor([0.3, -2.0, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0, 0.1])
+    train_small.normalise(vae, shift, spread)
+    wanted = (mean - shift[:, None, None]) / spread[:, None, None]
+    torch.testing.assert_close(vae.encode(pictures), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vae.decode(vae.encode(pictures)), before, atol=1e-4, rtol=1e-4)
+    factor = (spread * vae.config.scaling_factor).log()[:, None, None]
+    torch.testing.assert_close(vae.encode_moments(pictures)[1], logvar - 2 * factor, atol=1e-4, rtol=1e-4)
+
+
+def test_crops_are_inside_and_mostly_of_the_object() -> None:
+    batch = train_small.scene_batch(0, 0, 40)
+    corners = train_small.crop_corners(batch, 128, 64, train_small.random.Random(0))
+    assert corners.min() >= 0 and corners.max() <= 64
+    seen = [
+        scenes.object_mask(scene)[y : y + 64, x : x + 64].sum() > 0.2 * scenes.object_mask(scene).sum()
+        for scene, (x, y) in zip(batch, corners.tolist(), strict=True)
+    ]
+    assert sum(map(bool, seen)) > 28
+
+
+def test_noised_latents_keep_their_spread() -> None:
+    abar = ddim.training_alpha_bars().float()
+    assert abar[0].item() == pytest.approx(1 - 0.00085) and abar[-1].item() == pytest.approx(0.00466, abs=2e-5)
+    z, noise = torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0, 500, 999])
+    assert train_small.noised(z, t, noise, abar).std(dim=(1, 2, 3)) == pytest.approx([1, 1, 1], abs=0.05)
+
+
+def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(minutes: float) -> tuple[dict[str, torch.Tensor], int, float]:
+        vae = train_small.train_vae(tmp_path, dataclasses.replace(PLAN, vae_minutes=minutes))
+        state = torch.load(tmp_path / "vae.pt", weights_only=True)
+        return vae.state_dict(), state["step"], state["seconds"] / 60
+
+    first, steps, minutes = run(0.01)
+    again, same_steps, same_minutes = run(0.01)
+    assert steps > 0 and (same_steps, same_minutes) == (steps, minutes)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert run(minutes + 0.01)[1] > steps
+    assert f"from update {steps}" in capsys.readouterr().out
+
+
+def test_an_exported_folder_is_read_by_diffusers(tmp_path: Path) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    plan = dataclasses.replace(PLAN, unet_minutes=0.01, size=192)
+    cache = train_small.encode_latents(tmp_path, VAE(train_small.VAE_CONFIG), plan)
+    assert cache["latents"].std(dim=(0, 2, 3)) == pytest.approx([1] * 4, abs=1e-3)
+    assert cache["latents"].shape == (plan.latents, 4, 24, 24)
+    denoiser = train_small.train_unet(tmp_path, cache, plan)
+    with torch.no_grad():
+        for name, weight in denoiser.unet.named_parameters():
+            if name.endswith(("conv2.weight", "proj_out.weight", "conv_out.weight")):  # which begin as zero
+                weight.normal_(std=0.05)
+    train_small.write_model(tmp_path / "out", cache, denoiser, tmp_path / "tokenizer")
+
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.vae.config.sample_size == 192 and pipeline.unet.config.sample_size == 24
+    tokens = train_small.tokenize(pipeline.tokenizer, ["a red star on a blue ground"])
+    context = pipeline.text_encoder(tokens).last_hidden_state
+    z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([401])
+    with torch.no_grad():
+        eps, wanted = pipeline.unet(z, t, context).sample, denoiser(z, t, tokens)
+        vae = VAE(train_small.VAE_CONFIG)
+        vae.load_state_dict(cache["vae"])
+        picture, wanted_picture = pipeline.vae.decode(z / 0.18215).sample, vae.decode(z)
+    assert (eps - wanted).abs().max() < 5e-3 * wanted.abs().max()  # float16 in the file
+    assert (picture - wanted_picture).abs().max() < 5e-3 * wanted_picture.abs().max()
+    assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
+
+
+def test_a_stage_says_what_must_be_run_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_small.main(["unet", "--work", str(tmp_path)])
+    assert stopped.value.code == 2
+    assert "run the stage `latents` first" in capsys.readouterr().err
