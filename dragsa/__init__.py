@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from dragsa.drag import DragResult, drag_latent
     from dragsa.editing import EditResult, Source, edit, prepare
     from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, ReplayKV, Site, compose
-    from dragsa.kernels.patch_loss import motion_supervision_loss
     from dragsa.loading.weights import StableDiffusion, load
     from dragsa.model.fitting import WeightsError
     from dragsa.model.unet import UNet, UNetOutput
     from dragsa.model.vae import VAE
+    from dragsa.motion import motion_supervision_loss
     from dragsa.tracking import track_points
 
 __all__ = [
@@ -58,7 +58,7 @@ _HOMES = {
     "drag": ("DragResult", "drag_latent"),
     "editing": ("EditResult", "Source", "edit", "prepare"),
     "hooks": ("KV", "AttentionHook", "MutualSelfAttention", "ReplayKV", "Site", "compose"),
-    "kernels.patch_loss": ("motion_supervision_loss",),
+    "motion": ("motion_supervision_loss",),
     "loading.weights": ("StableDiffusion", "load"),
     "model.fitting": ("WeightsError",),
     "model.unet": ("UNet", "UNetOutput"),

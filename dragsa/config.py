@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+import math
+import numbers
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 BLOCKS = 16  # transformer blocks of the UNet in forward order, block01 ... block16
 CONTROL_BLOCKS = tuple(range(11, 17))  # MasaCtrl's "layers 10 to 15", counted from 0
@@ -150,3 +152,31 @@ class EditConfig:
         drag = DragConfig(lr=0.05, updates=120, radius=3, reach=0.7, optimizer="adam-mini", stall=25, anchor=0.35)
         config = cls(drag=drag, drag_step=30, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)
         return replace(config, **changes)
+
+
+# Settings that are whole numbers, with the least of them; numbers from 0; and shares of something.
+_WHOLE = {"updates": 0, "radius": 0, "track_radius": 0, "patience": 1, "lost_patience": 1, "stall": 1, "drag_step": 0}
+_WHOLE |= {"control_step": 0, "fixed_point": 0, "lora_steps": 0, "source_kv_memory": 0}
+_NUMBERS = ("lr", "lam", "reach", "guidance")
+_SHARES = ("anchor", "mask_threshold")
+
+
+def check(config: DragConfig | EditConfig) -> None:
+    """Raise a ValueError that names the first setting which is no such word or number. None is left to the types."""
+    types = get_type_hints(type(config))
+    for name in (one.name for one in fields(config)):
+        value, words = getattr(config, name), get_args(types[name]) if get_origin(types[name]) is Literal else ()
+        may_be_none = type(None) in get_args(types[name])
+        if words and value not in words:
+            raise ValueError(f"{name} must be one of {', '.join(words)}, came {value!r}")
+        if name in _WHOLE and not (may_be_none and value is None) and not (is_whole(value) and value >= _WHOLE[name]):
+            raise ValueError(f"{name} must be a whole number from {_WHOLE[name]}, came {value!r}")
+        if name in _NUMBERS and not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a number from 0, came {value!r}")
+        if name in _SHARES and not 0 <= value <= 1:
+            raise ValueError(f"{name} must be a number from 0 to 1, came {value!r}")
+
+
+def is_whole(value: Any) -> bool:
+    """Tell whether a value is an integer of Python's or NumPy's, and no truth value."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

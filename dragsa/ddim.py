@@ -6,7 +6,6 @@ z_k -> z_{k-1} with ε(z_k, τ_k), inversion z_{k-1} -> z_k with ε(z_{k-1}, τ_
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +14,8 @@ from typing import Any, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
-from dragsa.config import CONTROL_BLOCKS, Variant
-from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, ReplayKV, block_name, check_blocks
+from dragsa.config import CONTROL_BLOCKS, Variant, is_whole
+from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, block_name, check_blocks
 
 TRAINING_STEPS = 1000
 VARIANTS = get_args(Variant)
@@ -30,7 +29,7 @@ HookAt = Callable[[int], AttentionHook | None]  # the step, counted from 0 at th
 
 
 class Denoiser(Protocol):
-    """What the samplers ask of a UNet: noise prediction `.eps` (B, C, h, w) from z, t and context.
+    """The part of a UNet that samplers ask for: noise prediction `.eps` (B, C, h, w) from z, t and context.
 
     One whose K/V are recorded takes `taps=("block11.kv", …)` as well, and returns them in `.taps`.
     """
@@ -39,14 +38,9 @@ class Denoiser(Protocol):
 
 
 def training_alpha_bars() -> Tensor:
-    """ᾱ of timesteps 0 … 999, float64 (1000,): β scaled-linear from 0.00085 to 0.012."""
+    """Return ᾱ of timesteps 0 … 999, float64 (1000,): β scaled-linear from 0.00085 to 0.012."""
     beta = torch.linspace(0.00085**0.5, 0.012**0.5, TRAINING_STEPS, dtype=torch.float64) ** 2
     return torch.cumprod(1 - beta, dim=0)
-
-
-def is_whole(value: Any) -> bool:
-    """An integer of Python's or NumPy's, and no truth value."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -95,8 +89,23 @@ class Schedule:
             raise ValueError(f"{name} must be a whole number from {lowest} to T = {self.steps}, came {level!r}")
 
 
+class Noise(NamedTuple):
+    """How noisy a latent z_k is, as 0-dimensional tensors: its timestep, and ᾱ of z_k and of z_{k-1}."""
+
+    timestep: Tensor
+    alpha_bar: Tensor
+    alpha_bar_prev: Tensor
+
+
+def noise_at(schedule: Schedule, level: int, device: torch.device) -> Noise:
+    """Return the noise of z_k, k = `level` ≥ 1."""
+    # Copies: a schedule made under torch.inference_mode has tensors that no gradient's pass may keep.
+    prev, here = schedule.alpha_bars[level - 1 : level + 1].to(device, copy=True)
+    return Noise(schedule.timesteps[level - 1].to(device, copy=True), here, prev)
+
+
 def ddim(z: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Tensor:
-    """The deterministic DDIM step from ᾱ to ᾱ', up or down (Song et al. 2021, equation 12 with σ = 0).
+    """Take the deterministic DDIM step from ᾱ to ᾱ', up or down (Song et al. 2021, equation 12 with σ = 0).
 
     z' = √ᾱ' (z - √(1-ᾱ) ε) / √ᾱ + √(1-ᾱ') ε. The ᾱ are scalars (0-dimensional tensors).
     """
@@ -105,26 +114,8 @@ def ddim(z: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Ten
 
 
 def step_down(z: Tensor, eps: Tensor, schedule: Schedule, level: int) -> Tensor:
-    """z_k -> z_{k-1}, with eps = ε(z_k, τ_k) and k = `level` ≥ 1."""
+    """Step down, z_k -> z_{k-1}, with eps = ε(z_k, τ_k) and k = `level` ≥ 1."""
     return ddim(z, eps, schedule.alpha_bars[level], schedule.alpha_bars[level - 1])
-
-
-def predict(
-    unet: Denoiser,
-    z: Tensor,
-    t: Tensor,
-    context: Tensor,
-    guidance: Guidance = 1.0,
-    uncond: Tensor | None = None,
-    attention: AttentionHook | None = None,
-) -> Tensor:
-    """ε of z (B, C, h, w), with classifier-free guidance: ε_∅ + s (ε - ε_∅).
-
-    context is (B, n, C') or (1, n, C'), `uncond` (1, n, C') that of the empty prompt. One scale s, or one a row. Where
-    every scale is 1 there is one pass of B rows; else one of 2 B: the unconditional rows, then the conditional ones.
-    Raises ValueError where a scale other than 1 comes without `uncond`.
-    """
-    return predict_and_read(unet, z, t, context, guidance, uncond, attention).eps
 
 
 class Prediction(NamedTuple):
@@ -134,88 +125,75 @@ class Prediction(NamedTuple):
     kv: dict[int, KV]
 
 
-def predict_and_read(
-    unet: Denoiser,
-    z: Tensor,
-    t: Tensor,
-    context: Tensor,
-    guidance: Guidance = 1.0,
-    uncond: Tensor | None = None,
-    attention: AttentionHook | None = None,
-    blocks: Sequence[int] = (),
-) -> Prediction:
-    """`predict`, and the K/V of `blocks` as they were before the hook."""
-    rows = z.shape[0]
-    scales = [float(s) for s in guidance] if isinstance(guidance, Sequence) else [float(guidance)] * rows
-    if len(scales) != rows:
-        raise ValueError(f"guidance must be one scale, or one for each of the {rows} rows, came {len(scales)}")
-    if context.ndim != 3 or context.shape[0] not in (1, rows):
-        raise ValueError(f"context must be ({rows}, tokens, C) or (1, tokens, C), came {tuple(context.shape)}")
-    context = context.expand(rows, -1, -1)
-    taps: dict[str, Any] = {"taps": tuple(f"{block_name(block)}.kv" for block in blocks)} if blocks else {}
+class Guided(NamedTuple):
+    """A network under its prompts, with classifier-free guidance: ε_∅ + s (ε - ε_∅).
 
-    def read(out: Any) -> dict[int, KV]:
-        return {block: out.taps[f"{block_name(block)}.kv"] for block in blocks}
-
-    if all(scale == 1.0 for scale in scales):
-        out = unet(z, t, context, attention=attention, **taps)
-        return Prediction(out.eps, read(out))
-    if uncond is None:
-        raise ValueError("guidance other than 1 needs `uncond`, the embedding of the empty prompt")
-    if uncond.shape != (1, *context.shape[1:]):
-        raise ValueError(f"uncond must be {(1, *context.shape[1:])}, came {tuple(uncond.shape)}")
-    both = torch.cat([uncond.expand_as(context), context])  # (2 B, n, C')
-    out = unet(torch.cat([z, z]), t, both, attention=attention, **taps)
-    eps_uncond, eps = out.eps.chunk(2)
-    scale = torch.tensor(scales, dtype=z.dtype, device=z.device).view(rows, 1, 1, 1)
-    return Prediction(eps_uncond + scale * (eps - eps_uncond), read(out))
-
-
-def first_rows(kv: KVByBlock, rows: int) -> dict[int, KV]:
-    """Of K/V read in a pass of `rows` latents, the first latent's: its row, or with guidance its two; in copies.
-
-    A copy lets go of the other rows, and its heads lie one behind the other, as a file has them.
+    context: (B, n, C') or (1, n, C'). uncond: (1, n, C'), that of the empty prompt. scale: one s, or one for each row.
     """
 
-    def copy(x: Tensor) -> Tensor:
-        return x[::rows].clone(memory_format=torch.contiguous_format)  # (1 or 2, heads, n, d)
+    unet: Denoiser
+    context: Tensor
+    uncond: Tensor | None = None
+    scale: Guidance = 1.0
 
-    return {block: KV(copy(key), copy(value)) for block, (key, value) in kv.items()}
+    def __call__(
+        self, z: Tensor, t: Tensor, attention: AttentionHook | None = None, blocks: Sequence[int] = ()
+    ) -> Prediction:
+        """Predict ε of z (B, C, h, w), and read the K/V of `blocks` as they were before the hook.
+
+        Where every scale is 1 there is one pass of B rows; else one of 2 B: the unconditional rows, then the
+        conditional ones. Raises ValueError where a scale other than 1 comes without `uncond`, and for wrong shapes.
+        """
+        rows, context, uncond = z.shape[0], self.context, self.uncond
+        scales = [float(s) for s in self.scale] if isinstance(self.scale, Sequence) else [float(self.scale)] * rows
+        if len(scales) != rows:
+            raise ValueError(f"guidance must be one scale, or one for each of the {rows} rows, came {len(scales)}")
+        if context.ndim != 3 or context.shape[0] not in (1, rows):
+            raise ValueError(f"context must be ({rows}, tokens, C) or (1, tokens, C), came {tuple(context.shape)}")
+        context, guided = context.expand(rows, -1, -1), any(scale != 1.0 for scale in scales)
+        if guided:
+            if uncond is None:
+                raise ValueError("guidance other than 1 needs `uncond`, the embedding of the empty prompt")
+            if uncond.shape != (1, *context.shape[1:]):
+                raise ValueError(f"uncond must be {(1, *context.shape[1:])}, came {tuple(uncond.shape)}")
+            z, context = torch.cat([z, z]), torch.cat([uncond.expand_as(context), context])  # (2 B, ...)
+        taps: dict[str, Any] = {"taps": tuple(f"{block_name(block)}.kv" for block in blocks)} if blocks else {}
+        out = self.unet(z, t, context, attention=attention, **taps)
+        kv = {block: out.taps[f"{block_name(block)}.kv"] for block in blocks}
+        if not guided:
+            return Prediction(out.eps, kv)
+        eps_uncond, eps = out.eps.chunk(2)
+        scale = torch.tensor(scales, dtype=z.dtype, device=z.device).view(rows, 1, 1, 1)
+        return Prediction(eps_uncond + scale * (eps - eps_uncond), kv)
 
 
-def replay(source_kv: Callable[[int], KVByBlock], level: int, blocks: Sequence[int], rows: int) -> ReplayKV:
-    """The hook that gives recorded K/V to a pass of one latent: of `rows` 1, or 2 where there is guidance.
+class Recorder(NamedTuple):
+    """A function that is told the K/V of some blocks of a pass's first latent; `always`, or of passes with a hook."""
 
-    Raises ValueError where the level or a block was not recorded, or the unconditional row is wanted and was not.
-    """
-    try:
-        kv = source_kv(level)
-        chosen = {block: kv[block] for block in blocks}
-    except KeyError:
-        raise ValueError(f"level {level}: the source's K/V of blocks {list(blocks)} were not all recorded") from None
-    if any(key.shape[0] < rows for key, _ in chosen.values()):
-        raise ValueError(f"level {level}: the source's K/V were recorded without guidance, and the edit has it")
-    return ReplayKV({block: KV(key[-rows:], value[-rows:]) for block, (key, value) in chosen.items()})
+    record: Record
+    blocks: tuple[int, ...]
+    always: bool
 
+    def tell(self, level: int, kv: KVByBlock, rows: int) -> None:
+        """Pass on copies of the first latent's rows of a pass of `rows` latents: one, or with guidance its two."""
 
-class InversionStep(NamedTuple):
-    """One noising step: from which ᾱ to which, and the timestep the network is told."""
+        def copy(x: Tensor) -> Tensor:  # lets go of the other rows, and its heads lie one behind the other
+            return x[::rows].clone(memory_format=torch.contiguous_format)  # (1 or 2, heads, n, d)
 
-    alpha_bar: Tensor
-    alpha_bar_to: Tensor
-    timestep: Tensor
+        self.record(level, {block: KV(copy(key), copy(value)) for block, (key, value) in kv.items()})
 
 
-def inversion_step(schedule: Schedule, level: int) -> InversionStep | None:
-    """The step that gives z_k from z_{k-1}, k = `level` ≥ 1; None where the variant makes none and z_k is z_{k-1}.
-
-    "omitted" makes no first step, and every later one goes a level lower than its label: what is called z_k, and told
-    to the network as such, stands at ᾱ_{k-1}.
-    """
-    k = level - 1 if schedule.variant == "omitted" else level
-    if k == 0:
+def recorder(record: Record | None, blocks: Sequence[int], z: Tensor, always: bool = True) -> Recorder | None:
+    """Return the recorder, if there is to be one. Raises ValueError for an unknown block, and for several latents."""
+    if record is None:
         return None
-    return InversionStep(schedule.alpha_bars[k - 1], schedule.alpha_bars[k], schedule.timesteps[level - 1])
+    check_blocks(tuple(blocks))
+    if z.shape[0] != 1:
+        raise ValueError(f"K/V are recorded for one latent at a time, came {z.shape[0]}")
+    return Recorder(record, tuple(blocks), always)
+
+
+# --- inversion --------------------------------------------------------------------------------------------------------
 
 
 def invert(
@@ -230,14 +208,13 @@ def invert(
     record: Record | None = None,
     record_blocks: Sequence[int] = CONTROL_BLOCKS,
 ) -> Tensor:
-    """DDIM inversion (section 3.3): z_0 (B, C, h, w) -> z_0 … z_k, (k + 1, B, C, h, w), k = `steps` of the T (all).
+    """Invert by DDIM (section 3.3): z_0 (B, C, h, w) -> z_0 … z_k, (k + 1, B, C, h, w), k = `steps` of the T (all).
 
     `record` is told the K/V of `record_blocks` in the step to z_k, for one latent (B = 1). They are those of z_{k-1},
     where sampling would have those of z_k at the same timestep: an approximation of a sampling pass that costs none.
     """
-    return _inversion(
-        unet, z0, context, schedule, steps, guidance, uncond, progress, record, record_blocks, iterations=0
-    ).latents
+    guided, telling = Guided(unet, context, uncond, guidance), recorder(record, record_blocks, z0)
+    return _ascend(guided, z0, schedule, steps, telling, progress).latents
 
 
 class FixedPointInversion(NamedTuple):
@@ -264,7 +241,7 @@ def invert_fixed_point(
     iterations: int = 5,
     tolerance: float = 1e-3,
 ) -> FixedPointInversion:
-    """Inversion with ε(z_k, τ_k), the exact inverse of sampling, found by fixed-point iteration.
+    """Invert with ε(z_k, τ_k), the exact inverse of sampling, found by fixed-point iteration.
 
     z_k ← the step from z_{k-1} with ε(z_k, τ_k), started at plain inversion's z_k, at most `iterations` times, fewer
     where the change falls under `tolerance`. Says whether it converged; it need not. `record` as for `invert`, told
@@ -272,45 +249,40 @@ def invert_fixed_point(
     """
     if not is_whole(iterations) or iterations < 1:
         raise ValueError(f"iterations must be a whole number from 1, came {iterations!r}")
-    return _inversion(
-        unet, z0, context, schedule, steps, guidance, uncond, progress, record, record_blocks, iterations, tolerance
-    )
+    guided, telling = Guided(unet, context, uncond, guidance), recorder(record, record_blocks, z0)
+    return _ascend(guided, z0, schedule, steps, telling, progress, (iterations, tolerance))
 
 
 @torch.no_grad()
-def _inversion(
-    unet: Denoiser,
+def _ascend(
+    guided: Guided,
     z0: Tensor,
-    context: Tensor,
     schedule: Schedule,
     steps: int | None,
-    guidance: Guidance,
-    uncond: Tensor | None,
+    telling: Recorder | None,
     progress: Progress | None,
-    record: Record | None,
-    record_blocks: Sequence[int],
-    iterations: int,
-    tolerance: float = 0.0,
+    fixed_point: tuple[int, float] = (0, 0.0),
 ) -> FixedPointInversion:
-    """Both inversions; the plain one has no iterations."""
-    total = schedule.steps if steps is None else steps
+    """Invert, by no fixed-point iteration or by so many down to a tolerance."""
+    total, (iterations, tolerance) = schedule.steps if steps is None else steps, fixed_point
     schedule.check_level(total, "steps")
-    blocks = check_record(record, record_blocks, z0)
+    blocks = () if telling is None else telling.blocks
     z, zs, residuals = z0, [z0], []
     for level in range(1, total + 1):
-        step, residual = inversion_step(schedule, level), 0.0
-        if step is not None:
-            alpha_bar, alpha_bar_to, timestep = step
-            out = predict_and_read(unet, z, timestep, context, guidance, uncond, blocks=blocks)
-            below, z = z, ddim(z, out.eps, alpha_bar, alpha_bar_to)
+        # "omitted" makes no first step, and each later one goes a level lower than its label says.
+        k, residual = level - 1 if schedule.variant == "omitted" else level, 0.0
+        if k > 0:
+            (alpha_bar, alpha_bar_to), timestep = schedule.alpha_bars[k - 1 : k + 1], schedule.timesteps[level - 1]
+            out = guided(z, timestep, blocks=blocks)
+            z_prev, z = z, ddim(z, out.eps, alpha_bar, alpha_bar_to)
             for _ in range(iterations):
-                out = predict_and_read(unet, z, timestep, context, guidance, uncond, blocks=blocks)
-                before, z = z, ddim(below, out.eps, alpha_bar, alpha_bar_to)
+                out = guided(z, timestep, blocks=blocks)
+                before, z = z, ddim(z_prev, out.eps, alpha_bar, alpha_bar_to)
                 residual = ((z - before).norm() / z.norm()).item()
                 if residual < tolerance:
                     break
-            if record is not None:
-                record(level, first_rows(out.kv, rows=1))
+            if telling is not None:
+                telling.tell(level, out.kv, rows=1)
         zs.append(z)
         residuals.append(residual)
         if progress is not None:
@@ -319,27 +291,51 @@ def _inversion(
     return FixedPointInversion(torch.stack(zs), torch.tensor(residuals), converged)
 
 
-def check_record(record: Record | None, blocks: Sequence[int], z: Tensor) -> tuple[int, ...]:
-    """The blocks to read: none without `record`. Raises ValueError for an unknown one, and for several latents."""
-    if record is None:
-        return ()
-    check_blocks(tuple(blocks))
-    if z.shape[0] != 1:
-        raise ValueError(f"K/V are recorded for one latent at a time, came {z.shape[0]}")
-    return tuple(blocks)
+# --- sampling ---------------------------------------------------------------------------------------------------------
 
 
-def check_range(schedule: Schedule, start: int | None, stop: int) -> int:
-    """The level that sampling starts from. Raises ValueError unless 0 ≤ stop ≤ start ≤ T."""
+@torch.no_grad()
+def descend(
+    guided: Guided,
+    z: Tensor,
+    schedule: Schedule,
+    levels: range,
+    hook_at: HookAt,
+    telling: Recorder | None = None,
+    blend: Callable[[Tensor, int], Tensor] | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Sample level by level, the loop behind all sampling: z (B, C, h, w) -> (levels + 1, B, C, h, w), z the first.
+
+    levels: as `levels_between` gives them. hook_at: asked before each step. blend: given the latent after each step,
+    and its level.
+    """
+    zs = [z]
+    for step, level in enumerate(levels):
+        hook = hook_at(step)
+        told = telling if telling is not None and (telling.always or hook is not None) else None
+        out = guided(z, schedule.timesteps[level - 1], hook, () if told is None else told.blocks)
+        z = step_down(z, out.eps, schedule, level)
+        if blend is not None:
+            z = blend(z, level - 1)
+        zs.append(z)
+        if told is not None:
+            told.tell(level, out.kv, rows=len(z))
+        if progress is not None:
+            progress(step + 1, len(levels))
+    return torch.stack(zs)
+
+
+def levels_between(schedule: Schedule, start: int | None, stop: int) -> range:
+    """Return the levels that are stepped down from, start (T) … stop + 1; ValueError unless 0 ≤ stop ≤ start ≤ T."""
     start = schedule.steps if start is None else start
     schedule.check_level(start, "start")
     schedule.check_level(stop, "stop")
     if stop > start:
         raise ValueError(f"sampling goes down: stop {stop} lies above start {start}")
-    return start
+    return range(start, stop, -1)
 
 
-@torch.no_grad()
 def sample(
     unet: Denoiser,
     z: Tensor,
@@ -354,27 +350,16 @@ def sample(
     record: Record | None = None,
     record_blocks: Sequence[int] = CONTROL_BLOCKS,
 ) -> Tensor:
-    """DDIM sampling from level `start` (T) down to `stop`: (start - stop + 1, B, C, h, w), the start first.
+    """Sample by DDIM from level `start` (T) down to `stop`: (start - stop + 1, B, C, h, w), the start first.
 
     `attention` is given to every step; where it should act at some steps only, call once for each stretch of levels.
     `record` is told the K/V of `record_blocks` in the step from z_k, for one latent (B = 1).
     """
-    start = check_range(schedule, start, stop)
-    blocks = check_record(record, record_blocks, z)
-    zs = [z]
-    for level in range(start, stop, -1):
-        timestep = schedule.timesteps[level - 1]
-        out = predict_and_read(unet, z, timestep, context, guidance, uncond, attention, blocks)
-        z = step_down(z, out.eps, schedule, level)
-        zs.append(z)
-        if record is not None:
-            record(level, first_rows(out.kv, rows=1))
-        if progress is not None:
-            progress(start - level + 1, start - stop)
-    return torch.stack(zs)
+    levels, telling = levels_between(schedule, start, stop), recorder(record, record_blocks, z)
+    guided = Guided(unet, context, uncond, guidance)
+    return descend(guided, z, schedule, levels, lambda step: attention, telling, progress=progress)
 
 
-@torch.no_grad()
 def sample_controlled(
     unet: Denoiser,
     z_source: Tensor,
@@ -392,7 +377,7 @@ def sample_controlled(
     record: Record | None = None,
     hook_at: HookAt | None = None,
 ) -> Tensor:
-    """Source and target denoised side by side, the target's self-attention on the source's K and V (section 3.4).
+    """Denoise source and target side by side, the target's self-attention on the source's K and V (section 3.4).
 
     z_source and z_target are (1, C, h, w) at level `start`; context (2, n, C') is source's and target's. Control acts
     from the `control_step`-th step run here (counted from 0; None: never) in `control_blocks`. With guidance, the
@@ -403,7 +388,7 @@ def sample_controlled(
     `hook_at` gives any other control: asked once before each step for the hook of two rows, or with guidance of four,
     the unconditional pair first. It says when, too: `control_step` is then not looked at.
     """
-    start = check_range(schedule, start, stop)
+    levels = levels_between(schedule, start, stop)
     if z_source.shape != z_target.shape or z_source.shape[0] != 1:
         came = f"{tuple(z_source.shape)} and {tuple(z_target.shape)}"
         raise ValueError(f"source and target latent must both be (1, C, h, w), came {came}")
@@ -414,65 +399,9 @@ def sample_controlled(
     def mutual_at(step: int) -> AttentionHook | None:
         return control if control_step is not None and step >= control_step else None
 
-    z = torch.cat([z_source, z_target])  # (2, C, h, w)
-    zs = [z]
-    for level in range(start, stop, -1):
-        hook = (mutual_at if hook_at is None else hook_at)(start - level)
-        timestep = schedule.timesteps[level - 1]
-        blocks = () if record is None or hook is None else control.blocks
-        out = predict_and_read(unet, z, timestep, context, guidance, uncond, hook, blocks)
-        z = step_down(z, out.eps, schedule, level)
-        if may_move is not None:
-            z = torch.stack([z[0], z[0] + may_move * (z[1] - z[0])])
-        zs.append(z)
-        if record is not None and hook is not None:
-            record(level, first_rows(out.kv, rows=2))
-        if progress is not None:
-            progress(start - level + 1, start - stop)
-    return torch.stack(zs)
+    def blended(z: Tensor, level: int) -> Tensor:
+        return z if may_move is None else torch.stack([z[0], z[0] + may_move * (z[1] - z[0])])
 
-
-@torch.no_grad()
-def sample_replayed(
-    unet: Denoiser,
-    z_target: Tensor,
-    context: Tensor,
-    schedule: Schedule,
-    source_kv: Callable[[int], KVByBlock],
-    start: int | None = None,
-    stop: int = 0,
-    guidance: float = 1.0,
-    uncond: Tensor | None = None,
-    control_step: int | None = 0,
-    control_blocks: Sequence[int] = CONTROL_BLOCKS,
-    may_move: Tensor | None = None,
-    source_latents: Mapping[int, Tensor] | Tensor | None = None,
-    progress: Progress | None = None,
-) -> Tensor:
-    """The target's rows of `sample_controlled`, the source's K and V taken from an earlier pass of it: half the work.
-
-    Of the source its target needs K and V alone, and these depend on no target. `source_kv` gives them by level, as
-    `record` was told them: `kept.__getitem__` after `record=kept.__setitem__`. z_target is (1, C, h, w) at level
-    `start`, context (1, n, C') and the guidance scale are the target's. Blending takes the source's z_k from
-    `source_latents[k]`, (1, C, h, w). Returns (start - stop + 1, 1, C, h, w) from the start down.
-
-    Raises ValueError where what is needed was not recorded.
-    """
-    start = check_range(schedule, start, stop)
-    if z_target.shape[0] != 1:
-        raise ValueError(f"target latent must be (1, C, h, w), came {tuple(z_target.shape)}")
-    if may_move is not None and source_latents is None:
-        raise ValueError("blending needs the source's latents at every level")
-    z, zs, rows = z_target, [z_target], 1 if guidance == 1.0 else 2
-    for level in range(start, stop, -1):
-        controlled = control_step is not None and start - level >= control_step
-        hook = replay(source_kv, level, control_blocks, rows) if controlled else None
-        eps = predict(unet, z, schedule.timesteps[level - 1], context, guidance, uncond, hook)
-        z = step_down(z, eps, schedule, level)
-        if may_move is not None and source_latents is not None:
-            z_source = source_latents[level - 1]
-            z = z_source + may_move * (z - z_source)
-        zs.append(z)
-        if progress is not None:
-            progress(start - level + 1, start - stop)
-    return torch.stack(zs)
+    guided, z = Guided(unet, context, uncond, guidance), torch.cat([z_source, z_target])  # (2, C, h, w)
+    telling = recorder(record, control.blocks, z_source, always=False)
+    return descend(guided, z, schedule, levels, hook_at or mutual_at, telling, blended, progress)

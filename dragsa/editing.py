@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa import ddim, drag, hooks
-from dragsa.config import Control, EditConfig, SourceKV
-from dragsa.ddim import Schedule
+from dragsa import config as configuration
+from dragsa import ddim, drag, hooks, source_kv
+from dragsa.config import EditConfig
+from dragsa.ddim import Guided, Schedule
+from dragsa.drag import DragResult
 from dragsa.hooks import AttentionHook
 from dragsa.loading.weights import StableDiffusion
 from dragsa.methods import lora, masactrl, prompt_to_prompt
@@ -27,15 +28,72 @@ from dragsa.model.unet import UNet
 from dragsa.pictures import images, trace
 from dragsa.pictures.images import Point, Size
 from dragsa.pictures.trace import Observer, Trace
-from dragsa.source_kv import INVERSION, Recording, Trajectory
+from dragsa.source_kv import INVERSION, Plan, Recording, SourcePasses
 
 Drag = tuple[Point, Point]  # handle and target, pixels of the picture as given
-SOURCE_KV, CONTROLS = get_args(SourceKV), get_args(Control)
 Mask = str | Path | Image.Image | np.ndarray | Tensor
 
 
+def edit(
+    sd: StableDiffusion,
+    image: Image.Image | Source | None,
+    drags: Sequence[Drag] = (),
+    mask: Mask | None = None,
+    prompt: str = "",
+    target_prompt: str | None = None,
+    seed: int = 42,
+    config: EditConfig | None = None,
+    *,
+    observe: Observer | None = None,
+) -> EditResult:
+    """Edit a picture by dragging points, by changing its prompt, or by both, without training anything.
+
+    image: a picture of any mode, size and aspect; None to edit the one that `prompt` and `seed` generate; or a `Source`
+    from `prepare`, which brings its own prompt and seed, so that one inversion serves many edits. drags: ((x, y), (x,
+    y)), handle and target, in pixels of the picture as given. mask: of the picture's size, white may move.
+    target_prompt: the edited picture's; None leaves the prompt.
+
+    The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
+    alone with these (`config.source_kv`), equal but for rounding.
+
+    Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
+    any work is done.
+    """
+    config = EditConfig.paper() if config is None else config
+    given = image if isinstance(image, Source) else None
+    check_request(sd, image, drags, mask, prompt, target_prompt, config)
+    drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
+    # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
+    source = prepare(sd, image, prompt, seed, config, observe=observe) if not isinstance(image, Source) else image
+    report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
+
+    branch = leave(sd, source, target_prompt, drags, mask, config, keep=given is not None)
+    if drags:
+        if branch.level > drag_level:
+            with report.stage("denoising", branch.level - drag_level) as step:
+                branch = denoise(branch, drag_level, step)
+        with report.stage("drag", config.drag.updates):
+            dragged = drag_source(branch, drags, report.update)
+        branch = replace(branch, z_target=dragged.latent)
+    with report.stage("denoising", branch.level) as step:
+        z_0 = denoise(branch, 0, step).z_target
+    with report.stage("decode", 1):
+        picture = images.restore(images.to_picture(sd.decode(z_0)), source.picture)
+
+    seconds = {**({} if given is not None else source.seconds), **report.seconds}
+    return EditResult(picture, source.picture, trace_of(sd, branch, drags, dragged, seconds))
+
+
+class EditResult(NamedTuple):
+    """`image`: the result, in the picture's own size. `source`: the picture as given, or as generated."""
+
+    image: Image.Image
+    source: Image.Image
+    trace: Trace
+
+
 class Adapted(NamedTuple):
-    """What a picture's LoRA is: its factors, the loss of each step that trained it (steps,), and the UNet under it."""
+    """A picture's LoRA: its factors, the loss of each step that trained it (steps,), and the UNet under it."""
 
     lora: lora.LoRA
     losses: Tensor
@@ -44,7 +102,7 @@ class Adapted(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What a picture and its prompt give once, for any number of edits.
+    """A picture and its prompt, inverted once for any number of edits.
 
     `latents`: its trajectory z_0 … z_T, (T + 1, 1, 4, h, w). `picture`: as given, or as generated. `adapted`: the LoRA
     that all its passes run under, if there is one. `recorded`, the one part that changes, is what its passes leave for
@@ -74,16 +132,255 @@ class Source:
         return 8 * self.latents.shape[-1], 8 * self.latents.shape[-2]
 
     def unet_of(self, sd: StableDiffusion) -> UNet:
-        """The network of the source's passes: the model's own, or that under the picture's LoRA."""
+        """Return the network of the source's passes: the model's own, or that under the picture's LoRA."""
         return sd.unet if self.adapted is None else self.adapted.unet
 
 
-class EditResult(NamedTuple):
-    """`image`: the result, in the picture's own size. `source`: the picture as given, or as generated."""
+def prepare(
+    sd: StableDiffusion,
+    image: Image.Image | None,
+    prompt: str = "",
+    seed: int = 42,
+    config: EditConfig | None = None,
+    *,
+    size: Size | None = None,
+    observe: Observer | None = None,
+) -> Source:
+    """Encode a picture and invert it to z_T, or for None denoise a picture from the seed's noise: the trajectory.
 
-    image: Image.Image
-    source: Image.Image
-    trace: Trace
+    `size` (width, height), multiples of 8, is a generated picture's; by default a square of `config.size`. With
+    `config.source_kv` "inversion" the K/V of these passes are kept for the edits, at the levels and in the blocks that
+    the config controls; those of a generated picture are exact. With `config.lora_steps` a LoRA is trained on the
+    picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture that is yet to be
+    generated.
+    """
+    config = EditConfig.paper() if config is None else config
+    check(config)
+    schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
+    if image is None:
+        return generate(sd, prompt, seed, config, (config.size, config.size) if size is None else size, report)
+    context, unet, adapted, residual = sd.embed(["", prompt])[1:], sd.unet, None, None  # (1, n, C)
+    with report.stage("encode", 1):
+        working = images.working_size(*image.size, config.size)
+        z_0 = sd.encode(images.to_tensor(image, working).to(sd.device))  # (1, 4, h, w)
+    if config.lora_steps:
+        with report.stage("lora", config.lora_steps) as step:
+            trained = lora.train(sd.unet, z_0, context, config.lora_steps, seed=seed, progress=step)
+            unet = lora.apply(sd.unet, trained.lora)
+            adapted = Adapted(trained.lora, trained.losses, unet)
+    recorded = Recording().of(unet)
+    told: dict[str, Any] = {"record": writer_of(recorded, config, INVERSION), "record_blocks": config.control_blocks}
+    with report.stage("inversion", config.steps) as step:
+        if config.fixed_point:
+            found = ddim.invert_fixed_point(
+                unet, z_0, context, schedule, progress=step, iterations=config.fixed_point, **told
+            )
+            latents, residual = found.latents, found.residuals.max().item()
+        else:
+            latents = ddim.invert(unet, z_0, context, schedule, progress=step, **told)  # (T + 1, 1, 4, h, w)
+    course = config.fixed_point, residual, adapted, report.seconds, recorded
+    return Source(image, latents, prompt, seed, schedule, 1.0, False, *course)
+
+
+def generate(sd: StableDiffusion, prompt: str, seed: int, config: EditConfig, size: Size, report: Report) -> Source:
+    """Denoise a picture of `size` (width, height) from the seed's noise."""
+    check_generated(config)
+    if min(size) < images.SMALLEST or size[0] % 8 or size[1] % 8:
+        least = images.SMALLEST
+        raise ValueError(f"a generated picture's sides are multiples of 8 from {least}, came {size[0]}×{size[1]}")
+    schedule, recorded = Schedule(config.steps, config.variant), Recording().of(sd.unet)
+    uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
+    generator = torch.Generator().manual_seed(seed)  # the CPU's, so that a seed is one picture on every device
+    shape = 1, sd.unet.config.latent_channels, size[1] // 8, size[0] // 8
+    z_T = torch.randn(shape, generator=generator).to(sd.device)
+    told: dict[str, Any] = {"record": writer_of(recorded, config, config.steps), "record_blocks": config.control_blocks}
+    with report.stage("generation", config.steps) as step:
+        down = ddim.sample(
+            sd.unet, z_T, context, schedule, guidance=config.guidance, uncond=uncond, progress=step, **told
+        )  # (T + 1, 1, 4, h, w), z_T first
+    with report.stage("decode", 1):
+        picture = images.to_picture(sd.decode(down[-1]))
+    course: dict[str, Any] = {"seconds": report.seconds, "begun": recorded}
+    return Source(picture, down.flip(0), prompt, seed, schedule, config.guidance, True, **course)
+
+
+def writer_of(recorded: Recording, config: EditConfig, trajectory: source_kv.Trajectory) -> ddim.Record | None:
+    """Return who keeps the K/V of `prepare`'s own passes, if they are to be kept."""
+    if config.source_kv != "inversion" or config.control != "mutual":
+        return None
+    return recorded.writer(trajectory, source_kv.controlled_levels(config, config.steps), config.source_kv_memory)
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """Source and target at one level of an edit, and how both are denoised from there."""
+
+    source: Source
+    config: EditConfig
+    guided: Guided  # the network under both prompts: context (2, n, C), source and target; their two scales
+    new_hook: Callable[[], AttentionHook] | None  # of each controlled step; None for mutual self-attention
+    kv: Plan  # where the source's K/V come from
+    mask: Tensor | None  # (H, W) on the supervision grid, 1 may move
+    level: int
+    z_source: Tensor  # (1, 4, h, w)
+    z_target: Tensor
+    target_prompt: str
+
+    @property
+    def grid(self) -> Size:
+        return images.grid_size(self.source.working_size)
+
+    @property
+    def target_guided(self) -> Guided:
+        """The network under the target's prompt alone."""
+        return self.guided._replace(context=self.guided.context[1:], scale=self.config.guidance)
+
+
+def leave(
+    sd: StableDiffusion,
+    source: Source,
+    target_prompt: str | None = None,
+    drags: Sequence[Drag] = (),
+    mask: Mask | None = None,
+    config: EditConfig | None = None,
+    *,
+    keep: bool = True,
+) -> Branch:
+    """Begin an edit where it leaves its source, z'_k = z_k: at z_T if the prompt changes, else where the drag begins.
+
+    keep: the source's K/V for later edits, if the config wants that.
+    """
+    config = EditConfig.paper() if config is None else config
+    target_prompt = source.prompt if target_prompt is None else target_prompt
+    changed, unet = target_prompt != source.prompt, source.unet_of(sd)
+    level = config.steps - config.drag_step if drags and not changed else config.steps
+    uncond, context = sd.embed(["", source.prompt, target_prompt]).split([1, 2])  # (1, n, C); (2, n, C)
+    may_move, grid = None, images.grid_size(source.working_size)
+    if mask is not None:
+        may_move = images.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
+        if drags:
+            images.warn_unmasked(may_move, images.to_grid([pair[0] for pair in drags], source.picture.size, grid))
+        may_move = may_move if may_move.any() else None  # an all-black mask is none
+    passes = SourcePasses(source.recorded.of(unet), source.latents, source.generated)
+    return Branch(
+        source=source,
+        config=config,
+        guided=Guided(unet, context, uncond, (source.guidance, config.guidance)),
+        new_hook=other_control(config, sd.text, source.prompt, target_prompt),
+        kv=passes.plan(config, level, config.blend and may_move is not None, keep),
+        mask=may_move,
+        level=level,
+        z_source=source.latents[level],
+        z_target=source.latents[level],
+        target_prompt=target_prompt,
+    )
+
+
+def drag_source(
+    branch: Branch, drags: Sequence[Drag], observe: Callable[[drag.Update], None] | None = None
+) -> DragResult:
+    """Drag the branch's target: optimise its latent until the features under the handles have come to the targets."""
+    size, context = branch.source.picture.size, branch.target_guided.context
+    handles, targets = (images.to_grid([pair[end] for pair in drags], size, branch.grid) for end in (0, 1))
+    unet: Any = branch.guided.unet
+    return drag.drag_latent(
+        unet, branch.z_target, branch.level, context, branch.source.schedule, handles, targets, branch.mask,
+        branch.config.drag, observe,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None) -> Branch:
+    """Denoise source and target to z_stop, under control from denoising step A on, counted from z_T.
+
+    Where an earlier pass stands in for the source's, the target goes alone and z_source stays.
+    """
+    config, source, guided, plan = branch.config, branch.source, branch.guided, branch.kv
+    schedule, start, blend, new_hook = source.schedule, branch.level, None, branch.new_hook
+    if config.blend and branch.mask is not None:
+        blend = drag.to_latent_grid(branch.mask, source.latents)  # (h, w)
+    if plan.earlier is not None:
+        levels = ddim.levels_between(schedule, start, stop)
+        one = branch.target_guided
+        zs = source_kv.replayed(one, branch.z_target, schedule, levels, plan.earlier, config, blend, progress)
+        return replace(branch, level=stop, z_target=zs[-1])
+    first = None if config.control_step is None else max(0, config.control_step - (config.steps - start))
+    hook_at = None
+    if new_hook is not None:
+        hook_at = partial(hook_from, first, new_hook)
+    zs = ddim.sample_controlled(
+        guided.unet, branch.z_source, branch.z_target, guided.context, schedule, start, stop, guided.scale,
+        guided.uncond, first, config.control_blocks, blend, progress, plan.record, hook_at,
+    )  # (start - stop + 1, 2, 4, h, w)  # fmt: skip
+    if plan.record is not None:
+        source.recorded.keep_latents(plan.trajectory, start, zs[:, :1])
+    return replace(branch, level=stop, z_source=zs[-1, :1], z_target=zs[-1, 1:])
+
+
+def hook_from(first: int | None, new_hook: Callable[[], AttentionHook], step: int) -> AttentionHook | None:
+    """Make a new hook for each step from the `first` on; None is none of them."""
+    return new_hook() if first is not None and step >= first else None
+
+
+def other_control(
+    config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str
+) -> Callable[[], AttentionHook] | None:
+    """Return what gives each step its hook under another control than "mutual", which the samplers have themselves.
+
+    Raises ValueError for a "masked" control of which a prompt names no object.
+    """
+    if config.control == "mutual":
+        return None
+    if config.control == "union":
+        return partial(masactrl.UnionSelfAttention, config.control_blocks)
+    of_source, of_target = (object_tokens(text, one, config.object_words) for one in (prompt, target_prompt))
+    return partial(
+        masactrl.masked_by_prompt,
+        *(of_source, of_target, config.control_blocks),
+        mask_blocks=config.mask_blocks,
+        threshold=config.mask_threshold,
+    )
+
+
+def object_tokens(text: TextEncoder, prompt: str, named: Sequence[str]) -> tuple[int, ...]:
+    """Return where the object's words stand in a prompt's context. Raises ValueError if it has none of them."""
+    found = [at for word, positions in prompt_to_prompt.words(text, prompt) if word in named for at in positions]
+    if not found:
+        raise ValueError(f"masked control: the prompt {prompt!r} has none of the object's words {', '.join(named)}")
+    return tuple(found)
+
+
+def trace_of(
+    sd: StableDiffusion, branch: Branch, drags: Sequence[Drag], dragged: DragResult | None, seconds: dict[str, float]
+) -> Trace:
+    """Return what an edit did and measured, points in pixels of the picture as given."""
+    source, target_prompt = branch.source, branch.target_prompt
+
+    def in_pixels(points: Tensor) -> tuple[tuple[Point, ...], ...]:
+        rows = images.from_grid(points, source.picture.size, branch.grid).tolist()
+        return tuple(tuple((x, y) for x, y in row) for row in rows)
+
+    return Trace(
+        config=branch.config,
+        seed=source.seed,
+        prompt=source.prompt,
+        target_prompt=target_prompt if target_prompt != source.prompt else None,
+        generated=source.generated,
+        picture_size=source.picture.size,
+        working_size=source.working_size,
+        grid_size=branch.grid,
+        weights=sd.provenance,
+        drags=tuple(drags),
+        masked=branch.mask is not None,
+        losses=() if dragged is None else tuple(dragged.losses.tolist()),
+        handles=() if dragged is None else in_pixels(dragged.handles),
+        tracked=() if dragged is None else in_pixels(dragged.final_handles[None])[0],
+        stop=None if dragged is None else dragged.reason,
+        inversion_residual=source.residual,
+        lora_losses=() if source.adapted is None else tuple(source.adapted.losses.tolist()),
+        source_kv=branch.kv.name,
+        seconds=seconds,
+    )
 
 
 class Report:
@@ -96,7 +393,7 @@ class Report:
 
     @contextmanager
     def stage(self, name: str, total: int) -> Iterator[ddim.Progress]:
-        """A stage of `total` steps; gives the function that is told how many are done."""
+        """Time a stage of `total` steps; gives the function that is told how many are done."""
 
         def step(done: int, total: int = total) -> None:
             if self.observe is not None:
@@ -115,326 +412,29 @@ class Report:
         return time.perf_counter()
 
     def update(self, update: drag.Update) -> None:
-        """Passes an update of the drag loop on."""
+        """Pass an update of the drag loop on."""
         if self.observe is not None:
             points, distances = update.handles.tolist(), update.distances.tolist()
             self.observe(trace.DragProgress(update.update, update.total, update.loss, points, distances))
 
 
-def prepare(
-    sd: StableDiffusion,
-    image: Image.Image | None,
-    prompt: str = "",
-    seed: int = 42,
-    config: EditConfig | None = None,
-    *,
-    size: Size | None = None,
-    observe: Observer | None = None,
-) -> Source:
-    """The source's trajectory: a picture encoded and inverted to z_T, or for None one denoised from the seed's noise.
-
-    `size` (width, height), multiples of 8, is a generated picture's; by default a square of `config.size`. With
-    `config.source_kv` "inversion" the K/V of these passes are kept for the edits, at the levels and in the blocks that
-    the config controls; those of a generated picture are exact. With `config.lora_steps` a LoRA is trained on the
-    picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture that is yet to be
-    generated.
-    """
-    config = EditConfig.paper() if config is None else config
-    check(config)
-    schedule = Schedule(config.steps, config.variant)
-    report = Report(observe, sd.device)
-    uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
-    unet, adapted = sd.unet, None
-    if image is None:
-        check_generated(config)
-    else:
-        with report.stage("encode", 1):
-            working = images.working_size(*image.size, config.size)
-            z_0 = sd.encode(images.to_tensor(image, working).to(sd.device))  # (1, 4, h, w)
-        if config.lora_steps:
-            with report.stage("lora", config.lora_steps) as step:
-                trained = lora.train(sd.unet, z_0, context, config.lora_steps, seed=seed, progress=step)
-                unet = lora.apply(sd.unet, trained.lora)
-                adapted = Adapted(trained.lora, trained.losses, unet)
-    recorded, record = Recording().of(unet), None
-    if config.source_kv == "inversion" and config.control == "mutual":
-        trajectory = config.steps if image is None else INVERSION
-        record = recorded.recorder(trajectory, controlled_levels(config, config.steps), config.source_kv_memory)
-    if image is not None:
-        with report.stage("inversion", config.steps) as step:
-            residual = None
-            if config.fixed_point:
-                found = ddim.invert_fixed_point(
-                    unet, z_0, context, schedule, progress=step, record=record,
-                    record_blocks=config.control_blocks, iterations=config.fixed_point
-                )  # fmt: skip
-                latents, residual = found.latents, found.residuals.max().item()
-            else:
-                latents = ddim.invert(
-                    unet, z_0, context, schedule, progress=step, record=record, record_blocks=config.control_blocks
-                )  # (T + 1, 1, 4, h, w)
-        return Source(
-            image, latents, prompt, seed, schedule, 1.0, False, config.fixed_point, residual, adapted, report.seconds,
-            recorded
-        )  # fmt: skip
-
-    width, height = (config.size, config.size) if size is None else size
-    if min(width, height) < images.SMALLEST or width % 8 or height % 8:
-        raise ValueError(
-            f"a generated picture's sides are multiples of 8 from {images.SMALLEST}, came {width}×{height}"
-        )
-    generator = torch.Generator().manual_seed(seed)  # the CPU's, so that a seed is one picture on every device
-    z_T = torch.randn(1, sd.unet.config.latent_channels, height // 8, width // 8, generator=generator).to(sd.device)
-    with report.stage("generation", config.steps) as step:
-        down = ddim.sample(
-            sd.unet, z_T, context, schedule, guidance=config.guidance, uncond=uncond, progress=step,
-            record=record, record_blocks=config.control_blocks
-        )  # (T + 1, 1, 4, h, w), z_T first  # fmt: skip
-    with report.stage("decode", 1):
-        picture = images.to_picture(sd.decode(down[-1]))
-    return Source(
-        picture, down.flip(0), prompt, seed, schedule, config.guidance, True, seconds=report.seconds, begun=recorded
-    )
-
-
-def edit(
+def check_request(
     sd: StableDiffusion,
     image: Image.Image | Source | None,
-    drags: Sequence[Drag] = (),
-    mask: Mask | None = None,
-    prompt: str = "",
-    target_prompt: str | None = None,
-    seed: int = 42,
-    config: EditConfig | None = None,
-    *,
-    observe: Observer | None = None,
-) -> EditResult:
-    """Edit a picture by dragging points, by changing its prompt, or by both, without training anything.
-
-    image: a picture of any mode, size and aspect; None to edit the one that `prompt` and `seed` generate; or a `Source`
-    from `prepare`, which brings its own prompt and seed, so that one inversion serves many edits. drags: ((x, y), (x,
-    y)), handle and target, in pixels of the picture as given. mask: of the picture's size, white may move.
-    target_prompt: the edited picture's; None leaves the prompt.
-
-    The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
-    alone with these (`config.source_kv`), equal but for rounding.
-
-    Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
-    any work is done.
-    """
-    config = EditConfig.paper() if config is None else config
+    drags: Sequence[Drag],
+    mask: Mask | None,
+    prompt: str,
+    target_prompt: str | None,
+    config: EditConfig,
+) -> None:
+    """Raise a ValueError for an edit that cannot be made, before any work is done."""
     if isinstance(image, Source):
         check_source(config, image, prompt)
-    size = (config.size, config.size) if image is None else (image.picture if isinstance(image, Source) else image).size
+        size, prompt = image.picture.size, image.prompt
+    else:
+        size = (config.size, config.size) if image is None else image.size
     check(config, drags, mask, size)
-    prompt = image.prompt if isinstance(image, Source) else prompt
-    target_prompt = prompt if target_prompt is None else target_prompt
-    new_hook = other_control(config, sd.text, prompt, target_prompt)
-    drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
-    source = image if isinstance(image, Source) else prepare(sd, image, prompt, seed, config, observe=observe)
-    schedule, T, unet = source.schedule, config.steps, source.unet_of(sd)
-    changed = target_prompt != source.prompt
-    uncond, context = sd.embed(["", source.prompt, target_prompt]).split([1, 2])  # (1, n, C); (2, n, C): source, target
-    grid = images.grid_size(source.working_size)
-    handles, targets = (images.to_grid([pair[end] for pair in drags], source.picture.size, grid) for end in (0, 1))
-    may_move = None if mask is None else images.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
-    if may_move is not None and len(handles):
-        images.warn_unmasked(may_move, handles)
-    if may_move is not None and not may_move.any():
-        may_move = None  # an all-black mask is none
-    blend = None
-    if config.blend and may_move is not None:
-        blend = drag.to_latent_grid(may_move, source.latents)  # (h, w)
-    report = Report(observe, sd.device)
-
-    # Where the edit leaves the source: at z_T if the prompt changes, else at z_{T-S}, since until there z'_k is z_k.
-    level = T - config.drag_step if drags else T
-    leave = T if changed else level
-    z_source = z_target = source.latents[leave]  # (1, 4, h, w)
-    # A picture that is given to edit makes a source that nobody edits again.
-    ways = source_pass(unet, source, config, leave, blend is not None, keep=isinstance(image, Source))
-
-    def denoise_to(stop: int, start: int, z_source: Tensor, z_target: Tensor) -> tuple[Tensor, Tensor]:
-        with report.stage("denoising", start - stop) as step:
-            return denoise(
-                unet, source, config, ways, z_source, z_target, context, uncond, start, stop, blend, new_hook, step
-            )
-
-    if drags:
-        if changed:
-            z_source, z_target = denoise_to(level, T, z_source, z_target)
-        with report.stage("drag", config.drag.updates):
-            dragged = drag.drag_latent(
-                unet, z_target, level, context[1:], schedule, handles, targets, may_move, config.drag, report.update
-            )
-        z_target = dragged.latent
-    _, z_target = denoise_to(0, level, z_source, z_target)
-    with report.stage("decode", 1):
-        picture = images.restore(images.to_picture(sd.decode(z_target)), source.picture)
-
-    def in_pixels(points: Tensor) -> tuple[tuple[Point, ...], ...]:
-        return tuple(
-            tuple((x, y) for x, y in row) for row in images.from_grid(points, source.picture.size, grid).tolist()
-        )
-
-    made = Trace(
-        config=config,
-        seed=source.seed,
-        prompt=source.prompt,
-        target_prompt=target_prompt if changed else None,
-        generated=source.generated,
-        picture_size=source.picture.size,
-        working_size=source.working_size,
-        grid_size=grid,
-        weights=sd.provenance,
-        drags=drags,
-        masked=may_move is not None,
-        losses=tuple(dragged.losses.tolist()) if drags else (),
-        handles=in_pixels(dragged.handles) if drags else (),
-        tracked=in_pixels(dragged.final_handles[None])[0] if drags else (),
-        stop=dragged.reason if drags else None,
-        inversion_residual=source.residual,
-        lora_losses=() if source.adapted is None else tuple(source.adapted.losses.tolist()),
-        source_kv=ways.name,
-        seconds={**({} if isinstance(image, Source) else source.seconds), **report.seconds},
-    )
-    return EditResult(picture, source.picture, made)
-
-
-class SourcePass(NamedTuple):
-    """Where a denoising has the source's K/V from, and what is told those that it computes itself."""
-
-    earlier: EarlierPass | None
-    record: ddim.Record | None
-    trajectory: Trajectory
-    name: str | None  # that of the earlier pass, or "computed"; None where no K/V are wanted
-
-
-def source_pass(
-    unet: UNet, source: Source, config: EditConfig, leave: int, blend: bool, keep: bool = True
-) -> SourcePass:
-    """Decides it, once for an edit whose target leaves the source at z_k, k = `leave`.
-
-    keep: for later edits, if the config wants that.
-    """
-    trajectory, levels = own_trajectory(source, leave), controlled_levels(config, leave)
-    earlier, record = earlier_pass(source, config, leave, blend, unet), None
-    if earlier is None and keep and config.source_kv != "none" and config.control == "mutual":
-        record = source.recorded.recorder(trajectory, levels, config.source_kv_memory)
-    name = "computed" if earlier is None else earlier.name
-    return SourcePass(earlier, record, trajectory, name if levels else None)
-
-
-def denoise(
-    unet: UNet,
-    source: Source,
-    config: EditConfig,
-    ways: SourcePass,
-    z_source: Tensor,
-    z_target: Tensor,
-    context: Tensor,
-    uncond: Tensor,
-    start: int,
-    stop: int = 0,
-    blend: Tensor | None = None,
-    new_hook: Callable[[], AttentionHook] | None = None,
-    progress: ddim.Progress | None = None,
-) -> tuple[Tensor, Tensor]:
-    """z_start -> z_stop of source and target, under control from denoising step A on, counted from z_T.
-
-    z_source, z_target: (1, 4, h, w). context: (2, n, C), source and target; uncond: (1, n, C). blend: (h, w). new_hook:
-    from `other_control`. Where an earlier pass stands in for the source's, the target goes alone and z_source stays.
-    """
-    first = None if config.control_step is None else max(0, config.control_step - (config.steps - start))
-    if ways.earlier is not None:
-        zs = ddim.sample_replayed(
-            unet, z_target, context[1:], source.schedule, ways.earlier.kv, start, stop, config.guidance, uncond, first,
-            config.control_blocks, blend, ways.earlier.latents, progress
-        )  # fmt: skip
-        return z_source, zs[-1]
-    zs = ddim.sample_controlled(
-        unet, z_source, z_target, context, source.schedule, start, stop, (source.guidance, config.guidance), uncond,
-        first, config.control_blocks, blend, progress, ways.record, hook_at(first, new_hook)
-    )  # (start - stop + 1, 2, 4, h, w)  # fmt: skip
-    if ways.record is not None:
-        source.recorded.keep_latents(ways.trajectory, start, zs[:, :1])
-    return zs[-1, :1], zs[-1, 1:]
-
-
-def other_control(
-    config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str
-) -> Callable[[], AttentionHook] | None:
-    """What gives each step its hook under another control than "mutual", which the samplers have themselves.
-
-    Raises ValueError for a "masked" control of which a prompt names no object.
-    """
-    if config.control == "mutual":
-        return None
-    if config.control == "union":
-        return partial(masactrl.UnionSelfAttention, config.control_blocks)
-    of_source, of_target = (object_tokens(text, one, config.object_words) for one in (prompt, target_prompt))
-    return partial(
-        masactrl.masked_by_prompt,
-        *(of_source, of_target, config.control_blocks),
-        mask_blocks=config.mask_blocks,
-        threshold=config.mask_threshold,
-    )
-
-
-def object_tokens(text: TextEncoder, prompt: str, wanted: Sequence[str]) -> tuple[int, ...]:
-    """Positions in the context of those of the object's words that a prompt has. Raises ValueError if it has none."""
-    found = [at for word, positions in prompt_to_prompt.words(text, prompt) if word in wanted for at in positions]
-    if not found:
-        raise ValueError(f"masked control: the prompt {prompt!r} has none of the object's words {', '.join(wanted)}")
-    return tuple(found)
-
-
-def hook_at(first: int | None, new_hook: Callable[[], AttentionHook] | None) -> ddim.HookAt | None:
-    """A new hook for each step from the `first` on, None being none of them; None where the samplers' own serves."""
-    if new_hook is None:
-        return None
-    return lambda step: new_hook() if first is not None and step >= first else None
-
-
-class EarlierPass(NamedTuple):
-    """A pass of the source that stands in for denoising it again: its K/V, and its latents z_k, by level."""
-
-    name: str  # "recorded", or "inversion", which approximates
-    kv: Callable[[int], ddim.KVByBlock]
-    latents: Mapping[int, Tensor] | Tensor
-
-
-def earlier_pass(source: Source, config: EditConfig, start: int, blend: bool, network: object) -> EarlierPass | None:
-    """What has been recorded in place of the source's denoising from level `start`, or None where it does not suffice.
-
-    The same network's K/V must be there at every level under control, of every controlled block, and of the
-    unconditional row too where the edit has guidance; to blend, the latent of every level.
-    """
-    if config.source_kv == "none" or config.control != "mutual":  # what is replayed is the source's K/V alone
-        return None
-    recorded, own = source.recorded.of(network), own_trajectory(source, start)
-    latents = source.latents if source.generated else recorded.latents.get(own, {})
-    passes = [(own, EarlierPass("recorded", partial(recorded.kv, own, config.control_blocks), latents))]
-    if config.source_kv == "inversion":
-        kv = partial(recorded.kv, INVERSION, config.control_blocks)
-        passes.append((INVERSION, EarlierPass("inversion", kv, source.latents)))
-    levels, rows = controlled_levels(config, start), 1 if config.guidance == 1 else 2
-    for trajectory, earlier in passes:
-        attended = recorded.covers(trajectory, levels, config.control_blocks, rows)
-        blended = not blend or len(earlier.latents) > start  # z_start … z_0
-        if attended and blended:
-            return earlier
-    return None
-
-
-def own_trajectory(source: Source, start: int) -> Trajectory:
-    """What the source's latents are named by when it is denoised from `start`: a generated one's are always z_T's."""
-    return source.schedule.steps if source.generated else start
-
-
-def controlled_levels(config: EditConfig, start: int) -> range:
-    """The levels k, from `start` down, whose step z_k -> z_{k-1} is under control: from the A-th step of all on."""
-    return range(0) if config.control_step is None else range(min(start, config.steps - config.control_step), 0, -1)
+    other_control(config, sd.text, prompt, prompt if target_prompt is None else target_prompt)
 
 
 def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = None, size: Size | None = None) -> None:
@@ -443,31 +443,16 @@ def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = No
     `size` is the picture's; without it only what holds for any picture is looked at.
     """
     Schedule(config.steps, config.variant)
+    configuration.check(config)
     drag.check_config(config.drag)
     hooks.check_blocks(config.control_blocks)
     hooks.check_blocks(config.mask_blocks)
-    if config.control not in CONTROLS:
-        raise ValueError(f"control must be one of {', '.join(CONTROLS)}, came {config.control!r}")
     if config.control == "masked" and not config.object_words:
         raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
-    if not 0 <= config.mask_threshold <= 1:
-        raise ValueError(f"mask_threshold must be a number from 0 to 1, came {config.mask_threshold!r}")
-    if not ddim.is_whole(config.lora_steps) or config.lora_steps < 0:
-        raise ValueError(f"LoRA training steps must be a whole number from 0, came {config.lora_steps!r}")
     images.working_size(1, 1, config.size)
     last = config.steps - 1
-    if not ddim.is_whole(config.drag_step) or (len(drags) and not 0 <= config.drag_step <= last):
+    if len(drags) and config.drag_step > last:
         raise ValueError(f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}")
-    if config.control_step is not None and not (ddim.is_whole(config.control_step) and config.control_step >= 0):
-        raise ValueError(f"control step A must be a whole number from 0, or None, came {config.control_step!r}")
-    if not ddim.is_whole(config.fixed_point) or config.fixed_point < 0:
-        raise ValueError(f"fixed-point iterations must be a whole number from 0, came {config.fixed_point!r}")
-    if config.source_kv not in SOURCE_KV:
-        raise ValueError(f"source_kv must be one of {', '.join(SOURCE_KV)}, came {config.source_kv!r}")
-    if not ddim.is_whole(config.source_kv_memory) or config.source_kv_memory < 0:
-        raise ValueError(f"source_kv_memory must be a whole number of bytes, came {config.source_kv_memory!r}")
-    if not 0 <= config.guidance < math.inf:
-        raise ValueError(f"guidance must be a number from 0, came {config.guidance!r}")
     for pair in drags:
         if np.shape(pair) != (2, 2):
             raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")
@@ -488,11 +473,8 @@ def check_generated(config: EditConfig) -> None:
 def check_source(config: EditConfig, source: Source, prompt: str = "") -> None:
     """Raise a ValueError where a prepared source was made under other settings than the edit's."""
     expected: dict[str, Any] = {"steps": config.steps, "variant": config.variant, "fixed_point": config.fixed_point}
-    made: dict[str, Any] = {
-        "steps": source.schedule.steps,
-        "variant": source.schedule.variant,
-        "fixed_point": source.fixed_point,
-    }
+    schedule = source.schedule
+    made: dict[str, Any] = {"steps": schedule.steps, "variant": schedule.variant, "fixed_point": source.fixed_point}
     expected["lora_steps"], made["lora_steps"] = config.lora_steps, 0
     if source.adapted is not None:
         made["lora_steps"] = len(source.adapted.losses)

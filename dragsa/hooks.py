@@ -55,22 +55,6 @@ def block_name(block: int) -> str:
     return f"block{block:02d}"
 
 
-STAGES = ("encoder1", "encoder2", "encoder3", "encoder4", "mid", "decoder1", "decoder2", "decoder3", "decoder4")
-FEATURES = tuple(block_name(n) for n in range(1, BLOCKS + 1)) + STAGES  # taps of activations (B, C, h, w)
-TAPS = FEATURES + tuple(f"{block_name(n)}.kv" for n in range(1, BLOCKS + 1))  # and of KV
-
-
-def check_taps(taps: tuple[str, ...], until: str | None) -> None:
-    """Raise a ValueError that names the first unknown tap. `until` ends at an activation, not at a K/V pair."""
-    if isinstance(taps, str):
-        raise ValueError(f"taps must be a tuple of names, such as ({taps!r},), came the text {taps!r}")
-    for name in taps:
-        if name not in TAPS:
-            raise ValueError(f"unknown tap {name!r}: known are block01 … block16, block01.kv …, {', '.join(STAGES)}")
-    if until is not None and until not in FEATURES:
-        raise ValueError(f"unknown end {until!r} of the pass: known are block01 … block16, {', '.join(STAGES)}")
-
-
 def check_blocks(blocks: tuple[int, ...]) -> None:
     """Raise a ValueError unless every number names a transformer block."""
     wrong = [block for block in blocks if not 1 <= block <= BLOCKS]

@@ -1,4 +1,4 @@
-"""What one denoising of the source leaves for every later edit: its self-attention's K/V, and its latents, by level.
+"""The store of the source's self-attention K/V, and its latents, by level: one denoising leaves them to later edits.
 
 The target of an edit attends to the source's K and V (section 3.4), and these do not depend on the target. They depend
 on the network, the source's prompt and its latents. A source's latents at one level differ with the pass that made
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dragsa import hooks
-from dragsa.hooks import KV
+from dragsa import ddim, hooks
+from dragsa.config import EditConfig
+from dragsa.ddim import Guided, KVByBlock, Schedule
+from dragsa.hooks import KV, AttentionHook, ReplayKV
 from dragsa.pictures import images
 
 INVERSION = "inversion"
@@ -33,7 +35,7 @@ Trajectory = int | str  # the level that the denoising of the source began at, o
 
 
 class Key(NamedTuple):
-    """What K/V are of: one self-attention in the pass at z_k, k = `level`, of a trajectory."""
+    """One self-attention, in the pass at z_k, k = `level`, of a trajectory."""
 
     trajectory: Trajectory
     level: int
@@ -77,7 +79,7 @@ class Recording:
         return Recording, ()
 
     def of(self, network: Any) -> Recording:
-        """The recording, emptied if what it holds is another network's, or the same one's with other weights."""
+        """Return this recording; clear it first if the network or its weights have changed."""
         state = weights_state(network)
         if self._network is None or self._network() is not network or state != self._weights:
             self.clear()
@@ -85,19 +87,19 @@ class Recording:
         return self
 
     def covers(self, trajectory: Trajectory, levels: Iterable[int], blocks: Iterable[int], rows: int) -> bool:
-        """Whether K/V of every one of the blocks at every one of the levels are there, for so many rows or more."""
+        """Tell whether K/V of every block at every level are there, for so many rows or more."""
         keys = [Key(trajectory, level, block) for level in levels for block in blocks]
         held = [self._held.get(key) for key in keys]
         return all(one is not None and one.rows >= rows and one.is_there for one in held)
 
     def kv(self, trajectory: Trajectory, blocks: Iterable[int], level: int) -> dict[int, KV]:
-        """By block, K/V (1 or 2, heads, n, d); from a file, they are mapped. Raises KeyError where there are none."""
+        """Return K/V (1 or 2, heads, n, d) by block, mapped where they are in files. Raises KeyError for none."""
         return {block: read(self._held[Key(trajectory, level, block)]) for block in blocks}
 
-    def recorder(
+    def writer(
         self, trajectory: Trajectory, levels: Container[int], limit: int
     ) -> Callable[[int, Mapping[int, KV]], None]:
-        """The function that is told a pass's level and K/V, and holds those of `levels`.
+        """Return the function that is told a pass's level and K/V, and holds those of `levels`.
 
         It holds them in memory while what is there stays within `limit` bytes, and else in files. Where more than the
         limit is held already, other denoisings' K/V are forgotten first: edits from ever other levels fill no disk.
@@ -170,7 +172,7 @@ class Recording:
 
     @property
     def nbytes(self) -> int:
-        """Of all K/V, in memory and in files."""
+        """Bytes of all K/V, in memory and in files."""
         return sum(held.nbytes for held in self._held.values())
 
     @property
@@ -186,6 +188,118 @@ def read(held: Held) -> KV:
 
 
 def weights_state(network: Any) -> tuple[Any, ...]:
-    """What changes when the weights do: where each stands, how often it was written to, and its type."""
+    """Return what changes when the weights do: where each stands, how often it was written to, and its type."""
     weights = network.parameters() if isinstance(network, nn.Module) else ()
     return tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights)
+
+
+# --- an edit's plan ---------------------------------------------------------------------------------------------------
+
+
+class EarlierPass(NamedTuple):
+    """A pass of the source that stands in for denoising it again: its K/V, and its latents z_k, by level."""
+
+    name: str  # "recorded", or "inversion", which approximates
+    kv: Callable[[int], KVByBlock]
+    latents: Mapping[int, Tensor] | Tensor
+
+
+class Plan(NamedTuple):
+    """Where denoising takes the source's K/V: from an earlier pass, or from this one, which then stores them."""
+
+    earlier: EarlierPass | None
+    record: ddim.Record | None
+    trajectory: Trajectory
+    name: str | None  # that of the earlier pass, or "computed"; None where no K/V are wanted
+
+
+class SourcePasses(NamedTuple):
+    """The passes that a source has had: its recording, and its trajectory z_0 … z_T (T + 1, 1, C, h, w)."""
+
+    recorded: Recording
+    latents: Tensor
+    generated: bool
+
+    def trajectory(self, level: int) -> Trajectory:
+        """Return the name of the source's latents when it is denoised from z_k: a generated one's are always z_T's."""
+        return len(self.latents) - 1 if self.generated else level
+
+    def plan(self, config: EditConfig, level: int, blend: bool, keep: bool) -> Plan:
+        """Decide, once for an edit whose target leaves the source at z_k, k = `level`. keep: for later edits."""
+        own, levels, record = self.trajectory(level), controlled_levels(config, level), None
+        earlier = self.earlier(config, level, blend)
+        if earlier is None and keep and config.source_kv != "none" and config.control == "mutual":
+            record = self.recorded.writer(own, levels, config.source_kv_memory)
+        name = "computed" if earlier is None else earlier.name
+        return Plan(earlier, record, own, name if levels else None)
+
+    def earlier(self, config: EditConfig, level: int, blend: bool) -> EarlierPass | None:
+        """Return the pass that stands in for denoising the source from z_k, k = `level`; None if none suffices.
+
+        K/V must be there at every level under control, of every controlled block, and of the unconditional row too
+        where the edit has guidance; to blend, the latent of every level.
+        """
+        if config.source_kv == "none" or config.control != "mutual":  # what is replayed is the source's K/V alone
+            return None
+        recorded, own = self.recorded, self.trajectory(level)
+        latents = self.latents if self.generated else recorded.latents.get(own, {})
+        passes = [(own, EarlierPass("recorded", partial(recorded.kv, own, config.control_blocks), latents))]
+        if config.source_kv == "inversion":
+            kv = partial(recorded.kv, INVERSION, config.control_blocks)
+            passes.append((INVERSION, EarlierPass("inversion", kv, self.latents)))
+        levels, rows = controlled_levels(config, level), 1 if config.guidance == 1 else 2
+        for trajectory, earlier in passes:
+            attended = recorded.covers(trajectory, levels, config.control_blocks, rows)
+            blended = not blend or len(earlier.latents) > level  # z_level … z_0
+            if attended and blended:
+                return earlier
+        return None
+
+
+def controlled_levels(config: EditConfig, start: int) -> range:
+    """Return the levels k, from `start` down, whose step z_k -> z_{k-1} is under control: from the A-th step of all."""
+    return range(0) if config.control_step is None else range(min(start, config.steps - config.control_step), 0, -1)
+
+
+def replayed(
+    guided: Guided,
+    z_target: Tensor,
+    schedule: Schedule,
+    levels: range,
+    earlier: EarlierPass,
+    config: EditConfig,
+    blend: Tensor | None = None,
+    progress: ddim.Progress | None = None,
+) -> Tensor:
+    """Denoise the target's row of `ddim.sample_controlled` alone, on the K/V of an earlier pass: half the work.
+
+    guided: of the target's one row. z_target: (1, C, h, w) at the first of `levels`, of `ddim.levels_between`. Control
+    acts at `controlled_levels`. blend: (h, w) in [0, 1], takes the source's z_k from the earlier pass's latents where
+    it is 0. Returns (levels + 1, 1, C, h, w). Raises ValueError where what is needed was not recorded.
+    """
+    if z_target.shape[0] != 1:
+        raise ValueError(f"target latent must be (1, C, h, w), came {tuple(z_target.shape)}")
+    rows, controlled = 1 if guided.scale == 1.0 else 2, controlled_levels(config, config.steps)
+
+    def replay_at(step: int) -> AttentionHook | None:
+        return replay(earlier.kv, levels[step], config.control_blocks, rows) if levels[step] in controlled else None
+
+    def blended(z: Tensor, level: int) -> Tensor:
+        return z if blend is None else earlier.latents[level] + blend * (z - earlier.latents[level])
+
+    return ddim.descend(guided, z_target, schedule, levels, replay_at, blend=blended, progress=progress)
+
+
+def replay(source_kv: Callable[[int], KVByBlock], level: int, blocks: Sequence[int], rows: int) -> ReplayKV:
+    """Return the hook that gives recorded K/V to a pass of one latent: of `rows` 1, or 2 where there is guidance.
+
+    Raises ValueError where the level or a block was not recorded, or the unconditional row is wanted and was not.
+    """
+    try:
+        kv = source_kv(level)
+        chosen = {block: kv[block] for block in blocks}
+    except KeyError:
+        raise ValueError(f"level {level}: the source's K/V of blocks {list(blocks)} were not all recorded") from None
+    if any(key.shape[0] < rows for key, _ in chosen.values()):
+        raise ValueError(f"level {level}: the source's K/V were recorded without guidance, and the edit has it")
+    return ReplayKV({block: KV(key[-rows:], value[-rows:]) for block, (key, value) in chosen.items()})

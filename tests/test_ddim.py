@@ -6,8 +6,10 @@ import golden_cases
 import pytest
 import torch
 
-from dragsa import ddim
-from dragsa.ddim import Schedule
+from dragsa import ddim, source_kv
+from dragsa.config import EditConfig
+from dragsa.ddim import Guided, Schedule
+from dragsa.source_kv import EarlierPass
 
 
 def relative(came, expected):
@@ -169,13 +171,14 @@ class Conditional:
 def test_guidance_by_hand():
     z, context, uncond = torch.ones(2, 1, 1, 1), torch.tensor([[[3.0]], [[5.0]]]), torch.tensor([[[1.0]]])
     t = torch.tensor(1)
-    assert ddim.predict(Conditional(), z, t, context).flatten().tolist() == [4, 6]
-    assert ddim.predict(Conditional(), z, t, context, 2.0, uncond).flatten().tolist() == [6, 10]
-    assert ddim.predict(Conditional(), z, t, context, (1.0, 2.0), uncond).flatten().tolist() == [4, 10]
+    guided = Guided(Conditional(), context, uncond)
+    assert guided(z, t).eps.flatten().tolist() == [4, 6]
+    assert guided._replace(scale=2.0)(z, t).eps.flatten().tolist() == [6, 10]
+    assert guided._replace(scale=(1.0, 2.0))(z, t).eps.flatten().tolist() == [4, 10]
     with pytest.raises(ValueError, match="needs `uncond`"):
-        ddim.predict(Conditional(), z, t, context, 2.0)
+        guided._replace(uncond=None, scale=2.0)(z, t)
     with pytest.raises(ValueError, match="each of the 2 rows, came 3"):
-        ddim.predict(Conditional(), z, t, context, (1.0, 2.0, 3.0), uncond)
+        guided._replace(scale=(1.0, 2.0, 3.0))(z, t)
 
 
 def controlled(**changes):
@@ -229,20 +232,23 @@ def test_replayed_is_the_target_of_the_side_by_side_pass(source, target, changes
     other = case.input("another", 1, 4, 8, 8)
     expected = controlled(z_target=other, guidance=(source, target), **changes)
     net = Rows(golden_cases.golden_unet())
-    came = ddim.sample_replayed(
-        net,
-        other,
-        case.input("text", 2, 77, golden_cases.CONTEXT_DIM)[1:],
-        Schedule(10),
-        kept.__getitem__,
-        guidance=target,
-        source_latents=dict(zip(range(start, stop - 1, -1), first[:, :1], strict=True)),
-        **{"start": start, **changes},
-    )
+    text = case.input("text", 2, 77, golden_cases.CONTEXT_DIM)[1:]
+    latents = dict(zip(range(start, stop - 1, -1), first[:, :1], strict=True))
+    came = sample_replayed(net, other, text, kept, latents, guidance=target, **{"start": start, **changes})
     assert torch.equal(first[:, 0], expected[:, 0]) and not torch.equal(first[-1, 1], expected[-1, 1])
     assert came.shape == (start - stop + 1, 1, 4, 8, 8)
     assert relative(came[:, 0], expected[:, 1]) < 1e-5
     assert net.rows == [1 if target == 1 else 2] * (start - stop)
+
+
+def sample_replayed(net, z, text, kept, latents=None, start=3, stop=0, guidance=1.0, **changes):
+    """The target's row alone, on K/V that `kept` has by level."""
+    may_move, uncond = changes.pop("may_move", None), changes.pop("uncond", None)
+    earlier = EarlierPass("recorded", kept.__getitem__, latents or {})
+    config = EditConfig(steps=start, **{"control_step": 0, **changes})
+    levels = ddim.levels_between(Schedule(10), start, stop)
+    guided = Guided(net, text, uncond, guidance)
+    return source_kv.replayed(guided, z, Schedule(10), levels, earlier, config, may_move)
 
 
 class Rows:
@@ -300,7 +306,7 @@ def test_sampling_and_inversion_record_their_own_passes():
 def replayed(kept, **changes):
     case = golden_cases.case("control_plain")
     z, text = case.input("b", 1, 4, 8, 8), case.input("text", 1, 77, golden_cases.CONTEXT_DIM)
-    return ddim.sample_replayed(golden_cases.golden_unet(), z, text, Schedule(10), kept.__getitem__, 3, **changes)
+    return sample_replayed(golden_cases.golden_unet(), z, text, kept, **changes)
 
 
 def test_what_was_not_recorded_is_refused():
@@ -313,8 +319,6 @@ def test_what_was_not_recorded_is_refused():
         replayed(kept, control_step=1, control_blocks=(13, 14))
     with pytest.raises(ValueError, match="recorded without guidance, and the edit has it"):
         replayed(kept, control_step=1, control_blocks=(13,), guidance=2.0, **GUIDED)
-    with pytest.raises(ValueError, match="blending needs the source's latents"):
-        replayed(kept, control_step=1, control_blocks=(13,), may_move=torch.eye(8))
     with pytest.raises(ValueError, match="for one latent at a time, came 2"):
         recorded(ddim.sample, torch.zeros(2, 4, 8, 8), start=1)
 

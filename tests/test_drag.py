@@ -6,17 +6,17 @@ import copy
 from functools import cache
 from typing import Any, NamedTuple
 
+import drag_steps
 import golden_cases
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa import drag
+from dragsa import ddim, drag, motion, passes
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
-from dragsa.drag import DragResult, drag_latent, motion_supervision_step
-from dragsa.kernels import patch_loss
+from dragsa.drag import DragResult, drag_latent
 
 SCHEDULE = Schedule(50)
 CONTEXT = torch.zeros(1, 77, 8)
@@ -288,16 +288,16 @@ def test_no_nearer_at_the_end_of_the_budget():
 
 def test_an_anchor_pulls_to_the_first_latent_s_patch():
     """The loss of one step, with all, a part and none of the first patch in what is pulled to."""
-    net, noise = Toy(), drag.noise_at(SCHEDULE, 35, torch.device("cpu"))
+    net, noise = Toy(), ddim.noise_at(SCHEDULE, 35, torch.device("cpu"))
     later, moved, grid = latent(seed=1), torch.tensor([[26.0, 23.0]]), (64, 64)
-    first = motion_supervision_step(net, latent(), noise, CONTEXT, HANDLES, TARGETS).origin
+    first = drag_steps.step(net, latent(), noise, CONTEXT, HANDLES, TARGETS).first_pass
     features = F.conv2d(later, net.weight, padding=2)
     for anchor in (0.0, 0.3, 1.0):
         config = DragConfig(tap="decoder3", anchor=anchor, track_radius=0)
-        step = motion_supervision_step(net, later, noise, CONTEXT, moved, TARGETS, first, None, config)
-        stays = patch_loss.patches(features, moved, 1, grid) * (1 - anchor)
-        stays = stays + patch_loss.patches(first.features, HANDLES, 1, grid) * anchor
-        expected = patch_loss.motion_supervision_loss_reference(features, moved, TARGETS, 1, grid, stays=stays)
+        step = drag_steps.step(net, later, noise, CONTEXT, moved, TARGETS, first, None, config)
+        pulled_to = motion.patches(features, moved, 1, grid) * (1 - anchor)
+        pulled_to = pulled_to + motion.patches(first.features, HANDLES, 1, grid) * anchor
+        expected = motion.motion_supervision_loss_reference(features, moved, TARGETS, 1, grid, target_patch=pulled_to)
         torch.testing.assert_close(step.loss, expected)
 
 
@@ -336,18 +336,20 @@ def test_a_step_to_infinity_is_undone(updates):
 # --- one step
 
 
-def step(net: Any = None, z: Tensor | None = None, handles=HANDLES, targets=TARGETS, origin=None, keep=None, **config):
+def step(
+    net: Any = None, z: Tensor | None = None, handles=HANDLES, targets=TARGETS, first_pass=None, frozen=None, **config
+):
     settings = DragConfig(**{"tap": "decoder3", **config})
-    noise = drag.noise_at(SCHEDULE, 35, torch.device("cpu"))
+    noise = ddim.noise_at(SCHEDULE, 35, torch.device("cpu"))
     z = latent() if z is None else z
-    return motion_supervision_step(net or Toy(), z, noise, CONTEXT, handles, targets, origin, keep, settings)
+    return drag_steps.step(net or Toy(), z, noise, CONTEXT, handles, targets, first_pass, frozen, settings)
 
 
 def test_the_step_is_told_the_level():
     net = Toy()
     step(net)
     assert net.asked == [(681, "decoder3")]
-    step(net, keep=torch.ones(16, 16))
+    step(net, frozen=torch.ones(16, 16))
     assert net.asked[1] == (681, None)
 
 
@@ -364,7 +366,7 @@ def test_a_sum_of_taps_is_the_sum_of_their_features() -> None:
     assert net.asked == [(681, "block15")]
     torch.testing.assert_close(both.loss, twice.loss)
     torch.testing.assert_close(both.gradient, twice.gradient)
-    assert torch.equal(both.origin.features, 1.5 * step().origin.features)
+    assert torch.equal(both.first_pass.features, 1.5 * step().first_pass.features)
     assert torch.equal(step(Two(), tap="block15+block14").loss, both.loss)  # in whatever order they are named
 
 
@@ -372,18 +374,18 @@ def test_a_sum_of_taps_is_the_sum_of_their_features() -> None:
 def test_an_update_looks_at_no_cell_that_it_does_not_compute(tap: str) -> None:
     """Handles at every border, close to each other and alone: as by the whole map, which the first pass computes."""
     net = copy.deepcopy(golden_cases.golden_unet()).double().requires_grad_(False)
-    noise, config = drag.noise_at(SCHEDULE, 35, torch.device("cpu")), DragConfig(tap=tap, radius=7, anchor=0.25)
+    noise, config = ddim.noise_at(SCHEDULE, 35, torch.device("cpu")), DragConfig(tap=tap, radius=7, anchor=0.25)
     context = torch.randn(1, 77, golden_cases.CONTEXT_DIM, dtype=torch.float64)
-    extract = drag.extractor(net, noise, context, config)
-    assert isinstance(extract, drag.Conditioned)
+    run = passes.prepare(net, noise, context, config)
     z = latent(16, 13).double()
     handles = torch.tensor([[0.0, 63.0], [51.0, 0.0], [20.0, 30.0], [22.5, 31.0], [30.2, 8.0]])
     targets = torch.tensor([[10.0, 50.0], [51.0, 20.0], [30.0, 20.0], [3.0, 40.0], [50.0, 8.0]])
-    origin = step(extract, z, handles, targets, tap=tap).origin
+    task = drag.Task(z, noise, context, handles, targets, None, config)
+    first_pass = drag.motion_supervision_step(run, task).first_pass
     moved, computed = z + 0.1 * latent(16, 13, seed=1).double(), []
-    for passing in (extract, lambda *args, **options: extract(*args, **options)):
-        at = motion_supervision_step(passing, moved, noise, context, handles, targets, origin, None, config)
-        computed.append((at, at.origin.features.abs().sum(dim=1) > 0))
+    for passing in (run, lambda latent, handles, whole, size: run(latent, handles, whole)):
+        at = drag.motion_supervision_step(passing, task._replace(latent=moved), first_pass)
+        computed.append((at, at.first_pass.features.abs().sum(dim=1) > 0))
     (part, of_part), (whole, of_whole) = computed
     assert of_whole.all() and not of_part.all()
     assert torch.equal(part.handles, whole.handles) and torch.equal(part.lost, whole.lost)
@@ -435,16 +437,16 @@ def test_adam_mini_has_one_scale_for_the_whole_latent():
 
 def test_what_is_looked_for():
     """With "first" the first latent's feature at the first handle, with "current" at the handle as it is now."""
-    origin = step().origin
+    first_pass = step().first_pass
     there = torch.tensor([[28.0, 24.0]])
     for reference, expected in (("first", [[26.0, 22.0]]), ("current", [[28.0, 24.0]])):
-        found = step(handles=there, origin=origin, reference=reference, track_radius=2)
-        sought = origin.features[0, :, 5, 5] if reference == "first" else None
+        found = step(handles=there, first_pass=first_pass, reference=reference, track_radius=2)
+        sought = first_pass.features[0, :, 5, 5] if reference == "first" else None
         assert found.handles.shape == (1, 2)
         if reference == "current":
             assert found.handles.tolist() == expected
         else:
-            dense = F.interpolate(origin.features, size=(64, 64), mode="bilinear")[0]
+            dense = F.interpolate(first_pass.features, size=(64, 64), mode="bilinear")[0]
             sought = dense[:, 20, 20]
             window = (dense[:, 22:27, 26:31] - sought[:, None, None]).abs().sum(dim=0)
             row, column = divmod(int(window.argmin()), 5)
@@ -456,26 +458,26 @@ def test_what_is_looked_for():
 
 def test_the_mask_term():
     """A latent step below the first one's by a known amount costs λ times that, where the mask keeps."""
-    keep = (latent(seed=4)[0, 0] > 0).float()
+    frozen = (latent(seed=4)[0, 0] > 0).float()
     moved = latent(seed=5)
-    at = step(keep=keep)
+    at = step(frozen=frozen)
     free = step()
     torch.testing.assert_close(at.loss, free.loss)  # nothing has moved yet
     torch.testing.assert_close(at.gradient, free.gradient)
-    assert free.origin.below is None
-    origin = at.origin._replace(below=at.origin.below - moved)
-    held = step(origin=origin, keep=keep, lam=0.3)
-    without = step(origin=origin, keep=None, lam=0.3)
-    expected = 0.3 * (moved.abs() * keep).sum()
+    assert free.first_pass.z_prev is None
+    first_pass = at.first_pass._replace(z_prev=at.first_pass.z_prev - moved)
+    held = step(first_pass=first_pass, frozen=frozen, lam=0.3)
+    without = step(first_pass=first_pass, frozen=None, lam=0.3)
+    expected = 0.3 * (moved.abs() * frozen).sum()
     torch.testing.assert_close(held.loss - without.loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_mask_term_is_on_the_next_latent():
-    z, keep = latent(), torch.ones(16, 16)
-    alpha_bar, below = SCHEDULE.alpha_bars[35], SCHEDULE.alpha_bars[34]
+    z, frozen = latent(), torch.ones(16, 16)
+    alpha_bar, prev = SCHEDULE.alpha_bars[35], SCHEDULE.alpha_bars[34]
     eps = z.tanh()
     clean = (z - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
-    torch.testing.assert_close(step(keep=keep).origin.below, below.sqrt() * clean + (1 - below).sqrt() * eps)
+    torch.testing.assert_close(step(frozen=frozen).first_pass.z_prev, prev.sqrt() * clean + (1 - prev).sqrt() * eps)
 
 
 def test_the_mask_holds_what_is_outside():
@@ -556,12 +558,12 @@ def test_under_no_grad():
         ({"config": DragConfig(tap="block13+decoder3")}, r"features of block13\+decoder3 cannot be added: they differ"),
         ({"config": DragConfig(tap="block14.kv")}, r"features cannot be read at 'block14\.kv'"),
         ({"config": DragConfig(optimizer="lion")}, r"optimizer must be one of adam, adam-mini, sgd, came 'lion'"),
-        ({"config": DragConfig(reference="last")}, r"reference must be 'first' or 'current', came 'last'"),
+        ({"config": DragConfig(reference="last")}, r"reference must be one of first, current, came 'last'"),
         ({"config": DragConfig(updates=-1)}, r"updates must be a whole number from 0, came -1"),
         ({"config": DragConfig(radius=1.5)}, r"radius must be a whole number from 0, came 1\.5"),
         ({"config": DragConfig(patience=0)}, r"patience must be a whole number from 1, came 0"),
         ({"config": DragConfig(stall=0)}, r"stall must be a whole number from 1, came 0"),
-        ({"config": DragConfig(anchor=1.5)}, r"anchor must be a share from 0 to 1, came 1.5"),
+        ({"config": DragConfig(anchor=1.5)}, r"anchor must be a number from 0 to 1, came 1.5"),
         ({"config": DragConfig(lr=float("nan"))}, r"lr must be a number from 0, came nan"),
         ({"config": DragConfig(lam=-0.1)}, r"lam must be a number from 0, came -0\.1"),
     ],

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import golden_cases
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dragsa
 from dragsa import ddim, drag, editing
-from dragsa.config import DragConfig, EditConfig
+from dragsa.config import Control, DragConfig, EditConfig
 from dragsa.editing import Source
 from dragsa.methods import lora, prompt_to_prompt
 from dragsa.model.unet import UNet
@@ -130,13 +130,13 @@ def test_generated_source_is_its_seeds_picture(sd):
 
 def test_guidance_is_the_targets_alone_on_a_real_picture(sd, source, monkeypatch):
     seen = []
-    plain = ddim.predict_and_read
+    plain = ddim.Guided.__call__
 
-    def look(unet, z, t, context, guidance=1.0, *rest):
-        seen.append(guidance)
-        return plain(unet, z, t, context, guidance, *rest)
+    def look(self, *arguments, **options):
+        seen.append(self.scale)
+        return plain(self, *arguments, **options)
 
-    monkeypatch.setattr(ddim, "predict_and_read", look)
+    monkeypatch.setattr(ddim.Guided, "__call__", look)
     dragsa.edit(sd, source, target_prompt="a blue star", config=replace(CONFIG, guidance=3.0))
     assert set(seen) == {(1.0, 3.0)} and len(seen) == CONFIG.steps
 
@@ -195,14 +195,14 @@ def test_any_mode_comes_back_in_its_own_size(sd, picture, mode):
             {"drags": DRAGS, "config": replace(CONFIG, drag_step=6)},
             "drag step S must be a whole number from 0 to T - 1 = 5, came 6",
         ),
-        ({"config": replace(CONFIG, control_step=-1)}, "control step A"),
+        ({"config": replace(CONFIG, control_step=-1)}, "control_step must be a whole number from 0, came -1"),
         ({"config": replace(CONFIG, control_blocks=(11, 17))}, "no transformer block 17"),
         ({"config": replace(CONFIG, blend=True)}, "there is no mask"),
         ({"config": replace(CONFIG, steps=8)}, "prepared with steps 6, and the edit has 8"),
         ({"config": replace(CONFIG, fixed_point=1)}, "prepared with fixed_point 0"),
         ({"config": replace(CONFIG, size=72)}, r"prepared with working size \(48, 64\)"),
         ({"prompt": "a blue star"}, "prepared with the prompt 'a red disc'"),
-        ({"config": replace(CONFIG, drag_step=1.5)}, "drag step S must be a whole number"),
+        ({"config": replace(CONFIG, drag_step=1.5)}, "drag_step must be a whole number from 0, came 1.5"),
         ({"config": replace(CONFIG, control="other")}, "control must be one of mutual, union, masked, came 'other'"),
         ({"config": replace(CONFIG, control="masked")}, "masked control tells the object by words"),
         (
@@ -247,16 +247,16 @@ def test_generated_size_must_fit(sd):
 def test_other_controls_are_their_hooks(sd, source, monkeypatch):
     """The hook of every step, from A on alone, and what they make of one drag: three results."""
     seen = []
-    plain = ddim.predict_and_read
+    plain = ddim.Guided.__call__
 
-    def look(unet, z, t, context, guidance=1.0, uncond=None, attention=None, blocks=()):
+    def look(self, z, t, attention=None, blocks=()):
         seen.append(attention)
-        return plain(unet, z, t, context, guidance, uncond, attention, blocks)
+        return plain(self, z, t, attention, blocks)
 
-    monkeypatch.setattr(ddim, "predict_and_read", look)
+    monkeypatch.setattr(ddim.Guided, "__call__", look)
     words = {"object_words": ("disc", "star"), "mask_blocks": (5, 6), "mask_threshold": 0.4}
     made = {}
-    for control in editing.CONTROLS:
+    for control in get_args(Control):
         seen.clear()
         config = replace(CONFIG, control_step=4, control=control, **words, source_kv="exact")
         made[control] = dragsa.edit(sd, source, DRAGS, target_prompt="a blue star", config=config)
@@ -278,9 +278,9 @@ def test_other_controls_are_their_hooks(sd, source, monkeypatch):
 def test_a_lora_is_trained_once_and_everything_runs_under_it(sd, picture, monkeypatch):
     before = {name: x.clone() for name, x in sd.unet.state_dict().items()}
     used = []
-    plain = ddim.predict_and_read
+    plain = ddim.Guided.__call__
     monkeypatch.setattr(
-        ddim, "predict_and_read", lambda unet, *rest, **more: used.append(unet) or plain(unet, *rest, **more)
+        ddim.Guided, "__call__", lambda self, *rest, **more: used.append(self.unet) or plain(self, *rest, **more)
     )
     config = replace(CONFIG, lora_steps=3)
     events = []
@@ -325,7 +325,7 @@ def test_no_lora_of_a_picture_that_is_yet_to_be_drawn(sd, monkeypatch):
     monkeypatch.setattr(ddim, "sample", lambda *_, **__: pytest.fail("the picture was generated first"))
     with pytest.raises(ValueError, match="a LoRA is trained on a picture that is there"):
         dragsa.edit(sd, None, DRAGS, prompt="a red disc", config=replace(CONFIG, lora_steps=2))
-    with pytest.raises(ValueError, match=r"LoRA training steps must be a whole number from 0, came 1\.5"):
+    with pytest.raises(ValueError, match=r"lora_steps must be a whole number from 0, came 1\.5"):
         dragsa.edit(sd, None, DRAGS, prompt="a red disc", config=replace(CONFIG, lora_steps=1.5))
 
 

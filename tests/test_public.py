@@ -60,7 +60,7 @@ SIGNATURES = {
         "record_blocks=(11, 12, 13, 14, 15, 16), *, iterations=5, tolerance=0.001"
     ),
     "load": "path, device='cpu', dtype=torch.float32",
-    "motion_supervision_loss": "features, handles, targets, radius=1, grid=None, active=None, stays=None",
+    "motion_supervision_loss": "features, handles, targets, radius=1, grid=None, active=None, target_patch=None",
     "prepare": "sd, image, prompt='', seed=42, config=None, *, size=None, observe=None",
     "sample": (
         "unet, z, context, schedule, start=None, stop=0, guidance=1.0, uncond=None, attention=None, "

@@ -16,9 +16,10 @@ import dragsa
 from dragsa import ddim, drag
 from dragsa import source_kv as recording
 from dragsa.config import DragConfig, EditConfig
+from dragsa.ddim import Guided
 from dragsa.hooks import KV
 from dragsa.pictures import images
-from dragsa.source_kv import INVERSION, Recording
+from dragsa.source_kv import INVERSION, EarlierPass, Recording
 
 CONFIG = EditConfig.paper(size=64, steps=4, drag_step=1, control_step=1, drag=DragConfig(updates=1, lr=0.05))
 DRAGS = [((20.0, 30.0), (50.0, 60.0))]
@@ -188,7 +189,7 @@ def test_an_edit_of_a_picture_records_nothing_and_none_neither(sd, run, prepared
     source = replace(prepared)
     run(source, DRAGS, source_kv="none")
     assert source.recorded.nbytes == 0
-    monkeypatch.setattr(Recording, "recorder", lambda *_: pytest.fail("recorded for no one"))
+    monkeypatch.setattr(Recording, "writer", lambda *_: pytest.fail("recorded for no one"))
     dragsa.edit(sd, prepared.picture, DRAGS, prompt="a red disc", config=CONFIG)
 
 
@@ -229,9 +230,9 @@ def test_inversions_kv_cost_no_pass(sd, run, prepared, mask):
 
     kept, context = {}, sd.embed(["a red disc"])
     ddim.invert(sd.unet, prepared.latents[0].float(), context, source.schedule, record=kept.__setitem__)
-    by_hand = ddim.sample_replayed(
-        sd.unet, source.latents[4], sd.embed([BLUE]), source.schedule, kept.__getitem__, control_step=1
-    )[-1]
+    guided, levels = Guided(sd.unet, sd.embed([BLUE])), ddim.levels_between(source.schedule, 4, 0)
+    earlier = EarlierPass("inversion", kept.__getitem__, {})
+    by_hand = recording.replayed(guided, source.latents[4], source.schedule, levels, earlier, CONFIG)[-1]
     came = run(source, (), None, BLUE, source_kv="inversion")
     assert came.source_kv == "inversion" and came.rows == 4 and close(came.z_0, by_hand)
     assert run(source, OTHER, mask, blend=True, source_kv="inversion").source_kv == "inversion"
@@ -338,7 +339,7 @@ def pair(rows=1, value=0.0):
 def test_what_a_recording_covers():
     held, network = Recording(), nn.Linear(1, 1)
     assert held.of(network) is held
-    put = held.recorder(4, range(3, 0, -1), limit=2**20)
+    put = held.writer(4, range(3, 0, -1), limit=2**20)
     for level in (4, 3, 2):
         put(level, {11: pair(), 12: pair(rows=2)})
     assert held.covers(4, (3, 2), (11, 12), 1) and held.covers(4, (3, 2), (12,), 2) and held.covers(4, (), (1,), 2)
@@ -366,7 +367,7 @@ def test_a_copy_is_empty(prepared, run):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_kv_keep_the_networks_type(dtype):
     held = Recording()
-    put = held.recorder(4, [1], limit=0)
+    put = held.writer(4, [1], limit=0)
     kv = KV(*(x.to(dtype) for x in pair(2, 0.3)))
     put(1, {11: kv})
     came = held.kv(4, (11,), 1)[11]
@@ -376,7 +377,7 @@ def test_kv_keep_the_networks_type(dtype):
 def test_refusals(sd, prepared):
     for changes, says in (
         ({"source_kv": "guessed"}, "source_kv must be one of exact, inversion, none, came 'guessed'"),
-        ({"source_kv_memory": -1}, "source_kv_memory must be a whole number of bytes, came -1"),
+        ({"source_kv_memory": -1}, "source_kv_memory must be a whole number from 0, came -1"),
     ):
         with pytest.raises(ValueError, match=says):
             dragsa.edit(sd, prepared, DRAGS, config=replace(CONFIG, **changes))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernels.test_patch_loss import SIZES, border_points, drawn
+from test_motion import SIZES, border_points, drawn
 
-from dragsa import tracking
-from dragsa.kernels import patch_loss
+from dragsa import motion
+from dragsa.kernels import operators, windows
 from dragsa.tracking import chance, sample_points, track, track_points, track_points_reference
 
 
@@ -23,7 +23,7 @@ def test_equals_the_dense_reference(native, grid, radius):
         # Rows or columns that the border clamps onto the same features are equals that the dense map's rounding parts.
         for axis, size in ((0, 1), (1, 0)):
             came, wanted = (
-                patch_loss.native_position(points[:, axis], native[size], grid[size]) for points in (moved, expected)
+                windows.native_position(points[:, axis], native[size], grid[size]) for points in (moved, expected)
             )
             assert torch.equal(came, wanted)
         assert torch.equal(moved, moved.trunc())
@@ -46,7 +46,7 @@ def test_the_distance_is_the_sum_over_channels():
     features = drawn((16, 16), 6)
     reference = drawn((2, 6), 1, 9)[0, 0]
     found = track(features, reference, torch.tensor([[20.0, 31.0], [62.0, 5.5]]), 3, (64, 64))
-    dense = patch_loss.upsampled(features, (64, 64))[0]
+    dense = motion.upsampled(features, (64, 64))[0]
     columns, rows = found.points.long().unbind(dim=1)
     torch.testing.assert_close(found.distance, (dense[:, rows, columns].T - reference).abs().sum(dim=1))
 
@@ -63,7 +63,7 @@ def test_equals_go_to_the_first_in_reading_order():
 
 def test_rounding_does_not_part_equals(monkeypatch):
     """Were the later of two clamped rows or columns nearer by the last bit, the first would still be taken."""
-    exact = patch_loss.sample
+    exact = windows.sample
 
     def rounded(cells, weights):
         values = exact(cells, weights)  # (n, C, P, Q)
@@ -73,7 +73,7 @@ def test_rounding_does_not_part_equals(monkeypatch):
     features, grid = drawn((8, 12), 33).abs() + 1, (32, 48)
     corners = torch.tensor([[0.0, 0.0], [47.0, 31.0]])
     reference = features[0][:, [0, -1], [0, -1]].T - 0.1  # every value lies above it, and what comes later is nearer
-    monkeypatch.setattr(patch_loss, "sample", rounded)
+    monkeypatch.setattr(windows, "sample", rounded)
     assert track_points(features, reference, corners, 1, grid).tolist() == [[0, 0], [46, 30]]
 
 
@@ -108,7 +108,7 @@ def test_bfloat16_features():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_operator_is_what_it_is_registered_as(dtype):
     features, reference = drawn((9, 14), 3).to(dtype), drawn((4, 3), 1, 9)[0, 0]
-    torch.library.opcheck(tracking._search, (features, reference, border_points((36, 56))[:4], 3, 36, 56))
+    torch.library.opcheck(operators.search, (features, reference, border_points((36, 56))[:4], 3, 36, 56))
 
 
 def test_one_graph_wherever_the_handles_are():
@@ -135,7 +135,7 @@ def test_one_graph_wherever_the_handles_are():
 @pytest.mark.parametrize("native, grid", SIZES)
 def test_samples_of_the_grid(native, grid):
     features = drawn(native, 4)
-    dense = patch_loss.upsampled(features, grid)
+    dense = motion.upsampled(features, grid)
     points = border_points(grid)
     scale = torch.tensor([max(grid[1] - 1, 1), max(grid[0] - 1, 1)])
     expected = torch.nn.functional.grid_sample(

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from dragsa.config import UNetConfig, VAEConfig
 from dragsa.loading import published
 from dragsa.loading.published import TEXT, UNET, VAE
-from dragsa.model import fitting, text, unet, vae
+from dragsa.model import diffusers, fitting, text, unet, vae
 from dragsa.model.fitting import Shape, WeightsError, adopt, listed, misfit
 from dragsa.pictures import images
 
@@ -326,9 +326,9 @@ def _build(component: str, settings: Mapping[str, Any], origin: Path) -> nn.Modu
     try:
         with torch.device("meta"):
             if component == UNET:
-                return unet.UNet(unet.config_from_diffusers(settings))
+                return unet.UNet(diffusers.unet_config(settings))
             if component == VAE:
-                return vae.VAE(vae.config_from_diffusers(settings))
+                return vae.VAE(diffusers.vae_config(settings))
         return text.build(text.config_from_transformers(settings))
     except Exception as error:  # transformers has kinds of its own
         raise WeightsError(f"{origin}: {_one_line(error)}") from None

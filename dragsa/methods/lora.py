@@ -26,8 +26,8 @@ from dragsa.config import LoRAConfig
 from dragsa.hooks import AttentionHook
 from dragsa.loading import weights
 from dragsa.model import fitting
-from dragsa.model.attention import Attention
 from dragsa.model.fitting import Shape, WeightsError
+from dragsa.model.layers import Attention
 from dragsa.model.unet import UNet, UNetOutput
 from dragsa.pictures import images
 

@@ -5,8 +5,7 @@ Submodules carry diffusers' names. Every group norm's epsilon is 1e-6 here, unli
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dragsa.config import VAEConfig
-from dragsa.model.attention import attend
+from dragsa.kernels import attend
 
 DOWN = 8  # a latent cell is 8×8 pixels
 
@@ -191,29 +190,3 @@ class VAE(nn.Module):
             raise ValueError(f"a latent must be (B, {self.config.latent_channels}, h, w), came {tuple(z.shape)}")
         z = (z / self.config.scaling_factor).to(self.dtype)
         return self.decoder(self.post_quant_conv(z)).float()
-
-
-def config_from_diffusers(config: Mapping[str, Any]) -> VAEConfig:
-    """diffusers' AutoencoderKL config -> VAEConfig. Raises a ValueError that names what is not SD 1.5's."""
-    expected = {
-        "in_channels": 3,
-        "out_channels": 3,
-        "layers_per_block": 2,
-        "act_fn": "silu",
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "mid_block_add_attention": True,
-        "use_quant_conv": True,
-        "use_post_quant_conv": True,
-        "shift_factor": None,
-    }
-    for key, value in expected.items():
-        came = config.get(key, value)
-        if (list(came) if isinstance(came, tuple) else came) != value:
-            raise ValueError(f"VAE config: {key} must be {value!r} as in SD 1.5, came {came!r}")
-    widths = tuple(config.get("block_out_channels", VAEConfig.widths))
-    groups = config.get("norm_num_groups", 32)
-    if len(widths) != 4 or any(width % groups for width in widths):
-        raise ValueError(f"VAE config: four widths, multiples of {groups} groups, came {list(widths)}")
-    scaling = config.get("scaling_factor", 0.18215)
-    return VAEConfig(widths, groups, config.get("latent_channels", 4), scaling)

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dragsa.kernels import cpu_attention
-from dragsa.model import attention
+from dragsa.kernels import attention, cpu_attention
 
 SHAPES = [(1, 2, 64, 64, 8), (2, 3, 37, 53, 5), (1, 1, 70, 7, 16), (1, 2, 5, 90, 4), (1, 1, 1, 1, 1)]
 

@@ -1,15 +1,12 @@
 """The UNet against stored numbers, its taps and early end, odd latent sizes, and what it refuses."""
 
-import copy
-
 import golden_cases
 import pytest
 import torch
 
 from dragsa import hooks
 from dragsa.config import UNetConfig
-from dragsa.kernels import cells
-from dragsa.model import unet
+from dragsa.model import blocks, unet
 
 
 def relative(came, expected):
@@ -38,8 +35,8 @@ def inputs(height=16, width=16, batch=1):
 
 def test_every_tap_has_the_documented_grid_and_channels():
     z, text = inputs(16, 24)
-    taps = golden_cases.golden_unet()(z, 401, text, taps=hooks.TAPS).taps
-    assert set(taps) == set(hooks.TAPS)
+    taps = golden_cases.golden_unet()(z, 401, text, taps=blocks.TAPS).taps
+    assert set(taps) == set(blocks.TAPS)
     assert list(taps)[:6] == ["block01.kv", "block01", "block02.kv", "block02", "encoder1", "block03.kv"]
     widths, grids = (32, 64, 96, 96), ((16, 24), (8, 12), (4, 6), (2, 3))
     levels = [0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0]
@@ -65,24 +62,6 @@ def test_early_end_computes_the_same_and_nothing_after_it():
     assert early.eps is None and ran == [0]
     assert torch.equal(early.taps["block14"], whole.taps["block14"])
     assert torch.equal(early.taps["block11.kv"].value, whole.taps["block11.kv"].value)
-
-
-@pytest.mark.parametrize("tap", ["block08", "block13", "block14", "decoder1", "decoder2", "decoder3", "decoder4"])
-@pytest.mark.parametrize("size", [(16, 16), (13, 19)])
-def test_the_wanted_cells_are_the_whole_maps(tap, size):
-    net, (z, text) = copy.deepcopy(golden_cases.golden_unet()).double(), inputs(*size)
-    z, text = z.double().requires_grad_(), text.double()
-    whole = net(z, 401, text, taps=(tap,), until=tap).taps[tap]
-    h, w = whole.shape[-2:]
-    wanted = cells.Cells(torch.tensor([[0, 1], [h - 2, h - 1], [h - 2, h - 1]]), torch.tensor([[1, 2], [0, 1], [1, 2]]))
-    part = net(z, 401, text, taps=(tap,), until=tap, wanted=wanted).taps[tap]
-    there = torch.zeros(h, w, dtype=torch.bool)
-    there.flatten()[cells.index(wanted, w)] = True
-    assert not part[:, :, ~there].any()
-    torch.testing.assert_close(part[:, :, there], whole[:, :, there], rtol=1e-9, atol=1e-9)
-    slope = torch.randn(part.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * there
-    came, expected = (torch.autograd.grad((x * slope).sum(), z)[0] for x in (part, whole))
-    torch.testing.assert_close(came, expected, rtol=1e-8, atol=1e-8)
 
 
 def test_taps_stay_in_the_graph():
@@ -113,9 +92,6 @@ def test_bfloat16_network_keeps_the_latents_type():
     assert out.eps.dtype == torch.float32 and out.taps["block14"].dtype == torch.bfloat16
 
 
-WANTED = cells.Cells(torch.tensor([[0]]), torch.tensor([[0]]))
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -125,40 +101,9 @@ WANTED = cells.Cells(torch.tensor([[0]]), torch.tensor([[0]]))
         ({"z": torch.zeros(1, 3, 8, 8)}, r"latent must be \(B, 4, h, w\), came \(1, 3, 8, 8\)"),
         ({"context": torch.zeros(1, 77, 768)}, r"context must be \(1, tokens, 48\), came \(1, 77, 768\)"),
         ({"context": torch.zeros(2, 77, 48)}, r"context must be \(1, tokens, 48\), came \(2, 77, 48\)"),
-        ({"wanted": WANTED, "taps": ("block14",)}, "wanted cells are of the one tap that ends the pass"),
-        ({"wanted": WANTED, "taps": ("block11", "block14"), "until": "block14"}, "wanted cells are of the one tap"),
     ],
 )
 def test_refusals(arguments, says):
     z, text = inputs(8, 8)
     with pytest.raises(ValueError, match=says):
         golden_cases.golden_unet()(**{"z": z, "t": 401, "context": text, **arguments})
-
-
-SD15 = {"block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 48, "attention_head_dim": 8}
-
-
-def test_config_from_diffusers():
-    config = unet.config_from_diffusers(SD15)
-    assert config == UNetConfig((32, 64, 96, 96), (8, 8, 8, 8), 48, 32, 4)
-    per_level = unet.config_from_diffusers({**SD15, "attention_head_dim": [2, 4, 4, 4], "norm_num_groups": 4})
-    assert per_level.heads == (2, 4, 4, 4) and per_level.groups == 4
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"in_channels": 9}, "inpainting"),
-        ({"cross_attention_dim": 1024}, "SD 2"),
-        ({"use_linear_projection": True}, "SD 2"),
-        ({"addition_embed_type": "text_time"}, "SDXL"),
-        ({"layers_per_block": 1}, "layers_per_block must be 2"),
-        ({"act_fn": "gelu"}, "act_fn must be 'silu'"),
-        ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types"),
-        ({"block_out_channels": [32, 64, 96]}, "four levels"),
-        ({"norm_num_groups": 5}, "not a multiple"),
-    ],
-)
-def test_config_refusals(change, says):
-    with pytest.raises(ValueError, match=says):
-        unet.config_from_diffusers({**SD15, **change})

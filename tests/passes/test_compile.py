@@ -6,7 +6,7 @@ A backend that only counts the graphs stands for the compiler, so that what is t
 import pytest
 import torch
 
-from dragsa import ddim, drag
+from dragsa import ddim, drag, passes
 from dragsa.config import DragConfig, UNetConfig
 from dragsa.hooks import KV, MutualSelfAttention, ReplayKV, compose
 from dragsa.model.unet import UNet
@@ -70,19 +70,21 @@ def test_a_compiled_hook_computes_what_the_plain_one_does(net, graphs):
 def test_motion_supervision_is_traced_once_whatever_moves(net, graphs):
     run = compiled(drag.motion_supervision, graphs)
     z, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
-    noise = drag.noise_at(ddim.Schedule(50), 35, z.device)
+    noise = ddim.noise_at(ddim.Schedule(50), 35, z.device)
     handles, targets = torch.tensor([[5.0, 6.0], [20.0, 12.0]]), torch.tensor([[15.0, 16.0], [10.0, 12.0]])
-    keep = torch.rand(8, 8).round()
+    frozen = torch.rand(8, 8).round()
     config = DragConfig()
 
-    first = run(net, z.clone().requires_grad_(), noise, text, handles, targets, None, keep, config)
-    run(net, z.clone().requires_grad_(), noise, text, handles, targets, first.origin, keep, config)
-    assert len(graphs) == 2  # without and with an origin to compare with
+    task = drag.Task(z, noise, text, handles, targets, frozen, config)
+    prepared = passes.prepare(net, noise, text, config)
+    first = run(prepared, task._replace(latent=z.clone().requires_grad_())).first_pass
+    run(prepared, task._replace(latent=z.clone().requires_grad_()), first)
+    assert len(graphs) == 2  # without and with a first pass to compare with
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shift in (1.0, 2.5, -1.0):
             latent = (z + 0.1 * shift).requires_grad_()
-            arguments = (noise, text, handles + shift, targets - shift, first.origin, keep, config)
-            traced, eager = run(net, latent, *arguments), drag.motion_supervision(net, latent, *arguments)
+            moved = task._replace(latent=latent, handles=handles + shift, targets=targets - shift)
+            traced, eager = run(prepared, moved, first), drag.motion_supervision(prepared, moved, first)
             assert torch.allclose(traced.loss, eager.loss, rtol=1e-4)
             assert torch.equal(traced.handles, eager.handles)
             gradients = [torch.autograd.grad(at.loss, latent)[0] for at in (traced, eager)]

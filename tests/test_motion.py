@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dragsa.kernels import patch_loss
-from dragsa.kernels.patch_loss import motion_supervision_loss, motion_supervision_loss_reference
+from dragsa import motion
+from dragsa.kernels import operators, patch_loss, windows
+from dragsa.motion import motion_supervision_loss, motion_supervision_loss_reference
 
 # native (h, w), grid (H, W): four times, eight times, a quarter more, the same, coarser, and no common factor
 SIZES = [
@@ -142,30 +143,30 @@ def test_gradcheck(native, grid):
     """With patches given that stay: where their gradient is stopped the loss has no numerical derivative."""
     handles = torch.tensor([[0, 1], [1.5, 1.25], [grid[1] - 1, grid[0] - 1]], dtype=torch.float64)
     targets = drawn_targets(3, grid).double()
-    stays = patch_loss.patches(drawn(native, 2, seed=1, dtype=torch.float64), handles, 2, grid)
+    target_patch = motion.patches(drawn(native, 2, seed=1, dtype=torch.float64), handles, 2, grid)
 
     def loss_of(features: Tensor) -> Tensor:
-        return motion_supervision_loss(features, handles, targets, 2, grid, stays=stays)
+        return motion_supervision_loss(features, handles, targets, 2, grid, target_patch=target_patch)
 
     features = drawn(native, 2, seed=2, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(loss_of, (features,))
-    expected = motion_supervision_loss_reference(features, handles, targets, 2, grid, stays=stays)
+    expected = motion_supervision_loss_reference(features, handles, targets, 2, grid, target_patch=target_patch)
     torch.testing.assert_close(loss_of(features), expected)
 
 
 def test_the_patches_that_stay_have_no_gradient():
-    features, stays = drawn((8, 8)).requires_grad_(), torch.ones(1, 5, 3, 3, requires_grad=True)
+    features, target_patch = drawn((8, 8)).requires_grad_(), torch.ones(1, 5, 3, 3, requires_grad=True)
     handles, targets = torch.tensor([[9.0, 9.0]]), torch.tensor([[20.0, 20.0]])
-    loss = motion_supervision_loss(features, handles, targets, 1, (32, 32), stays=stays)
-    assert torch.autograd.grad(loss, stays, allow_unused=True)[0] is None
+    loss = motion_supervision_loss(features, handles, targets, 1, (32, 32), target_patch=target_patch)
+    assert torch.autograd.grad(loss, target_patch, allow_unused=True)[0] is None
 
 
 @pytest.mark.parametrize("native, grid", SIZES)
 def test_patches_are_slices_of_the_map(native, grid):
     features, (height, width) = drawn(native), grid
     handles = border_points(grid)
-    dense = patch_loss.upsampled(features, grid)
-    for patch, (x, y) in zip(patch_loss.patches(features, handles, 2, grid), handles.int().tolist(), strict=True):
+    dense = motion.upsampled(features, grid)
+    for patch, (x, y) in zip(motion.patches(features, handles, 2, grid), handles.int().tolist(), strict=True):
         left, right, top, bottom = max(0, x - 2), min(width, x + 3), max(0, y - 2), min(height, y + 3)
         inside = patch[:, top - y + 2 : bottom - y + 2, left - x + 2 : right - x + 2]
         torch.testing.assert_close(inside, dense[0, :, top:bottom, left:right], rtol=1e-5, atol=1e-5)
@@ -175,8 +176,8 @@ def test_patches_are_slices_of_the_map(native, grid):
 def test_patches_that_stay_may_be_from_elsewhere(native, grid):
     """From other features, about other points: cut like the patch that is pulled to them."""
     handles, targets = border_points(grid), drawn_targets(13, grid)
-    stays = patch_loss.patches(drawn(native, seed=1), handles.flip(0), 2, grid)
-    features, arguments = drawn(native), (handles, targets, 2, grid, None, stays)
+    target_patch = motion.patches(drawn(native, seed=1), handles.flip(0), 2, grid)
+    features, arguments = drawn(native), (handles, targets, 2, grid, None, target_patch)
     loss, gradient = with_gradient(motion_supervision_loss, features, *arguments)
     expected = with_gradient(motion_supervision_loss_reference, features, *arguments)
     assert relative(loss, expected[0]) < 1e-5
@@ -271,15 +272,15 @@ def test_overlapping_patches_add_up_before_they_are_rounded(dtype):
 
 def test_the_layout_in_memory_is_of_no_account():
     features, handles, grid = drawn((9, 14), 6), border_points((36, 56))[::3], (36, 56)
-    patches = patch_loss.patches(drawn((9, 14), 6, 1), handles, 1, grid)
-    for stays in (None, patches):
+    patches = motion.patches(drawn((9, 14), 6, 1), handles, 1, grid)
+    for target_patch in (None, patches):
         arguments = handles, drawn_targets(len(handles), grid), 1, grid, None
-        expected = with_gradient(motion_supervision_loss, features, *arguments, stays)
+        expected = with_gradient(motion_supervision_loss, features, *arguments, target_patch)
         last = features.contiguous(memory_format=torch.channels_last)
-        came = with_gradient(motion_supervision_loss, last, *arguments, stays)
+        came = with_gradient(motion_supervision_loss, last, *arguments, target_patch)
         part = torch.cat([features, features], dim=3)[:, :, :, :14]
         of_part = with_gradient(
-            motion_supervision_loss, part, *arguments, None if stays is None else stays.mT.clone().mT
+            motion_supervision_loss, part, *arguments, None if target_patch is None else target_patch.mT.clone().mT
         )
         for loss, gradient in (came, of_part):
             torch.testing.assert_close(loss, expected[0])
@@ -289,15 +290,15 @@ def test_the_layout_in_memory_is_of_no_account():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_operators_are_what_they_are_registered_as(dtype):
     """Schema, shapes without data, and autograd, as torch.library checks them."""
-    features, stays = drawn((9, 14), 3).to(dtype).requires_grad_(), torch.ones(4, 3, 7, 7)
+    features, target_patch = drawn((9, 14), 3).to(dtype).requires_grad_(), torch.ones(4, 3, 7, 7)
     handles, grid = border_points((36, 56))[:4], (36, 56)
-    directions = patch_loss.direction(handles, drawn_targets(4, grid))
+    directions = motion.direction(handles, drawn_targets(4, grid))
     active = torch.tensor([True, False, True, True])
-    for arguments in ((None, None, 1), (stays, active, 3)):
-        torch.library.opcheck(patch_loss._pull, (features, arguments[0], handles, directions, *arguments[1:], *grid))
+    for arguments in ((None, None, 1), (target_patch, active, 3)):
+        torch.library.opcheck(operators.pull, (features, arguments[0], handles, directions, *arguments[1:], *grid))
     pulled = patch_loss.pull(features.detach(), None, handles, directions, active, 1, grid)
     scale = torch.tensor(2.0)
-    torch.library.opcheck(patch_loss._spread, (pulled.gradient, pulled.first, scale, 9, 14, dtype))
+    torch.library.opcheck(operators.spread, (pulled.gradient, pulled.first, scale, 9, 14, dtype))
 
 
 def test_one_graph_wherever_the_handles_are():
@@ -329,8 +330,8 @@ def test_what_is_blended_with_itself_does_not_hang_on_the_other_sums(corner, mon
     features, grid = drawn((4, 6), 64), (32, 48)
     arguments = torch.tensor([corner]).float(), torch.tensor([[23.3, 17.9]]), 1, grid
     loss, gradient = with_gradient(motion_supervision_loss, features, *arguments)
-    exact = patch_loss._along_moved
-    monkeypatch.setattr(patch_loss, "_along_moved", lambda *axis: exact(*axis) * (1 + 1e-5))
+    exact = windows.along_moved
+    monkeypatch.setattr(windows, "along_moved", lambda *axis: exact(*axis) * (1 + 1e-5))
     of_others, gradient_of_others = with_gradient(motion_supervision_loss, features, *arguments)
     assert torch.equal(of_others, loss)
     torch.testing.assert_close(gradient_of_others, gradient, rtol=1e-4, atol=0)
@@ -351,7 +352,7 @@ def test_the_same_bits_twice():
     [
         ((2, 3, 8, 8), (1, 2), (1, 2), 1, r"features must be \(1, C, h, w\), came \(2, 3, 8, 8\)"),
         ((3, 8, 8), (1, 2), (1, 2), 1, r"features must be"),
-        ((1, 3, 8, 8), (2,), (2,), 1, r"handles and targets must be \(n, 2\)"),
+        ((1, 3, 8, 8), (2,), (2,), 1, r"points must be \(n, 2\)"),
         ((1, 3, 8, 8), (2, 2), (1, 2), 1, r"came \(2, 2\) and \(1, 2\)"),
         ((1, 3, 8, 8), (1, 2), (1, 2), -1, r"radius must be 0 or more, came -1"),
     ],
@@ -363,5 +364,5 @@ def test_wrong_arguments(features, handles, targets, radius, message):
 
 
 def test_direction_is_a_unit_vector_or_zero():
-    d = patch_loss.direction(torch.tensor([[1.0, 2.0], [5.0, 5.0]]), torch.tensor([[4.0, 6.0], [5.0, 5.0]]))
+    d = motion.direction(torch.tensor([[1.0, 2.0], [5.0, 5.0]]), torch.tensor([[4.0, 6.0], [5.0, 5.0]]))
     torch.testing.assert_close(d, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))

@@ -1,4 +1,4 @@
-"""The Triton kernels in Triton's interpreter, in the place of torch: run by test_triton_kernels.py, or with
+"""The Triton kernels in Triton's interpreter, in the place of torch: run by test_triton.py, or with
 TRITON_INTERPRET=1 in the environment.
 
 The tests that are imported are those of the CPU, through the same operators.
@@ -10,10 +10,10 @@ from itertools import cycle
 
 import golden_cases
 import pytest
+import test_motion
 import torch
 import triton.language as tl
-from kernels import test_patch_loss
-from kernels.test_patch_loss import (  # noqa: F401
+from test_motion import (  # noqa: F401
     SIZES,
     border_points,
     drawn,
@@ -37,8 +37,9 @@ from test_tracking import (  # noqa: F401
     test_the_window_is_a_square_about_the_whole_part,
 )
 
-from dragsa import tracking
-from dragsa.kernels import patch_loss, triton_kernels
+from dragsa import motion
+from dragsa import tracking as point_tracking
+from dragsa.kernels import patch_loss, tracking, triton
 
 CASES = {case.tag: case for case in golden_cases.cases("patch")}
 TORCH = {"pull": patch_loss.pull, "spread": patch_loss.spread, "search": tracking.search}
@@ -52,7 +53,7 @@ def kernels(monkeypatch):
     def noted(name):
         def call(*arguments):
             calls.append(name)
-            return getattr(triton_kernels, name)(*arguments)
+            return getattr(triton, name)(*arguments)
 
         return call
 
@@ -70,16 +71,16 @@ def cases(radii):
 
 @pytest.mark.parametrize("tag", CASES)
 def test_stored_loss_and_gradient(tag):
-    test_patch_loss.test_stored_loss_and_gradient(CASES[tag], patch_loss.motion_supervision_loss)
+    test_motion.test_stored_loss_and_gradient(CASES[tag], motion.motion_supervision_loss)
 
 
 @pytest.mark.parametrize("native, grid, radius, channels", cases((1, 3, 0)))
 def test_loss_and_gradient_equal_those_of_torch(native, grid, radius, channels):
     handles = border_points(grid)
-    directions = patch_loss.direction(handles, drawn_targets(len(handles), grid))
+    directions = motion.direction(handles, drawn_targets(len(handles), grid))
     features = drawn(native, channels)
     arguments = features, None, handles, directions, torch.arange(len(handles)) % 5 != 3, radius, grid
-    came, expected = triton_kernels.pull(*arguments), TORCH["pull"](*arguments)
+    came, expected = patch_loss.Pull(*triton.pull(*arguments)), TORCH["pull"](*arguments)
     assert torch.equal(came.first, expected.first)
     assert relative(came.loss, expected.loss) < 1e-5
     assert relative(came.gradient, expected.gradient) < 1e-5
@@ -92,14 +93,14 @@ def test_tracking_equals_that_of_torch(native, grid, radius, channels):
     handles = border_points(grid)
     reference = drawn((len(handles), channels), 1, 50)[0, 0]
     arguments = drawn(native, channels), reference, handles, radius, grid
-    came, expected = tracking.search(*arguments), TORCH["search"](*arguments)
+    came, expected = tracking.Found(*tracking.search(*arguments)), TORCH["search"](*arguments)
     assert torch.equal(came.points, expected.points)
     torch.testing.assert_close(came.distance, expected.distance)
 
 
 def test_rounding_does_not_part_equals(monkeypatch):
     """Were the later of two clamped rows or columns nearer by the last bit, the first would still be taken."""
-    exact = triton_kernels._along
+    exact = triton._along
 
     def rounded(at, cells):
         return exact(at, cells) * (1 - 1e-6 * tl.arange(0, at.shape[0]))[:, None]
@@ -107,33 +108,33 @@ def test_rounding_does_not_part_equals(monkeypatch):
     features, grid = drawn((8, 12), 33).abs() + 1, (32, 48)
     reference = features[0][:, [0, -1], [0, -1]].T - 0.1  # every value lies above it, and what comes later is nearer
     corners = torch.tensor([[0.0, 0.0], [47.0, 31.0]])
-    monkeypatch.setattr(triton_kernels, "_along", rounded)
-    assert tracking.track_points(features, reference, corners, 1, grid).tolist() == [[0, 0], [46, 30]]
+    monkeypatch.setattr(triton, "_along", rounded)
+    assert point_tracking.track_points(features, reference, corners, 1, grid).tolist() == [[0, 0], [46, 30]]
 
 
 def test_twenty_handles_in_several_blocks(monkeypatch):
     """Blocks of 16 channels and 16 samples, where one would do otherwise, and patches that overlap."""
-    monkeypatch.setattr(triton_kernels, "TILE", 256)
+    monkeypatch.setattr(triton, "TILE", 256)
     native, grid = (12, 15), (48, 60)
     handles, targets = 20 + drawn_targets(20, grid) / 4, drawn_targets(20, grid, 1)
     features, reference = drawn(native, 19), drawn((20, 19), 1, 3)[0, 0]
-    for loss_of in (patch_loss.motion_supervision_loss, patch_loss.motion_supervision_loss_reference):
+    for loss_of in (motion.motion_supervision_loss, motion.motion_supervision_loss_reference):
         loss, gradient = with_gradient(loss_of, features, handles, targets, 2, grid)
-        if loss_of is patch_loss.motion_supervision_loss:
+        if loss_of is motion.motion_supervision_loss:
             came = loss, gradient
     assert relative(came[0], loss) < 1e-5
     assert relative(came[1], gradient) < 1e-5
-    found = tracking.track_points(features, reference, handles, 2, grid)
-    assert torch.equal(found, tracking.track_points_reference(features, reference, handles, 2, grid))
+    found = point_tracking.track_points(features, reference, handles, 2, grid)
+    assert torch.equal(found, point_tracking.track_points_reference(features, reference, handles, 2, grid))
 
 
 def test_equals_the_reference_with_patches_that_stay():
     native, grid = (9, 14), (72, 112)
     features, handles = drawn(native, 5), border_points(grid)[:6]
-    stays = patch_loss.patches(drawn(native, 5, 1), handles.flip(0), 1, grid)
-    arguments = handles, drawn_targets(6, grid), 1, grid, None, stays
-    came = with_gradient(patch_loss.motion_supervision_loss, features, *arguments)
-    expected = with_gradient(patch_loss.motion_supervision_loss_reference, features, *arguments)
+    target_patch = motion.patches(drawn(native, 5, 1), handles.flip(0), 1, grid)
+    arguments = handles, drawn_targets(6, grid), 1, grid, None, target_patch
+    came = with_gradient(motion.motion_supervision_loss, features, *arguments)
+    expected = with_gradient(motion.motion_supervision_loss_reference, features, *arguments)
     assert relative(came[0], expected[0]) < 1e-5
     assert relative(came[1], expected[1]) < 1e-5
 
@@ -142,9 +143,9 @@ def test_gradcheck():
     native, grid = (3, 2), (6, 7)
     handles = torch.tensor([[0, 1], [4.5, 3.25]], dtype=torch.float64)
     targets = torch.tensor([[6.0, 5.0], [1.0, 1.5]])
-    stays = patch_loss.patches(drawn(native, 1, 1, torch.float64), handles, 1, grid)
+    target_patch = motion.patches(drawn(native, 1, 1, torch.float64), handles, 1, grid)
 
     def loss_of(features):
-        return patch_loss.motion_supervision_loss(features, handles, targets, 1, grid, stays=stays)
+        return motion.motion_supervision_loss(features, handles, targets, 1, grid, target_patch=target_patch)
 
     assert torch.autograd.gradcheck(loss_of, (drawn(native, 1, 2, torch.float64).requires_grad_(),))

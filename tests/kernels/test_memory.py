@@ -11,19 +11,19 @@ import torch
 from dragsa import drag
 from dragsa.config import DragConfig
 from dragsa.ddim import Schedule
-from dragsa.kernels import heap
+from dragsa.kernels import memory
 from dragsa.model.unet import UNetOutput
 
 resource = pytest.importorskip("resource")
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 pytestmark = [
-    pytest.mark.skipif(heap._glibc() is None or "LD_PRELOAD" in os.environ, reason="of glibc's allocator alone"),
+    pytest.mark.skipif(memory._glibc() is None or "LD_PRELOAD" in os.environ, reason="of glibc's allocator alone"),
     pytest.mark.skipif(HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="pages are not counted"),
 ]
 CPU = torch.device("cpu")
 
-SIZE = 2**26  # bytes, over what glibc takes from its heap by itself
+SIZE = 2**26  # bytes, over what glibc takes from its memory by itself
 
 
 def pages_taken() -> int:
@@ -43,8 +43,8 @@ def test_freed_memory_is_kept_inside_and_given_back_after() -> None:
     all_of_it = SIZE // resource.getpagesize()
     assert pages_taken() > all_of_it / 2
     before = held()
-    with heap.kept(CPU):
-        with heap.kept(CPU):
+    with memory.kept(CPU):
+        with memory.kept(CPU):
             assert pages_taken() < all_of_it / 20
         assert pages_taken() < all_of_it / 20
         assert held() > before + SIZE / 2
@@ -53,7 +53,7 @@ def test_freed_memory_is_kept_inside_and_given_back_after() -> None:
 
 
 def test_it_is_given_back_after_an_error_too() -> None:
-    with pytest.raises(KeyError), heap.kept(CPU):
+    with pytest.raises(KeyError), memory.kept(CPU):
         raise KeyError
     assert pages_taken() > SIZE / resource.getpagesize() / 2
 

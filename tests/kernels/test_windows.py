@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from dragsa.kernels import cells
-from dragsa.kernels.cells import Cells
+from dragsa.kernels import windows
+from dragsa.kernels.windows import Cells
 
 OVERLAPPING = Cells(torch.tensor([[0, 1, 2], [1, 2, 3], [1, 2, 3]]), torch.tensor([[3, 4], [4, 5], [4, 5]]))
 
@@ -14,11 +14,11 @@ OVERLAPPING = Cells(torch.tensor([[0, 1, 2], [1, 2, 3], [1, 2, 3]]), torch.tenso
 def test_cells_that_several_windows_share_are_put_back_once() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 5 * 6, dtype=torch.float64, requires_grad=True)
-    at = cells.index(OVERLAPPING, 6)
+    at = windows.index(OVERLAPPING, 6)
     assert at.shape == (18,) and len(set(at.tolist())) == 10
     there = torch.zeros(5 * 6, dtype=torch.float64)
     there[at] = 1
-    came = cells.put(cells.take(x, at).tanh(), at, (5, 6))
+    came = windows.put(windows.take(x, at).tanh(), at, (5, 6))
     expected = (x.tanh() * there).unflatten(2, (5, 6))
     assert torch.equal(came, expected)
     slope = torch.randn_like(came)
@@ -35,8 +35,8 @@ def test_an_upsampled_windows_cells_come_from_the_coarser_ones() -> None:
         for first in range(fine[0] - 2):
             columns = min(first, fine[1] - 2) + torch.arange(2)
             wanted = Cells(first + torch.arange(3)[None], columns[None])
-            at = cells.index(cells.coarser(wanted, fine, coarse), coarse[1])
-            part = cells.put(cells.take(x.flatten(2), at), at, coarse)
-            window = cells.surrounded(F.interpolate(part, size=fine, mode="nearest"), wanted)
+            at = windows.index(windows.coarser(wanted, fine, coarse), coarse[1])
+            part = windows.put(windows.take(x.flatten(2), at), at, coarse)
+            window = windows.surrounded(F.interpolate(part, size=fine, mode="nearest"), wanted)
             expected = whole[:, :, first : first + 3, columns[0] : columns[0] + 2]
             torch.testing.assert_close(F.conv2d(window, weight), expected)

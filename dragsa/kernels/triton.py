@@ -1,4 +1,4 @@
-"""The Triton kernels of motion supervision and point tracking, for CUDA: what `patch_loss` and `tracking` do in torch.
+"""The Triton kernels of motion supervision and point tracking, for CUDA, in the place of torch.
 
 `pull`, `spread` and `search` are called as those of the same names there are, and give the same numbers. Imported only
 where a tensor on CUDA asks for it; without a GPU they run in Triton's interpreter (TRITON_INTERPRET=1 before Triton is
@@ -22,8 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dragsa import tracking
-from dragsa.kernels import patch_loss
+from dragsa.kernels import windows
 
 TILE = 2048  # native cells × channels, and native cells × samples, that one program holds
 ROUNDED = {"enable_fp_fusion": False}  # no product and sum in one rounding
@@ -41,36 +40,37 @@ class Extents(NamedTuple):
 
 def pull(
     features: Tensor,
-    stays: Tensor | None,
+    target_patch: Tensor | None,
     handles: Tensor,
     directions: Tensor,
     active: Tensor | None,
     radius: int,
     grid: tuple[int, int],
-) -> patch_loss.Pull:
-    """`patch_loss.pull`."""
-    dtype = patch_loss.accumulated_in(features)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute `patch_loss.pull`."""
+    dtype = windows.accumulated_in(features)
     n, (_, c, h, w) = len(handles), features.shape
     extents = _extents(radius, 1, c, (h, w), grid)
     blocks = triton.cdiv(c, extents.channels)
     loss = torch.empty(n, blocks, dtype=dtype, device=features.device)
     gradient = torch.empty(n, c, extents.rows, extents.columns, dtype=dtype, device=features.device)
     first = torch.empty(n, 2, dtype=torch.long, device=features.device)
+    given = features if target_patch is None else target_patch.contiguous()
     with torch.cuda.device_of(features):
         _pull[n, blocks](
-            features, features if stays is None else stays.contiguous(), handles.contiguous(), directions.contiguous(),
+            features, given, handles.contiguous(), directions.contiguous(),
             handles if active is None else active.contiguous(), loss, gradient, first,
             *features.stride()[1:], c, blocks,
-            HAS_STAYS=stays is not None, HAS_ACTIVE=active is not None, RADIUS=radius,
+            HAS_TARGET=target_patch is not None, HAS_ACTIVE=active is not None, RADIUS=radius,
             NATIVE_HEIGHT=h, NATIVE_WIDTH=w, HEIGHT=grid[0], WIDTH=grid[1],
             ROWS=extents.rows, COLUMNS=extents.columns, CELLS=extents.cells, CHANNELS=extents.channels,
             SAMPLES=extents.samples, **ROUNDED,
         )  # fmt: skip
-    return patch_loss.Pull(loss.sum(), gradient, first)
+    return loss.sum(), gradient, first
 
 
 def spread(gradient: Tensor, first: Tensor, scale: Tensor, native: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """`patch_loss.spread`."""
+    """Compute `patch_loss.spread`."""
     n, c, rows, columns = gradient.shape
     features = torch.zeros(1, c, *native, dtype=dtype, device=gradient.device)
     cells = triton.next_power_of_2(rows * columns)
@@ -84,9 +84,11 @@ def spread(gradient: Tensor, first: Tensor, scale: Tensor, native: tuple[int, in
     return features
 
 
-def search(features: Tensor, reference: Tensor, handles: Tensor, radius: int, grid: tuple[int, int]) -> tracking.Track:
-    """`tracking.search`, but that NaN is never the minimum."""
-    dtype = patch_loss.accumulated_in(features)
+def search(
+    features: Tensor, reference: Tensor, handles: Tensor, radius: int, grid: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """Compute `tracking.search`, but that NaN is never the minimum."""
+    dtype = windows.accumulated_in(features)
     n, (_, c, h, w) = len(handles), features.shape
     extents = _extents(radius, 0, c, (h, w), grid)
     points = torch.empty(n, 2, dtype=handles.dtype, device=handles.device)
@@ -99,12 +101,12 @@ def search(features: Tensor, reference: Tensor, handles: Tensor, radius: int, gr
             ROWS=extents.rows, COLUMNS=extents.columns, CELLS=extents.cells, CHANNELS=extents.channels,
             SAMPLES=extents.samples, **ROUNDED,
         )  # fmt: skip
-    return tracking.Track(points, distance)
+    return points, distance
 
 
 def _extents(radius: int, margin: int, channels: int, native: tuple[int, int], grid: tuple[int, int]) -> Extents:
     rows, columns = (
-        patch_loss.cells_across(radius, margin, cells, size) for cells, size in zip(native, grid, strict=True)
+        windows.cells_across(radius, margin, cells, size) for cells, size in zip(native, grid, strict=True)
     )
     least = 16  # that tl.dot takes
     cells = max(least, triton.next_power_of_2(rows * columns))
@@ -117,7 +119,7 @@ def _extents(radius: int, margin: int, channels: int, native: tuple[int, int], g
 @triton.jit
 def _pull(
     features: tl.tensor,  # (1, C, h, w), any strides
-    given: tl.tensor,  # (n, C, P, P), what stays
+    given: tl.tensor,  # (n, C, P, P), the target patches
     handles: tl.tensor,  # (n, 2)
     directions: tl.tensor,  # (n, 2)
     active: tl.tensor,  # (n,) bool
@@ -129,7 +131,7 @@ def _pull(
     column_stride: tl.tensor,
     C: tl.tensor,
     blocks: tl.tensor,
-    HAS_STAYS: tl.constexpr,
+    HAS_TARGET: tl.constexpr,
     HAS_ACTIVE: tl.constexpr,
     RADIUS: tl.constexpr,
     NATIVE_HEIGHT: tl.constexpr,
@@ -175,15 +177,15 @@ def _pull(
         here, there = here_y * here_x, there_y * there_x  # (SAMPLES, CELLS)
         counted = (q < P * P) & (x >= 0) & (x < WIDTH) & (y >= 0) & (y < HEIGHT)
         moved = tl.dot(native, tl.trans(there), input_precision="ieee", out_dtype=native.dtype)  # (CHANNELS, SAMPLES)
-        if HAS_STAYS:
+        if HAS_TARGET:
             at = (handle * C + channel).to(tl.int64)[:, None] * (P * P) + q[None, :]
-            stays = tl.load(given + at, mask=(channel < C)[:, None] & (q < P * P)[None, :], other=0.0)
+            stay = tl.load(given + at, mask=(channel < C)[:, None] & (q < P * P)[None, :], other=0.0)
         else:
-            stays = tl.dot(native, tl.trans(here), input_precision="ieee", out_dtype=native.dtype)
+            stay = tl.dot(native, tl.trans(here), input_precision="ieee", out_dtype=native.dtype)
             flat = flat_x & flat_y
             counted = counted & ((fraction_x != 0) | (fraction_y != 0) | (flat == 0))
-            moved = tl.where(flat[None, :], _blend(stays, fraction_x[None, :], fraction_y[None, :]), moved)
-        difference = moved - stays
+            moved = tl.where(flat[None, :], _blend(stay, fraction_x[None, :], fraction_y[None, :]), moved)
+        difference = moved - stay
         weight = tl.where(counted, factor, 0.0)[None, :]  # (1, SAMPLES)
         total += tl.abs(difference) * weight
         pushed = tl.where(difference > 0, weight, 0.0) - tl.where(difference < 0, weight, 0.0)
@@ -308,7 +310,7 @@ def _first(position: tl.tensor, COUNT: tl.constexpr, NATIVE: tl.constexpr, GRID:
 
 @triton.jit
 def _along(at: tl.tensor, cells: tl.tensor) -> tl.tensor:
-    """`patch_loss.along`: the weights (SAMPLES, CELLS) of native cells at places among them."""
+    """`windows.along`: the weights (SAMPLES, CELLS) of native cells at places among them."""
     return tl.maximum(1.0 - tl.abs(at[:, None] - cells[None, :]), 0.0)
 
 
@@ -321,7 +323,7 @@ def _moved(
     NATIVE: tl.constexpr,
     GRID: tl.constexpr,
 ) -> tl.tuple:
-    """`patch_loss.moved_by` of a window that begins at `first`: fraction, flat, and the weights before and after."""
+    """`windows.moved_by` of a window that begins at `first`: fraction, flat, and the weights before and after."""
     first = tl.maximum(first, 0.0)
     start = tl.floor(first + shift)
     cell = position + (start - first)
@@ -336,6 +338,6 @@ def _moved(
 
 @triton.jit
 def _blend(value: tl.tensor, right: tl.tensor, below: tl.tensor) -> tl.tensor:
-    """`patch_loss.blend` of four equals."""
+    """`windows.blend` of four equals."""
     left, above = 1.0 - right, 1.0 - below
     return value * (left * above) + value * (left * below) + value * (right * above) + value * (right * below)

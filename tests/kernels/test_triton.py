@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from dragsa.kernels import patch_loss
+from dragsa.kernels import operators
 
-if patch_loss.triton_kernels() is None:
+if operators.triton_kernels() is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from dragsa.kernels import triton_kernels
+from dragsa.kernels import triton as kernels
 
-CASES = Path(__file__).with_name("triton_kernels_interpreted.py")
+CASES = Path(__file__).with_name("triton_interpreted.py")
 
 
 def test_in_the_interpreter():
@@ -35,19 +35,19 @@ def test_in_the_interpreter():
 def test_compiles_for_cuda(feature, accumulated, tmp_path, monkeypatch):
     """What the interpreter lets pass need not compile. No GPU is asked for, the result is not run."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    extents = triton_kernels._extents(1, 1, 640, (64, 64), (256, 256))
+    extents = kernels._extents(1, 1, 640, (64, 64), (256, 256))
     constants = {
-        "HAS_STAYS": False, "HAS_ACTIVE": True, "RADIUS": 1, "NATIVE_HEIGHT": 64, "NATIVE_WIDTH": 64, "HEIGHT": 256,
+        "HAS_TARGET": False, "HAS_ACTIVE": True, "RADIUS": 1, "NATIVE_HEIGHT": 64, "NATIVE_WIDTH": 64, "HEIGHT": 256,
         "WIDTH": 256, "ROWS": extents.rows, "COLUMNS": extents.columns, "CELLS": extents.cells,
         "CHANNELS": extents.channels, "SAMPLES": extents.samples,
     }  # fmt: skip
     types = {"features": f"*{feature}", "active": "*i1", "first": "*i64", "points": "*fp32"}
     pointers = ("handles", "directions", "loss", "gradient", "scale", "reference", "distance", "given")
     types |= {name: f"*{accumulated}" for name in pointers}
-    for kernel in (triton_kernels._pull, triton_kernels._spread, triton_kernels._search):
+    for kernel in (kernels._pull, kernels._spread, kernels._search):
         names = kernel.arg_names
         signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
         values = {name: constants[name] for name in names if name in constants}
         source = ASTSource(kernel, signature, values)
-        compiled = compile(source, target=GPUTarget("cuda", 80, 32), options=triton_kernels.ROUNDED)
+        compiled = compile(source, target=GPUTarget("cuda", 80, 32), options=kernels.ROUNDED)
         assert compiled.asm["cubin"]

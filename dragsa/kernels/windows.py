@@ -1,0 +1,219 @@
+"""Windows of a map: the few cells under points, gathered, sampled between, and scattered back.
+
+A map (1, C, h, w) of native cells lies edge on edge under a *grid* of H × W cells, four times the latent's, on which
+points (x, y) are given, cell centres at integers. F, the map brought to the grid, is bilinear in the native cells
+(`align_corners=False`, edges clamped): a product of one linear map for the rows and one for the columns. So what is
+wanted of F in a window is small matrices times the few native cells under it.
+
+Windows of several points may overlap. What is computed of a cell twice is put back once, so that its gradient is
+counted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Cells(NamedTuple):
+    """n windows of K × L cells of a map, K and L the same for all."""
+
+    rows: Tensor  # (n, K) int64, consecutive
+    columns: Tensor  # (n, L) int64, consecutive
+
+
+def index(cells: Cells, width: int) -> Tensor:
+    """Where they lie in the flattened map: (n K L)."""
+    return (cells.rows[:, :, None] * width + cells.columns[:, None]).flatten()
+
+
+def take(x: Tensor, at: Tensor) -> Tensor:
+    """(B, C, h w) -> (B, C, m), the cells at (m,)."""
+    # gather, whose backward adds up in a fixed order on the CPU; that of indexing does not
+    return x.gather(2, at.expand(*x.shape[:2], -1))
+
+
+def put(values: Tensor, at: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, C, m) -> (B, C, h, w), zero elsewhere; of several values for one cell, which are equals, the first."""
+    again = torch.tril(at[:, None] == at, diagonal=-1).any(dim=1)  # (m,)
+    kept = values * ~again
+    whole = values.new_zeros(*values.shape[:2], grid[0] * grid[1])
+    return whole.scatter_add(2, at.expand_as(kept), kept).unflatten(2, grid)
+
+
+def coarser(cells: Cells, fine: Sequence[int], coarse: Sequence[int]) -> Cells:
+    """Of a coarse map (h', w'), the cells that nearest-neighbour upsampling makes these from and those round them."""
+    rows, columns = (_coarser(one, f, c) for one, f, c in zip(cells, fine, coarse, strict=True))  # (n, K'), (n, L')
+    return Cells(rows, columns)
+
+
+def _coarser(position: Tensor, fine: int, coarse: int) -> Tensor:
+    count = min(coarse, (position.shape[1] + 1) * coarse // fine + 2)
+    first = ((position[:, :1] - 1).clamp(min=0) * coarse // fine).clamp(max=coarse - count)
+    return first + torch.arange(count, device=position.device)
+
+
+def surrounded(x: Tensor, cells: Cells) -> Tensor:
+    """Each window of (1, C, h, w) with the cells round it, zeros beyond the border: (n, C, K + 2, L + 2)."""
+    n, rows, columns = len(cells.rows), cells.rows.shape[1] + 2, cells.columns.shape[1] + 2
+    padded = F.pad(x, (1, 1, 1, 1))  # a cell's row in it is that of the cell above it in x
+    larger = Cells(*(one[:, :1] + torch.arange(one.shape[1] + 2, device=one.device) for one in cells))
+    taken = take(padded.flatten(2), index(larger, padded.shape[3]))  # (1, C, n (K + 2) (L + 2))
+    return taken[0].unflatten(1, (n, rows, columns)).transpose(0, 1)
+
+
+# --- points on the grid -----------------------------------------------------------------------------------------------
+
+
+class Window(NamedTuple):
+    """The square of the grid about each of n points, P × P cells."""
+
+    x: Tensor  # (n, P) its columns
+    y: Tensor  # (n, P) its rows
+    inside: Tensor  # (n, P, P) bool: (row, column) is a cell of the grid
+
+
+class Moved(NamedTuple):
+    """One axis of the windows after a shift by less than two cells."""
+
+    at: Tensor  # (n, P + 1) where cells of the grid lie among the native: sample p is between the p-th and the next
+    fraction: Tensor  # (n, P) and this far towards the next
+    flat: Tensor  # (n, P) bool: both stand on the very features that the sample left, by a zero shift or by the border
+
+
+def accumulated_in(features: Tensor) -> torch.dtype:
+    """float32, or float64 for float64 features."""
+    return torch.promote_types(features.dtype, torch.float32)
+
+
+def window_about(points: Tensor, radius: int, grid: tuple[int, int]) -> Window:
+    """The squares of `radius` about int(points), points (n, 2)."""
+    near = torch.arange(-radius, radius + 1, device=points.device)
+    x, y = (points.trunc()[:, :, None] + near).unbind(dim=1)  # each (n, P)
+    inside = ((y >= 0) & (y < grid[0]))[:, :, None] & ((x >= 0) & (x < grid[1]))[:, None]
+    return Window(x, y, inside)
+
+
+def cells_across(radius: int, margin: int, native: int, grid: int) -> int:
+    """As many native cells along one axis as reach any window of that radius, moved by up to `margin` cells."""
+    return min(native, -(-2 * (radius + margin) * native // grid) + 2)
+
+
+def cells_under(position: Tensor, margin: int, native: int, grid: int) -> Tensor:
+    """The native cells (n, K) along one axis that reach positions (n, P) of the grid moved by up to `margin` cells.
+
+    They are consecutive, as many for every window, and cells of the map: at its border more than need be.
+    """
+    count = cells_across(position.shape[1] // 2, margin, native, grid)
+    first = native_position(position[:, :1] - margin, native, grid).floor().long().clamp(max=native - count)
+    return first + torch.arange(count, device=position.device)  # (n, K)
+
+
+def native_position(position: Tensor, native: int, grid: int) -> Tensor:
+    """Where cells of the grid lie among the native cells, edges clamped."""
+    return ((position + 0.5) * (native / grid) - 0.5).clamp(0, native - 1)
+
+
+def along(at: Tensor, cells: Tensor) -> Tensor:
+    """The linear map of one axis, from native cells (n, K) to positions (n, P) among them: (n, P, K)."""
+    return (1 - (at[:, :, None] - cells[:, None]).abs()).clamp(min=0)
+
+
+def along_moved(moved: Moved, cells: Tensor) -> Tensor:
+    """The same to where the samples have moved, between two cells of the grid."""
+    neighbours = along(moved.at, cells)  # (n, P + 1, K)
+    fraction = moved.fraction[:, :, None]
+    return neighbours[:, :-1] * (1 - fraction) + neighbours[:, 1:] * fraction  # (n, P, K)
+
+
+def product(along_y: Tensor, along_x: Tensor) -> Tensor:
+    """The linear map of both axes, (n, P, K) and (n, Q, L) -> (n, P, Q, K L)."""
+    return einsum(along_y, along_x, "n p k, n q l -> n p q k l").flatten(3)
+
+
+def sampling(
+    x: Tensor, y: Tensor, columns: Tensor, rows: Tensor, native: tuple[int, int], grid: tuple[int, int]
+) -> Tensor:
+    """The linear map from native cells, columns (n, L) and rows (n, K), to cells of the grid, x (n, Q) and y (n, P)."""
+    at_y, at_x = native_position(y, native[0], grid[0]), native_position(x, native[1], grid[1])
+    return product(along(at_y, rows), along(at_x, columns))  # (n, P, Q, K L)
+
+
+def native_cells(features: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
+    """The native cells of each window: (1, C, h, w) -> (n, C, K L), float32 or float64."""
+    cells = take(features.flatten(2), index(Cells(rows, columns), features.shape[3]))  # (1, C, n K L)
+    return rearrange(cells, "1 c (n k) -> n c k", n=len(rows)).to(accumulated_in(features))
+
+
+def sample(cells: Tensor, weights: Tensor) -> Tensor:
+    """Cells (n, C, K L) under weights (n, P, Q, K L) -> (n, C, P, Q)."""
+    return einsum(weights, cells, "n p q k, n c k -> n c p q")
+
+
+def between(corners: Tensor, fraction_x: Tensor, fraction_y: Tensor) -> Tensor:
+    """Bilinear samples, each between four neighbours: (n, C, P + 1, Q + 1), (n, Q) and (n, P) -> (n, C, P, Q)."""
+    upper, lower = corners[:, :, :-1], corners[:, :, 1:]
+    return blend(upper[..., :-1], lower[..., :-1], upper[..., 1:], lower[..., 1:], fraction_x, fraction_y)
+
+
+def blend(
+    above_left: Tensor,
+    below_left: Tensor,
+    above_right: Tensor,
+    below_right: Tensor,
+    fraction_x: Tensor,
+    fraction_y: Tensor,
+) -> Tensor:
+    """Four (n, C, P, Q) weighted by fractions (n, Q) and (n, P), in DragDiffusion's order of products and sums.
+
+    Of four equals it returns them but for rounding, and only the same order leaves the same sign of that.
+    """
+    right, below = fraction_x[:, None, None, :], fraction_y[:, None, :, None]
+    left, above = 1 - right, 1 - below
+    return (
+        above_left * (left * above)
+        + below_left * (left * below)
+        + above_right * (right * above)
+        + below_right * (right * below)
+    )
+
+
+def moved_by(position: Tensor, left_at: Tensor, shift: Tensor, native: int, grid: int) -> Moved:
+    """Positions (n, P) of a window, `left_at` among the native cells, shifted by (n, 1) and clamped to the grid."""
+    # One fraction for all samples of a window, taken at its first cell inside the grid, as the reference rounds it.
+    first = position[:, :1].clamp(min=0)
+    start = (first + shift).floor()
+    cell = position + (start - first)  # (n, P)
+    fraction = torch.where((cell >= 0) & (cell < grid - 1), first + shift - start, 0)
+    cells = torch.cat([cell, cell[:, -1:] + 1], dim=1).clamp(0, grid - 1)  # (n, P + 1)
+    at = native_position(cells, native, grid)  # (n, P + 1)
+    flat = (at[:, :-1] == left_at) & ((at[:, 1:] == left_at) | (fraction == 0))
+    return Moved(at, fraction, flat)
+
+
+def patches(features: Tensor, points: Tensor, radius: int, grid: tuple[int, int]) -> Tensor:
+    """Return F in the window about each point: (1, C, h, w) and (n, 2) -> (n, C, P, P), P = 2 radius + 1."""
+    (height, width), (h, w) = grid, features.shape[2:]
+    window = window_about(points.to(accumulated_in(features)), radius, grid)
+    columns, rows = cells_under(window.x, 0, w, width), cells_under(window.y, 0, h, height)
+    weights = sampling(window.x, window.y, columns, rows, (h, w), grid)  # (n, P, P, K L)
+    return sample(native_cells(features, columns, rows), weights)
+
+
+def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return F at points: (1, C, h, w) and (n, 2) -> (n, C), between cells bilinear, beyond the border the border's."""
+    (height, width), (h, w) = grid, features.shape[2:]
+    with torch.no_grad():
+        points = points.to(accumulated_in(features))
+        window = window_about(points, 0, grid)
+        columns, rows = cells_under(window.x, 1, w, width), cells_under(window.y, 1, h, height)
+        beyond = points - points.trunc()  # (n, 2)
+        at_x, at_y = (native_position(*axis) for axis in ((window.x, w, width), (window.y, h, height)))
+        x, y = moved_by(window.x, at_x, beyond[:, :1], w, width), moved_by(window.y, at_y, beyond[:, 1:], h, height)
+        weights = product(along(y.at, rows), along(x.at, columns))  # (n, 2, 2, K L)
+    return between(sample(native_cells(features, columns, rows), weights), x.fraction, y.fraction)[:, :, 0, 0]

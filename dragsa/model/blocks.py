@@ -1,0 +1,89 @@
+"""The UNet's blocks: 16 transformer blocks and 9 stages, by the names that a tap takes.
+
+The paper counts transformer blocks in forward order, so that its "14th block" is `block14`: 64×64 cells of 320 channels
+at 512 px. MasaCtrl counts the same from 0: its layers 10 to 15 are `block11` … `block16`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from dragsa.hooks import block_name
+
+
+class Stage(NamedTuple):
+    """Some ResBlocks at one level of width and grid, and the change of resolution behind them.
+
+    blocks: the transformer block behind each ResBlock, None where there is none. level: of the widths, and of the grid
+    that it begins on, 64, 32, 16, 8 cells at 512 px; `end`: of the grid that it ends on.
+    """
+
+    name: str
+    blocks: tuple[int | None, ...]
+    level: int
+    end: int
+
+
+ENCODER = (
+    Stage("encoder1", (1, 2), 0, 1),
+    Stage("encoder2", (3, 4), 1, 2),
+    Stage("encoder3", (5, 6), 2, 3),
+    Stage("encoder4", (None, None), 3, 3),
+)
+MIDDLE = Stage("mid", (7, None), 3, 3)  # its transformer stands between its two ResBlocks
+DECODER = (
+    Stage("decoder1", (None, None, None), 3, 2),
+    Stage("decoder2", (8, 9, 10), 2, 1),
+    Stage("decoder3", (11, 12, 13), 1, 0),
+    Stage("decoder4", (14, 15, 16), 0, 0),
+)
+STAGES = tuple(stage.name for stage in (*ENCODER, MIDDLE, *DECODER))
+
+
+class Block(NamedTuple):
+    """A transformer block: its name in diffusers and in the original program, and its level of width and grid."""
+
+    diffusers: str
+    original: str
+    level: int
+
+
+def _blocks() -> dict[int, Block]:
+    found = {7: Block("mid_block.attentions.0", "middle_block.1", MIDDLE.level)}
+    for n, stage in enumerate(ENCODER):
+        for layer, block in enumerate(stage.blocks):
+            if block is not None:
+                names = f"down_blocks.{n}.attentions.{layer}", f"input_blocks.{1 + 3 * n + layer}.1"
+                found[block] = Block(*names, stage.level)
+    for n, stage in enumerate(DECODER):
+        for layer, block in enumerate(stage.blocks):
+            if block is not None:
+                names = f"up_blocks.{n}.attentions.{layer}", f"output_blocks.{3 * n + layer}.1"
+                found[block] = Block(*names, stage.level)
+    return dict(sorted(found.items()))
+
+
+TRANSFORMERS = _blocks()  # 1 … 16
+
+
+def _activations() -> dict[str, tuple[int, int]]:
+    found: dict[str, tuple[int, int]] = {}
+    for stage in (*ENCODER, MIDDLE, *DECODER):
+        found |= {block_name(block): (stage.level, stage.level) for block in stage.blocks if block}
+        found[stage.name] = stage.level, stage.end
+    return found
+
+
+ACTIVATIONS = _activations()  # every tap of an activation, in forward order -> its levels of width and of grid
+TAPS = (*ACTIVATIONS, *(f"{block_name(n)}.kv" for n in TRANSFORMERS))  # and of a block's self-attention's key and value
+
+
+def check_taps(taps: tuple[str, ...], until: str | None) -> None:
+    """Raise a ValueError that names the first unknown tap. `until` ends at an activation, not at a K/V pair."""
+    if isinstance(taps, str):
+        raise ValueError(f"taps must be a tuple of names, such as ({taps!r},), came the text {taps!r}")
+    for name in taps:
+        if name not in TAPS:
+            raise ValueError(f"unknown tap {name!r}: known are block01 … block16, block01.kv …, {', '.join(STAGES)}")
+    if until is not None and until not in ACTIVATIONS:
+        raise ValueError(f"unknown end {until!r} of the pass: known are block01 … block16, {', '.join(STAGES)}")

@@ -1,0 +1,116 @@
+"""A pass of the UNet as the drag loop wants it: all that does not change from update to update computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dragsa.config import DragConfig
+from dragsa.ddim import Noise
+from dragsa.model import unet as networks
+from dragsa.model.blocks import ACTIVATIONS
+from dragsa.model.unet import Conditioning, Run, UNet
+from dragsa.passes import compiling, near
+
+
+class FeatureExtractor(Protocol):
+    """The part of a UNet that a drag asks for: taps, and an early end of the pass."""
+
+    def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, taps: tuple[str, ...], until: str | None) -> Any: ...
+
+
+class Pass(NamedTuple):
+    """features: (1, C, h', w') at the tap, or the sum of several. eps: (1, 4, h, w), None if it ended there."""
+
+    features: Tensor
+    eps: Tensor | None
+
+
+class PreparedPass(Protocol):
+    """One pass for the loop: of the whole network, or as far as the tap.
+
+    handles (n, 2) and `size`, that of the features of an earlier pass: where a pass as far as the tap may look at the
+    cells near the handles alone. Without a size it computes all of them.
+    """
+
+    def __call__(self, latent: Tensor, handles: Tensor, whole: bool, size: tuple[int, int] | None = None) -> Pass: ...
+
+
+@torch.no_grad()
+def prepare(
+    unet: FeatureExtractor, noise: Noise, context: Tensor, config: DragConfig, mode: str = "off"
+) -> PreparedPass:
+    """Prepare a network's passes at one level and context.
+
+    Of a UNet, the time embedding and cross-attention's K/V are computed here, once for all updates. Any other callable
+    is called as it is. mode: "off" is eager; "regions" compiles each ResBlock and transformer now; "whole" is the
+    caller's to compile. Raises ValueError where another callable than a UNet is to be compiled or checkpointed.
+    """
+    if not isinstance(unet, UNet):
+        if config.checkpoint or mode != "off":
+            what = "checkpoint" if config.checkpoint else "compile"
+            raise ValueError(f"drag: {what} is for dragsa's own UNet, came {type(unet).__name__}")
+        return Plain(unet, noise, context, taps_of(config))
+    run = compiling.regions() if mode == "regions" else networks.call
+    if config.checkpoint:
+        run = partial(checkpointed, run)
+    return Conditioned(unet, unet.condition(noise.timestep, context), run, config)
+
+
+@dataclass(frozen=True, eq=False)
+class Plain:
+    """A callable that is asked for its taps, and nothing more is known of."""
+
+    unet: FeatureExtractor
+    noise: Noise
+    context: Tensor
+    taps: tuple[str, ...]
+
+    def __call__(self, latent: Tensor, handles: Tensor, whole: bool, size: tuple[int, int] | None = None) -> Pass:
+        until = None if whole else self.taps[-1]
+        out = self.unet(latent, self.noise.timestep, self.context, taps=self.taps, until=until)
+        return Pass(summed(out.taps, self.taps), out.eps)
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioned:
+    """A UNet with its conditioning computed, and the way in which its regions are run."""
+
+    unet: UNet
+    conditioning: Conditioning
+    run: Run
+    config: DragConfig
+
+    def __call__(self, latent: Tensor, handles: Tensor, whole: bool, size: tuple[int, int] | None = None) -> Pass:
+        taps, run = taps_of(self.config), self.run
+        if not whole and size is not None and len(taps) == 1:
+            grid = 4 * latent.shape[2], 4 * latent.shape[3]
+            cells = near.looked_at(handles, size, grid, self.config.radius, self.config.track_radius)
+            run = near.run_near(run, taps[0], cells)
+        activations = self.unet.walk(latent, self.conditioning, None, run)
+        out = networks.read(activations, latent.dtype, taps, None if whole else taps[-1])
+        return Pass(summed(out.taps, taps), out.eps)
+
+
+def taps_of(config: DragConfig) -> tuple[str, ...]:
+    """Return the activations whose sum the features are, in forward order."""
+    return tuple(sorted(config.tap.split("+"), key=list(ACTIVATIONS).index))
+
+
+def summed(activations: dict[str, Tensor], taps: tuple[str, ...]) -> Tensor:
+    return reduce(torch.add, [activations[name] for name in taps])
+
+
+def checkpointed(run: Run, name: str, region: nn.Module, *arguments: Any) -> Any:
+    """Run a region with gradient checkpointing (Chen et al. 2016): the gradient keeps its input alone.
+
+    The rest is computed again on the way back, attention hooks included: a third more time for less memory.
+    """
+    if not torch.is_grad_enabled():
+        return run(name, region, *arguments)
+    return checkpoint(run, name, region, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,36 @@
+"""diffusers' settings: what is SD 1.5's, and what only looks like it."""
+
+from __future__ import annotations
+
+import pytest
+
+from dragsa.config import UNetConfig
+from dragsa.model import diffusers
+
+SD15 = {"block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 48, "attention_head_dim": 8}
+
+
+def test_config_from_diffusers():
+    config = diffusers.unet_config(SD15)
+    assert config == UNetConfig((32, 64, 96, 96), (8, 8, 8, 8), 48, 32, 4)
+    per_level = diffusers.unet_config({**SD15, "attention_head_dim": [2, 4, 4, 4], "norm_num_groups": 4})
+    assert per_level.heads == (2, 4, 4, 4) and per_level.groups == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"in_channels": 9}, "inpainting"),
+        ({"cross_attention_dim": 1024}, "SD 2"),
+        ({"use_linear_projection": True}, "SD 2"),
+        ({"addition_embed_type": "text_time"}, "SDXL"),
+        ({"layers_per_block": 1}, "layers_per_block must be 2"),
+        ({"act_fn": "gelu"}, "act_fn must be 'silu'"),
+        ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types"),
+        ({"block_out_channels": [32, 64, 96]}, "four levels"),
+        ({"norm_num_groups": 5}, "not a multiple"),
+    ],
+)
+def test_config_refusals(change, says):
+    with pytest.raises(ValueError, match=says):
+        diffusers.unet_config({**SD15, **change})
