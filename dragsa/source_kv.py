@@ -24,11 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dragsa import ddim, hooks
+from dragsa import ddim, files, hooks
 from dragsa.config import EditConfig
 from dragsa.ddim import Guided, KVByBlock, Schedule
 from dragsa.hooks import KV, AttentionHook, ReplayKV
-from dragsa.pictures import images
 
 INVERSION = "inversion"
 Trajectory = int | str  # the level that the denoising of the source began at, or INVERSION
@@ -136,7 +135,7 @@ class Recording:
             self.folder = Path(tempfile.mkdtemp(prefix="dragsa-kv-"))
             self._remove_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         path = self.folder / key.file_name
-        images.save_bytes(save({"key": kv.key, "value": kv.value}), path, overwrite=True)
+        files.save_bytes(save({"key": kv.key, "value": kv.value}), path, overwrite=True)
         return path
 
     def keep_in(self, folder: str | Path) -> None:

@@ -30,8 +30,9 @@ from PIL import Image
 from scenes import Scene
 from torch import Tensor
 
+from dragsa import files
 from dragsa.editing import Drag
-from dragsa.pictures import images, trace
+from dragsa.pictures import images
 from dragsa.pictures.images import Point
 
 KINDS = ("move", "resize", "turn", "two", "protect")
@@ -239,7 +240,7 @@ def save(case: Case, folder: Path) -> None:
     images.save_picture(case.source, folder / "source.png", overwrite=True)
     images.save_picture(case.truth, folder / "truth.png", overwrite=True)
     images.save_picture(case.mask_picture, folder / "mask.png", overwrite=True)
-    trace.save_json(to_json(case), folder / "case.json", overwrite=True)
+    files.save_json(to_json(case), folder / "case.json", overwrite=True)
 
 
 def to_json(case: Case) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from typing import Any
 import intervals
 import truth_bench
 
+from dragsa import files
 from dragsa.cli import cli
-from dragsa.pictures import images
 
 BEGIN, END = "<!-- comparison: made by scripts/comparison.py -->", "<!-- end of comparison -->"
 METHODS = {  # setting of the run -> the method in words
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 text = inserted(options.readme.read_text(encoding="utf-8"), made)
             except ValueError as error:
                 raise ValueError(f"{options.readme}: {error}") from None
-            images.save_bytes(text.encode(), options.readme, overwrite=True)
+            files.save_bytes(text.encode(), options.readme, overwrite=True)
     except (OSError, ValueError) as error:
         print(f"comparison: error: {cli.one_line(error)}", file=sys.stderr)
         return 2

@@ -38,7 +38,7 @@ from PIL import Image
 from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
-from dragsa import editing, hooks
+from dragsa import editing, files, hooks
 from dragsa.cli import cli
 from dragsa.config import EditConfig
 from dragsa.editing import Drag
@@ -130,7 +130,7 @@ def edit_sample(sd: StableDiffusion, sample: Sample, results: Path, config: Edit
     part.mkdir()
     try:
         images.save_picture(result.image, part / RESULT)
-        trace.save_json(made, part / TRACE)
+        files.save_json(made, part / TRACE)
         if folder.exists():
             os.replace(folder, part / "before")
         os.replace(part, folder)
@@ -326,7 +326,7 @@ def run(options: dict[str, Any], processes: Processes) -> int:
     if not results.is_dir() and (options["evaluate_only"] or results.exists()):
         raise NotADirectoryError(f"{results}: not a folder")
     if options["json"] is not None:
-        images.check_output(options["json"], overwrite=True)
+        files.check_output(options["json"], overwrite=True)
     config = cli.config_of(options)
     editing.check(config, [((0, 0), (0, 0))])  # as every sample's, which has drags
     hooks.check_taps((options["metric_tap"],), None)
@@ -386,7 +386,7 @@ def run(options: dict[str, Any], processes: Processes) -> int:
             "failed": dict(sorted(failed.items())),
             "versions": trace.versions(),
         }
-        trace.save_json(report, options["json"], overwrite=True)
+        files.save_json(report, options["json"], overwrite=True)
     for name, reason in sorted(failed.items()):
         print(f"dragbench: failed: {name}: {reason}", file=sys.stderr)
     print(f"{len(names) - len(failed)} of {len(names)} samples done", flush=True)

@@ -29,10 +29,11 @@ from PIL import Image
 from scenes import Scene
 from torch import Tensor
 
+from dragsa import files
 from dragsa.cli import cli
 from dragsa.loading import weights
 from dragsa.loading.weights import StableDiffusion
-from dragsa.pictures import images, trace
+from dragsa.pictures import images
 
 OWN = ("source.png", "truth.png", "mask.png")  # a case's pictures that are no results
 
@@ -453,7 +454,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError("give a folder of results, or --check")
         else:
             results = measure_folder(options.folder)
-            trace.save_json(results, options.folder / "metrics.json", overwrite=True)
+            files.save_json(results, options.folder / "metrics.json", overwrite=True)
             print(table(results))
     except (OSError, ValueError) as error:
         print(f"evaluate: error: {cli.one_line(error)}", file=sys.stderr)

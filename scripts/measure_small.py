@@ -14,12 +14,11 @@ import scenes
 import torch
 from torch import Tensor
 
-from dragsa import ddim
+from dragsa import ddim, files
 from dragsa.cli import cli
 from dragsa.ddim import Schedule
 from dragsa.loading import weights
 from dragsa.loading.weights import StableDiffusion
-from dragsa.pictures import trace
 
 SIZE = 128  # pixels
 FIRST = 1000  # of the held-out seeds
@@ -91,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = roundtrip(sd, scenes.HELD_OUT_SEEDS[options.first : options.first + options.count], options.steps)
         print(table(rows))
         if options.json:
-            trace.save_json(rows, options.json, overwrite=True)
+            files.save_json(rows, options.json, overwrite=True)
     except (OSError, ValueError) as error:
         print(f"measure_small: error: {cli.one_line(error)}", file=sys.stderr)
         return 2

@@ -42,7 +42,7 @@ from sheets import Panel, Row
 from subjects import Subject
 from truth_bench import Setting
 
-from dragsa import ddim, editing
+from dragsa import ddim, editing, files
 from dragsa.cli import cli
 from dragsa.config import EditConfig
 from dragsa.editing import Drag, Source
@@ -708,7 +708,7 @@ def run(folder: Path, names: Sequence[str], choice: Choice, model: Path, workers
             "items": {one.item.name: one.figures for one in finished},
         }
         images.save_picture(report.picture, folder / f"{name}.png", overwrite=True)
-        trace.save_json(truth_bench.finite(told), folder / f"{name}.json", overwrite=True)
+        files.save_json(files.finite(told), folder / f"{name}.json", overwrite=True)
         for line in report.summary["notes"]:
             print(f"{name}: {line}")
 
@@ -722,7 +722,7 @@ def _do(folder: Path, sd: StableDiffusion, work: tuple[Item, list[Setting]]) -> 
     with truth_bench.whole(folder / item.experiment / item.name) as part:
         for name, picture in done.pictures.items():
             images.save_picture(picture, part / f"{name}.png")
-        trace.save_json(truth_bench.finite(done.figures), part / "figures.json")
+        files.save_json(files.finite(done.figures), part / "figures.json")
     return f"{item.experiment} {item.name}  {time.perf_counter() - begin:.1f} s"
 
 

@@ -29,10 +29,10 @@ import truth_bench
 from PIL import Image, ImageDraw, ImageFont
 from truth_bench import Setting
 
-from dragsa import editing
+from dragsa import editing, files
 from dragsa.cli import cli
 from dragsa.config import DragConfig, EditConfig
-from dragsa.pictures import images, trace
+from dragsa.pictures import images
 
 BASE = "base"
 Change = Mapping[str, Any]  # names of DragConfig's or EditConfig's fields, or "handles", and their values
@@ -219,8 +219,8 @@ def write_tables(folder: Path, rows: int = 4) -> str:
     writer = csv.DictWriter(written, list(lines[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
-    images.save_bytes(written.getvalue().encode(), folder / "sweep.csv", overwrite=True)
-    trace.save_json({"table": lines, "results": results}, folder / "results.json", overwrite=True)
+    files.save_bytes(written.getvalue().encode(), folder / "sweep.csv", overwrite=True)
+    files.save_json({"table": lines, "results": results}, folder / "results.json", overwrite=True)
     images.save_picture(chart(lines), folder / "chart.png", overwrite=True)
     images.save_picture(truth_bench.sheet(folder, list(results), rows), folder / "sheet.png", overwrite=True)
     return markdown(lines)
@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             planned = plan_of(options)
             listed = cases.cases(options.cases, options.limit, options.size)
             truth_bench.claim(options.folder, planned.settings, options.weights)
-            trace.save_json([asdict(row) for row in planned.rows], options.folder / "sweep.json", overwrite=True)
+            files.save_json([asdict(row) for row in planned.rows], options.folder / "sweep.json", overwrite=True)
             workers = truth_bench.workers_of(options)
             if not truth_bench.run(
                 options.folder, listed, planned.settings, options.weights, workers, options.published, explain=False

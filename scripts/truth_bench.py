@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import multiprocessing
 import os
 import shutil
@@ -44,7 +43,7 @@ from cases import Case
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dragsa import ddim, drag, editing
+from dragsa import ddim, drag, editing, files
 from dragsa.cli import cli
 from dragsa.config import EditConfig, LoRAConfig
 from dragsa.editing import Source
@@ -448,7 +447,7 @@ def save(folder: Path, case: Case, results: Mapping[str, Result]) -> None:
         cases.save(case, part)
         for name, (picture, figures) in results.items():
             images.save_picture(picture, part / f"{name}.png")
-            trace.save_json(finite(figures), part / f"{name}.json")
+            files.save_json(files.finite(figures), part / f"{name}.json")
 
 
 @contextmanager
@@ -465,15 +464,6 @@ def whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def finite(value: Any) -> Any:
-    """The value as strict JSON can hold it: a number that is not finite becomes null."""
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def claim(folder: Path, settings: Sequence[Any], model: Path, **more: Any) -> None:
     """Make the folder and write down what the run is of, or check that the run that is there is of the same.
 
@@ -481,8 +471,8 @@ def claim(folder: Path, settings: Sequence[Any], model: Path, **more: Any) -> No
     run of other settings, other weights or another of the further.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = sorted(model.glob("*/*.safetensors")) if model.is_dir() else [model]
-    identity = {str(file.relative_to(model)) if file != model else file.name: weights.sha256(file) for file in files}
+    hashed = sorted(model.glob("*/*.safetensors")) if model.is_dir() else [model]
+    identity = {str(file.relative_to(model)) if file != model else file.name: weights.sha256(file) for file in hashed}
     said = {"settings": [asdict(setting) for setting in settings], "weights": identity, **more}
     mine = json.loads(json.dumps(said))
     path = folder / "run.json"
@@ -492,7 +482,7 @@ def claim(folder: Path, settings: Sequence[Any], model: Path, **more: Any) -> No
             if theirs.get(name) != value:
                 raise ValueError(f"{folder}: a run with other {name}; give another folder")
         return
-    trace.save_json({**mine, "versions": trace.versions()}, path, overwrite=True)
+    files.save_json({**mine, "versions": trace.versions()}, path, overwrite=True)
 
 
 Results = dict[str, dict[str, dict[str, Any]]]  # setting -> case -> figures
@@ -674,8 +664,8 @@ def write_tables(folder: Path, rows: int = 4) -> str:
     results = read(folder)
     text = tables(results)
     everything = {"summaries": summaries(results), "failures": failures(results), "results": results}
-    trace.save_json(finite(everything), folder / "results.json", overwrite=True)
-    images.save_bytes(text.encode(), folder / "table.md", overwrite=True)
+    files.save_json(files.finite(everything), folder / "results.json", overwrite=True)
+    files.save_bytes(text.encode(), folder / "table.md", overwrite=True)
     images.save_picture(sheet(folder, list(results), rows), folder / "sheet.png", overwrite=True)
     return text
 

@@ -325,7 +325,7 @@ def test_a_full_disk_costs_the_recording_and_not_the_edit(run, prepared, monkeyp
     def full(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(recording.images, "save_bytes", full)
+    monkeypatch.setattr(recording.files, "save_bytes", full)
     source = replace(prepared)
     with pytest.warns(UserWarning, match="could not be kept for later edits: no space left"):
         run(source, DRAGS, source_kv_memory=0)

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from dragsa import files
 from dragsa.config import BLOCKS, DragConfig, EditConfig
 
 if TYPE_CHECKING:
@@ -519,7 +520,7 @@ def check_paths(options: Options, names: Sequence[str], taken: set[Path]) -> Non
     for name in names:
         if name not in options:
             continue
-        path = images.check_output(options[name], options.get("force", False))
+        path = files.check_output(options[name], options.get("force", False))
         if name not in ("json", "markdown"):
             images.check_format(path)
         if path.resolve() in taken:
@@ -694,14 +695,14 @@ def panels(result: editing.EditResult) -> list[tuple[str, Image.Image]]:
 
 def write(options: Options, made: Mapping[str, Image.Image], report: dict[str, Any]) -> None:
     """The outputs that were asked for; the JSON is the last, so that where it is, everything is."""
-    from dragsa.pictures import images, trace
+    from dragsa.pictures import images
 
     force = options.get("force", False)
     for name, picture in made.items():
         if name in options:
             images.save_picture(picture, options[name], force)
     if "json" in options:
-        trace.save_json(report, options["json"], force)
+        files.save_json(report, options["json"], force)
 
 
 def run_generate(options: Options, progress: Progress) -> None:
@@ -822,7 +823,7 @@ QUICK = {"width": "tiny", "sizes": (128,), "repeats": 2}
 
 
 def run_bench(given: Options, progress: Progress) -> None:
-    from dragsa.pictures import images, trace
+    from dragsa.pictures import images
     from dragsa.speed import bench, bench_report
 
     over = {**(BASELINE if given.get("baseline") else {}), **(QUICK if given.get("quick") else {})}
@@ -837,11 +838,11 @@ def run_bench(given: Options, progress: Progress) -> None:
     tables, force = bench_report.markdown(report), options.get("force", False)
     print(tables, end="")
     if "markdown" in options:
-        images.save_bytes(tables.encode(), options["markdown"], force)
+        files.save_bytes(tables.encode(), options["markdown"], force)
     if "chart" in options:
         images.save_picture(bench_report.chart(report), options["chart"], force)
     if "json" in options:
-        trace.save_json(bench_report.to_json(report), options["json"], force)
+        files.save_json(bench_report.to_json(report), options["json"], force)
 
 
 # --- main -------------------------------------------------------------------------------------------------------------

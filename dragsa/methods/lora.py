@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from dragsa import ddim
+from dragsa import ddim, files
 from dragsa.config import LoRAConfig
 from dragsa.hooks import AttentionHook
 from dragsa.loading import weights
@@ -29,7 +29,6 @@ from dragsa.model import fitting
 from dragsa.model.fitting import Shape, WeightsError
 from dragsa.model.layers import Attention
 from dragsa.model.unet import UNet, UNetOutput
-from dragsa.pictures import images
 
 LINEAR = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -202,7 +201,7 @@ def save(lora: LoRA, path: str | Path, overwrite: bool = False) -> None:
     for name, down in lora.down.items():
         tensors[f"{PREFIX}{name}{DOWN}"] = down.detach().cpu().contiguous()
         tensors[f"{PREFIX}{name}{UP}"] = lora.up[name].detach().cpu().contiguous()
-    images.save_bytes(to_safetensors(tensors, metadata={"format": "pt"}), path, overwrite)
+    files.save_bytes(to_safetensors(tensors, metadata={"format": "pt"}), path, overwrite)
 
 
 def read(path: str | Path) -> LoRA:

@@ -7,7 +7,6 @@ is (width, height) everywhere in this file; a tensor's shape is (height, width),
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from dragsa import files
 
 Point = tuple[float, float]  # (x, y), pixel centres at integers, x to the right, y down
 Size = tuple[int, int]  # (width, height)
@@ -201,20 +202,6 @@ def warn_unmasked(mask: Tensor, handles: Tensor) -> None:
             warnings.warn(f"handle {n} stands outside of the mask's white, where nothing may move", stacklevel=3)
 
 
-def check_output(path: str | Path, overwrite: bool = False) -> Path:
-    """The path, if a file can be written there. Raises OSError that says why not: before the work, not after it."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path}: is there, and is not a plain file")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path}: is there already")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path}: the folder cannot be written to")
-    return path
-
-
 def check_format(path: str | Path) -> str:
     """Pillow's name of the format that the path's suffix stands for; ValueError if it cannot be written."""
     suffix = Path(path).suffix.lower()
@@ -227,21 +214,9 @@ def check_format(path: str | Path) -> str:
 def save_picture(picture: Image.Image, path: str | Path, overwrite: bool = False) -> None:
     """Write a picture in the format of the path's suffix, whole or not at all.
 
-    A file that is there is replaced only if `overwrite`. Raises as `check_output` and `check_format` do.
+    A file that is there is replaced only if `overwrite`. Raises as `files.check_output` and `check_format` do.
     """
     data = BytesIO()
     profile = picture.info.get("icc_profile")
     picture.save(data, check_format(path), **({"icc_profile": profile} if profile else {}))
-    save_bytes(data.getvalue(), path, overwrite)
-
-
-def save_bytes(data: bytes, path: str | Path, overwrite: bool = False) -> None:
-    """Write a file whole or not at all: under another name in the same folder, then renamed."""
-    path = check_output(path, overwrite)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    files.save_bytes(data.getvalue(), path, overwrite)

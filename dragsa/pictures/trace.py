@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from dragsa import files
 from dragsa.config import EditConfig, LoRAConfig
 from dragsa.pictures import images
 from dragsa.pictures.images import Point, Size
@@ -129,7 +128,7 @@ def to_json(trace: Trace) -> dict[str, Any]:
         {"loss": loss, "handles": [list(p) for p in handles], "distances_px": list(px), "distances_cells": list(cells)}
         for loss, handles, px, cells in columns
     ]
-    return _finite(
+    return files.finite(
         {
             "weights": trace.weights,
             "source": "generated" if trace.generated else "picture",
@@ -155,22 +154,6 @@ def to_json(trace: Trace) -> dict[str, Any]:
 
 def _training(losses: Sequence[float]) -> dict[str, Any]:
     return {**asdict(LoRAConfig(steps=len(losses))), "losses": list(losses)}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def save_json(value: Any, path: str | Path, overwrite: bool = False) -> None:
-    """Write strict JSON, whole or not at all; a file that is there is replaced only if `overwrite`."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    images.save_bytes(text.encode(), path, overwrite)
 
 
 # The pictures.

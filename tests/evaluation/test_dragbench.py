@@ -161,7 +161,7 @@ def test_a_sample_that_fails_is_named_and_does_not_lose_the_others(run, data, tm
 
 def test_a_result_is_there_whole_or_not_at_all(run, tmp_path, monkeypatch):
     results = tmp_path / "results"
-    save = dragbench.trace.save_json
+    save = dragbench.files.save_json
 
     def fails(value, path, overwrite=False):
         if value.get("sample") == NAMES[0]:
@@ -169,7 +169,7 @@ def test_a_result_is_there_whole_or_not_at_all(run, tmp_path, monkeypatch):
         save(value, path, overwrite)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dragbench.trace, "save_json", fails)
+        patch.setattr(dragbench.files, "save_json", fails)
         code, report, _ = run("--edit-only")
     assert code == 1 and report["failed"] == {NAMES[0]: "disk full"}
     assert [file.name for file in (results / "animals").iterdir()] == ["JH_2"]

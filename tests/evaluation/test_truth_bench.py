@@ -283,7 +283,7 @@ def test_a_case_that_breaks_off_leaves_nothing(model: Path, tmp_path: Path, monk
     def broken(*args: Any, **options: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(truth_bench.trace, "save_json", broken)
+    monkeypatch.setattr(truth_bench.files, "save_json", broken)
     with pytest.raises(OSError, match="no space"):
         truth_bench.save(tmp_path, LISTED[0], {})
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,5 @@
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,14 +120,3 @@ def test_sheet_of_large_pictures_keeps_their_pixels() -> None:
         for y in range(whole.shape[0] - 499)
         for x in range(whole.shape[1] - 299)
     )
-
-
-def test_json_file_is_whole_or_not(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    with pytest.raises(ValueError):
-        trace.save_json({"a": float("nan")}, path)
-    assert not path.exists()
-    trace.save_json({"prompt": "ein Fuß"}, path)
-    assert "ein Fuß" in path.read_text(encoding="utf-8")
-    with pytest.raises(FileExistsError):
-        trace.save_json({}, path)
