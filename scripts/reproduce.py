@@ -48,7 +48,7 @@ from dragsa.config import EditConfig
 from dragsa.editing import Drag, Source
 from dragsa.loading.weights import StableDiffusion
 from dragsa.methods import prompt_to_prompt
-from dragsa.pictures import images, trace
+from dragsa.pictures import drawing, images, trace
 
 FOLDER = Path("out") / "reproduce"
 COUNT = {"fig2": 4, "fig3": 4, "fig4": 10, "table1": 5, "inversion": 10}  # drawn pictures of each
@@ -450,7 +450,7 @@ def with_drags(picture: Image.Image, subject: Subject) -> Image.Image:
         config=EditConfig(), seed=subject.seed, prompt="", target_prompt=None, generated=False,
         picture_size=picture.size, working_size=picture.size, grid_size=picture.size, weights="", drags=subject.drags,
     )  # fmt: skip
-    return trace.draw_path(picture, shown, max(1, round(2 * sheets.SIDE / max(picture.size))))
+    return drawing.draw_path(picture, shown, max(1, round(2 * sheets.SIDE / max(picture.size))))
 
 
 # -------------------------------------------------------------------------------------------------------- table 1

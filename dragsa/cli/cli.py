@@ -648,17 +648,16 @@ def check_job(options: Options, taken: set[Path]) -> None:
 
 
 def edit_one(options: Options, session: Session) -> None:
-    from dragsa import editing
-    from dragsa.pictures import images, trace
+    from dragsa import editing, pictures
 
     begin = time.perf_counter()
     config = config_of(options)
     if session.jobs == 1 and config.control_step is not None:  # without control there is nothing to keep
         config = replace(config, source_kv="none")
-    picture = None if options.get("from_noise") else images.open_picture(options["image"])
+    picture = None if options.get("from_noise") else pictures.open_picture(options["image"])
     sd = session.model(options)
     source, reused = session.source(sd, picture, options, config)
-    session.progress.pixels_per_cell = source.picture.width / images.grid_size(source.working_size)[0]
+    session.progress.pixels_per_cell = source.picture.width / pictures.grid_size(source.working_size)[0]
     target_prompt = options.get("target_prompt")
     drags, mask = options.get("drag", ()), options.get("mask")
     result = editing.edit(sd, source, drags, mask, target_prompt=target_prompt, config=config, observe=session.progress)
@@ -668,29 +667,14 @@ def edit_one(options: Options, session: Session) -> None:
         name: before.get(name, 0) + result.trace.seconds.get(name, 0) for name in {**before, **result.trace.seconds}
     }
     seconds = {"loading": session.seconds_loading, **stages}
-    report = {"command": "edit", **trace.to_json(result.trace), **measured(options, sd, seconds, begin)}
+    report = {"command": "edit", **pictures.to_json(result.trace), **measured(options, sd, seconds, begin)}
     report["source_reused"] = reused
     made = {"out": result.image, "source": result.source}
     if "path" in options:
-        made["path"] = trace.draw_path(result.source, result.trace)
+        made["path"] = pictures.draw_path(result.source, result.trace)
     if "sheet" in options:
-        made["sheet"] = trace.sheet(panels(result))
+        made["sheet"] = pictures.sheet(pictures.panels_of(result.source, result.image, result.trace))
     write(options, made, report)
-
-
-def panels(result: editing.EditResult) -> list[tuple[str, Image.Image]]:
-    """Source, path and result with their captions, for the sheet."""
-    from dragsa.pictures import trace
-
-    made = result.trace
-    source = f"source: {made.prompt}" if made.prompt else "source"
-    target = "result" if made.target_prompt is None else f"result: {made.target_prompt}"
-    shown = [(source, result.source)]
-    if made.drags:
-        scale = trace.enlargement(made.picture_size)
-        path = trace.draw_path(result.source, made, scale)
-        shown.append((f"path after {len(made.losses)} updates ({made.stop})", path))
-    return [*shown, (target, result.image)]
 
 
 def write(options: Options, made: Mapping[str, Image.Image], report: dict[str, Any]) -> None:

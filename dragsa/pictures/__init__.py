@@ -1,1 +1,52 @@
-"""Pictures, points and masks in and out, and what an edit reports."""
+"""Pictures, points and masks in and out, and an edit's report and drawings."""
+
+from dragsa.pictures.drawing import draw_path
+from dragsa.pictures.images import (
+    SMALLEST,
+    Point,
+    Size,
+    check_format,
+    from_grid,
+    grid_size,
+    open_mask,
+    open_picture,
+    restore,
+    save_picture,
+    to_grid,
+    to_picture,
+    to_rgb,
+    to_tensor,
+    warn_unmasked,
+    working_size,
+)
+from dragsa.pictures.panels import panels_of, sheet
+from dragsa.pictures.trace import STAGES, DragProgress, Observer, StageProgress, Trace, to_json, versions
+
+__all__ = [
+    "SMALLEST",
+    "STAGES",
+    "DragProgress",
+    "Observer",
+    "Point",
+    "Size",
+    "StageProgress",
+    "Trace",
+    "check_format",
+    "draw_path",
+    "from_grid",
+    "grid_size",
+    "open_mask",
+    "open_picture",
+    "panels_of",
+    "restore",
+    "save_picture",
+    "sheet",
+    "to_grid",
+    "to_json",
+    "to_picture",
+    "to_rgb",
+    "to_tensor",
+    "versions",
+    "warn_unmasked",
+    "working_size",
+]

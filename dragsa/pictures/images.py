@@ -34,7 +34,8 @@ def open_picture(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path) as file:
-            return _upright(file)
+            file.load()
+            return ImageOps.exif_transpose(file)
     except UnidentifiedImageError:
         raise ValueError(f"{path}: not a picture in a format that can be read") from None
     except Image.DecompressionBombError:
@@ -47,13 +48,8 @@ def open_picture(path: str | Path) -> Image.Image:
         raise ValueError(f"{path}: damaged picture ({error})") from None
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    picture.load()
-    return ImageOps.exif_transpose(picture)
-
-
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode as eight-bit RGB: transparency laid on white, sixteen bits scaled to eight."""
+    """Return a picture of any mode as eight-bit RGB: transparency laid on white, sixteen bits scaled to eight."""
     if picture.mode == "RGB" and "transparency" not in picture.info:
         return picture
     if picture.mode.startswith("I"):  # 16-bit grey, or the 32-bit mode that some writers put it in
@@ -74,7 +70,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def working_size(width: int, height: int, size: int = 512, multiple: int = MULTIPLE) -> Size:
-    """The size at which a picture is worked on: its aspect, the longer side at most `size`, multiples of `multiple`.
+    """Return the working picture's size: its aspect, the longer side at most `size`, both multiples of `multiple`.
 
     A picture is not enlarged, beyond rounding to the nearest multiple, unless its shorter side is under 64 px; then as
     far as `size` allows. Raises ValueError for a picture without pixels or a `size` under 64.
@@ -94,12 +90,12 @@ def working_size(width: int, height: int, size: int = 512, multiple: int = MULTI
 
 
 def grid_size(working: Size) -> Size:
-    """The supervision grid of a working picture: half of it in each direction."""
+    """Return the supervision grid's size for a working picture: half of it in each direction."""
     return working[0] // 2, working[1] // 2
 
 
 def to_tensor(picture: Image.Image, size: Size | None = None) -> Tensor:
-    """A picture of any mode -> float32 (1, 3, height, width) in [-1, 1], brought to `size` by Lanczos."""
+    """Turn a picture of any mode into float32 (1, 3, height, width) in [-1, 1], brought to `size` by Lanczos."""
     rgb = to_rgb(picture)
     if size is not None and rgb.size != size:
         rgb = rgb.resize(size, Image.Resampling.LANCZOS)
@@ -108,7 +104,10 @@ def to_tensor(picture: Image.Image, size: Size | None = None) -> Tensor:
 
 
 def to_picture(tensor: Tensor) -> Image.Image:
-    """Float (1, 3, h, w) or (3, h, w) in [-1, 1], clamped -> RGB. Raises ValueError if a value is not finite."""
+    """Turn float (1, 3, h, w) or (3, h, w) in [-1, 1] into an RGB picture; what lies outside is clamped.
+
+    Raises ValueError for another shape, and if a value is not finite.
+    """
     x = tensor.detach().float().cpu()
     x = x[0] if x.ndim == 4 and x.shape[0] == 1 else x
     if x.ndim != 3 or x.shape[0] != 3:
@@ -120,7 +119,7 @@ def to_picture(tensor: Tensor) -> Image.Image:
 
 
 def restore(result: Image.Image, original: Image.Image) -> Image.Image:
-    """A working picture back in the original's size, and in grey if the original was grey.
+    """Return a working picture in the original's size, and in grey if the original was grey.
 
     Every other mode comes back as RGB. Transparency does not come back: the old outline is wrong for what has moved. An
     RGB original's colour profile is kept, since its numbers were worked on as they are.
@@ -136,7 +135,7 @@ def restore(result: Image.Image, original: Image.Image) -> Image.Image:
 
 
 def to_grid(points: Tensor | Sequence[Point], picture: Size, grid: Size) -> Tensor:
-    """Points (n, 2) in pixels of the picture -> float32 (n, 2) in cells of the grid.
+    """Turn points (n, 2) in pixels of the picture into float32 (n, 2) in cells of the grid.
 
     Edges fall on edges: x_grid = (x + ½) W_grid / W_picture - ½, so a point in the outer half of a border pixel may lie
     up to half a cell outside of the cells' centres. Raises ValueError that names a point outside of the picture.
@@ -149,7 +148,7 @@ def to_grid(points: Tensor | Sequence[Point], picture: Size, grid: Size) -> Tens
 
 
 def from_grid(points: Tensor | Sequence[Point], picture: Size, grid: Size) -> Tensor:
-    """The inverse of `to_grid`: (n, 2) or (..., n, 2) in cells of the grid -> float64 pixels of the picture."""
+    """Turn points (..., 2) in cells of the grid into float64 pixels of the picture: the inverse of `to_grid`."""
     return _affine(torch.as_tensor(points).double(), grid, picture)
 
 
@@ -159,9 +158,9 @@ def _affine(points: Tensor, size: Size, new: Size) -> Tensor:
 
 
 def open_mask(mask: str | Path | Image.Image | np.ndarray | Tensor, picture: Size, grid: Size) -> Tensor:
-    """A mask of the picture's size (white may move) -> float32 (H, W) on the grid, 0 … 1: each cell's share of white.
+    """Turn a mask of the picture's size (white may move) into float32 (H, W) on the grid: each cell's share of white.
 
-    A picture is taken by its brightness, its transparency as black. An array or tensor is (height, width): booleans,
+    A picture counts by its brightness, its transparency as black. An array or tensor is (height, width): booleans,
     bytes 0 … 255, or floats 0 … 1. Raises ValueError for another size, shape or range.
     """
     if isinstance(mask, str | Path):
@@ -203,7 +202,7 @@ def warn_unmasked(mask: Tensor, handles: Tensor) -> None:
 
 
 def check_format(path: str | Path) -> str:
-    """Pillow's name of the format that the path's suffix stands for; ValueError if it cannot be written."""
+    """Return Pillow's name of the format of the path's suffix. Raises ValueError if it cannot be written."""
     suffix = Path(path).suffix.lower()
     name = Image.registered_extensions().get(suffix)
     if name is None or name not in Image.SAVE:
