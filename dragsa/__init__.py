@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dragsa.drag import DragResult, drag_latent
     from dragsa.editing import EditResult, Source, edit, prepare
     from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, ReplayKV, Site, compose
-    from dragsa.loading.weights import StableDiffusion, load
+    from dragsa.loading import StableDiffusion, load
     from dragsa.model.fitting import WeightsError
     from dragsa.model.unet import UNet, UNetOutput
     from dragsa.model.vae import VAE
@@ -59,7 +59,7 @@ _HOMES = {
     "editing": ("EditResult", "Source", "edit", "prepare"),
     "hooks": ("KV", "AttentionHook", "MutualSelfAttention", "ReplayKV", "Site", "compose"),
     "motion": ("motion_supervision_loss",),
-    "loading.weights": ("StableDiffusion", "load"),
+    "loading": ("StableDiffusion", "load"),
     "model.fitting": ("WeightsError",),
     "model.unet": ("UNet", "UNetOutput"),
     "model.vae": ("VAE",),

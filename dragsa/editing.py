@@ -16,14 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from dragsa import config as configuration
-from dragsa import ddim, drag, hooks, source_kv
-from dragsa.config import EditConfig
+from dragsa import ddim, drag, hooks, methods, source_kv
+from dragsa.config import EditConfig, LoRAConfig
 from dragsa.ddim import Guided, Schedule
 from dragsa.drag import DragResult
 from dragsa.hooks import AttentionHook
-from dragsa.loading.weights import StableDiffusion
-from dragsa.methods import lora, masactrl, prompt_to_prompt
-from dragsa.model.text import TextEncoder
+from dragsa.loading import StableDiffusion
 from dragsa.model.unet import UNet
 from dragsa.pictures import images, trace
 from dragsa.pictures.images import Point, Size
@@ -92,14 +90,6 @@ class EditResult(NamedTuple):
     trace: Trace
 
 
-class Adapted(NamedTuple):
-    """A picture's LoRA: its factors, the loss of each step that trained it (steps,), and the UNet under it."""
-
-    lora: lora.LoRA
-    losses: Tensor
-    unet: UNet
-
-
 @dataclass(frozen=True)
 class Source:
     """A picture and its prompt, inverted once for any number of edits.
@@ -119,7 +109,7 @@ class Source:
     generated: bool
     fixed_point: int = 0
     residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
-    adapted: Adapted | None = None
+    adapted: methods.Adapted | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     begun: InitVar[Recording | None] = None
     recorded: Recording = field(init=False, compare=False)
@@ -165,9 +155,8 @@ def prepare(
         z_0 = sd.encode(images.to_tensor(image, working).to(sd.device))  # (1, 4, h, w)
     if config.lora_steps:
         with report.stage("lora", config.lora_steps) as step:
-            trained = lora.train(sd.unet, z_0, context, config.lora_steps, seed=seed, progress=step)
-            unet = lora.apply(sd.unet, trained.lora)
-            adapted = Adapted(trained.lora, trained.losses, unet)
+            adapted = methods.adapt(sd.unet, z_0, context, LoRAConfig(steps=config.lora_steps), seed, step)
+            unet = adapted.unet
     recorded = Recording().of(unet)
     told: dict[str, Any] = {"record": writer_of(recorded, config, INVERSION), "record_blocks": config.control_blocks}
     with report.stage("inversion", config.steps) as step:
@@ -266,7 +255,7 @@ def leave(
         source=source,
         config=config,
         guided=Guided(unet, context, uncond, (source.guidance, config.guidance)),
-        new_hook=other_control(config, sd.text, source.prompt, target_prompt),
+        new_hook=methods.control_hook(config, sd.text, source.prompt, target_prompt),
         kv=passes.plan(config, level, config.blend and may_move is not None, keep),
         mask=may_move,
         level=level,
@@ -320,34 +309,6 @@ def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None
 def hook_from(first: int | None, new_hook: Callable[[], AttentionHook], step: int) -> AttentionHook | None:
     """Make a new hook for each step from the `first` on; None is none of them."""
     return new_hook() if first is not None and step >= first else None
-
-
-def other_control(
-    config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str
-) -> Callable[[], AttentionHook] | None:
-    """Return what gives each step its hook under another control than "mutual", which the samplers have themselves.
-
-    Raises ValueError for a "masked" control of which a prompt names no object.
-    """
-    if config.control == "mutual":
-        return None
-    if config.control == "union":
-        return partial(masactrl.UnionSelfAttention, config.control_blocks)
-    of_source, of_target = (object_tokens(text, one, config.object_words) for one in (prompt, target_prompt))
-    return partial(
-        masactrl.masked_by_prompt,
-        *(of_source, of_target, config.control_blocks),
-        mask_blocks=config.mask_blocks,
-        threshold=config.mask_threshold,
-    )
-
-
-def object_tokens(text: TextEncoder, prompt: str, named: Sequence[str]) -> tuple[int, ...]:
-    """Return where the object's words stand in a prompt's context. Raises ValueError if it has none of them."""
-    found = [at for word, positions in prompt_to_prompt.words(text, prompt) if word in named for at in positions]
-    if not found:
-        raise ValueError(f"masked control: the prompt {prompt!r} has none of the object's words {', '.join(named)}")
-    return tuple(found)
 
 
 def trace_of(
@@ -434,7 +395,7 @@ def check_request(
     else:
         size = (config.size, config.size) if image is None else image.size
     check(config, drags, mask, size)
-    other_control(config, sd.text, prompt, prompt if target_prompt is None else target_prompt)
+    methods.control_hook(config, sd.text, prompt, prompt if target_prompt is None else target_prompt)
 
 
 def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = None, size: Size | None = None) -> None:

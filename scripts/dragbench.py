@@ -38,12 +38,11 @@ from PIL import Image
 from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
-from dragsa import editing, files, hooks
+from dragsa import editing, files, hooks, loading
 from dragsa.cli import cli
 from dragsa.config import EditConfig
 from dragsa.editing import Drag
-from dragsa.loading import weights
-from dragsa.loading.weights import StableDiffusion
+from dragsa.loading import StableDiffusion
 from dragsa.pictures import images, trace
 
 PICTURE, META, RESULT, TRACE = "original_image.png", "meta_data.pkl", "dragged_image.png", "trace.json"
@@ -336,7 +335,7 @@ def run(options: dict[str, Any], processes: Processes) -> int:
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     names = processes.from_first(lambda: sample_names(data))
-    sd = weights.load(cli.weights_of(options).resolve(), device, getattr(torch, options["dtype"]))
+    sd = loading.load(cli.weights_of(options).resolve(), device, getattr(torch, options["dtype"]))
 
     failed: dict[str, str] = {}
     if not options["evaluate_only"]:

@@ -29,10 +29,9 @@ from PIL import Image
 from scenes import Scene
 from torch import Tensor
 
-from dragsa import files
+from dragsa import files, loading
 from dragsa.cli import cli
-from dragsa.loading import weights
-from dragsa.loading.weights import StableDiffusion
+from dragsa.loading import StableDiffusion
 from dragsa.pictures import images
 
 OWN = ("source.png", "truth.png", "mask.png")  # a case's pictures that are no results
@@ -449,7 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.folder is not None:
                 raise ValueError("--check takes no folder")
             listed = [case for which in cases.FIRST for case in cases.cases(which, options.limit)]
-            print(check_table(check(listed, weights.load(options.weights))))
+            print(check_table(check(listed, loading.load(options.weights))))
         elif options.folder is None:
             raise ValueError("give a folder of results, or --check")
         else:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dragsa.loading import published, weights
+from dragsa import loading
 
 TOKENIZER = tuple(
     f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
@@ -19,29 +19,32 @@ TOKENIZER = tuple(
 SETTINGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
 
 
-def folder_files(variant: str) -> tuple[str, ...]:
-    networks = [f"{folder}/{stem}{variant}.safetensors" for folder, stem in weights.FILES.items()]
+KNOWN = {entry.name: entry for entry in loading.KNOWN_FILES}
+
+
+def folder_files(half: bool) -> tuple[str, ...]:
+    """Return the paths of a diffusers folder's files; with `half` the networks' fp16 variants."""
+    networks = [name for name in KNOWN if "/" in name and (".fp16." in name) == half]
     return (*SETTINGS, *TOKENIZER, *networks)
 
 
 WHAT = {
     "single": ("v1-5-pruned-emaonly.safetensors", *TOKENIZER),
     "single-both": ("v1-5-pruned.safetensors", *TOKENIZER),
-    "folder": folder_files(""),
-    "folder-fp16": folder_files(".fp16"),
+    "folder": folder_files(half=False),
+    "folder-fp16": folder_files(half=True),
 }
-KNOWN = {entry.name: entry for entry in published.KNOWN_FILES}
 
 
 class FetchError(Exception):
     """The download did not succeed; the message says why."""
 
 
-def intact(file: Path, known: published.KnownFile) -> bool:
+def intact(file: Path, known: loading.KnownFile) -> bool:
     """Whether the file is there with the published length and hash."""
     if not file.is_file() or (known.size is not None and file.stat().st_size != known.size):
         return False
-    return weights.sha256(file) == known.sha256
+    return loading.sha256(file) == known.sha256
 
 
 def fetch(names: Sequence[str], target: Path) -> None:
@@ -64,14 +67,14 @@ def fetch(names: Sequence[str], target: Path) -> None:
 def download(name: str, target: Path) -> None:
     """One file from the repository, resumed where an earlier download of it stopped."""
     try:
-        weights.check_online()
+        loading.check_online()
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise FetchError("huggingface_hub is not installed: pip install 'dragsa[fetch]'") from None
     except OSError as error:
         raise FetchError(f"no download: {error}") from None
     try:
-        hf_hub_download(published.REPOSITORY, name, local_dir=target)
+        hf_hub_download(loading.REPOSITORY, name, local_dir=target)
     except Exception as error:  # of every kind, from a network
         raise FetchError(f"{name}: {' '.join(str(error).split())}") from None
 

@@ -14,11 +14,10 @@ import scenes
 import torch
 from torch import Tensor
 
-from dragsa import ddim, files
+from dragsa import ddim, files, loading
 from dragsa.cli import cli
 from dragsa.ddim import Schedule
-from dragsa.loading import weights
-from dragsa.loading.weights import StableDiffusion
+from dragsa.loading import StableDiffusion
 
 SIZE = 128  # pixels
 FIRST = 1000  # of the held-out seeds
@@ -86,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="write the table there")
     try:
         options = parser.parse_args(arguments)
-        sd = weights.load(options.weights)
+        sd = loading.load(options.weights)
         rows = roundtrip(sd, scenes.HELD_OUT_SEEDS[options.first : options.first + options.count], options.steps)
         print(table(rows))
         if options.json:

@@ -46,11 +46,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa import ddim, tracking
+from dragsa import ddim, loading, tracking
 from dragsa.cli import cli
 from dragsa.editing import Drag
-from dragsa.loading import weights
-from dragsa.loading.weights import StableDiffusion
+from dragsa.loading import StableDiffusion
 from dragsa.pictures import images
 from dragsa.pictures.images import Point, Size
 
@@ -315,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=cli.whole(64), default=128, help="of the pictures, in pixels")
     try:
         options = parser.parse_args(arguments)
-        sd = weights.load(options.weights)
+        sd = loading.load(options.weights)
         seeds = scenes.HELD_OUT_SEEDS[options.first : options.first + options.count]
         print(measure_small.table(on_truth(sd, seeds, ("decoder2", "decoder3", "decoder4"), options.size)))
     except (OSError, ValueError) as error:

@@ -46,7 +46,7 @@ from dragsa import ddim, editing, files
 from dragsa.cli import cli
 from dragsa.config import EditConfig
 from dragsa.editing import Drag, Source
-from dragsa.loading.weights import StableDiffusion
+from dragsa.loading import StableDiffusion
 from dragsa.methods import prompt_to_prompt
 from dragsa.pictures import drawing, images, trace
 

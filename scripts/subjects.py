@@ -26,7 +26,7 @@ from torch import Tensor
 
 from dragsa.cli import cli
 from dragsa.editing import Drag
-from dragsa.loading.weights import StableDiffusion
+from dragsa.loading import StableDiffusion
 from dragsa.pictures import images
 
 FIRST = {"real": 90_000, "generated": 92_000, "restyled": 94_000, "round trip": 1_000}  # of the held-out seeds

@@ -43,12 +43,11 @@ from cases import Case
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dragsa import ddim, drag, editing, files
+from dragsa import ddim, drag, editing, files, loading
 from dragsa.cli import cli
 from dragsa.config import EditConfig, LoRAConfig
 from dragsa.editing import Source
-from dragsa.loading import weights
-from dragsa.loading.weights import StableDiffusion
+from dragsa.loading import StableDiffusion
 from dragsa.pictures import images, trace
 
 NO_EDIT, RECONSTRUCTION, MAIN = "no-edit", "reconstruction", "five-handles"
@@ -416,7 +415,7 @@ def _begin(model: Path, threads: int | None = 1) -> None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if threads is not None:
         torch.set_num_threads(threads)
-    _model = weights.load(model)
+    _model = loading.load(model)
 
 
 def _end_with(parent: Any) -> None:
@@ -472,7 +471,7 @@ def claim(folder: Path, settings: Sequence[Any], model: Path, **more: Any) -> No
     """
     folder.mkdir(parents=True, exist_ok=True)
     hashed = sorted(model.glob("*/*.safetensors")) if model.is_dir() else [model]
-    identity = {str(file.relative_to(model)) if file != model else file.name: weights.sha256(file) for file in hashed}
+    identity = {str(file.relative_to(model)) if file != model else file.name: loading.sha256(file) for file in hashed}
     said = {"settings": [asdict(setting) for setting in settings], "weights": identity, **more}
     mine = json.loads(json.dumps(said))
     path = folder / "run.json"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import dragsa
 from dragsa import ddim, drag, editing
-from dragsa.config import Control, DragConfig, EditConfig
+from dragsa.config import Control, DragConfig, EditConfig, LoRAConfig
 from dragsa.editing import Source
 from dragsa.methods import lora, prompt_to_prompt
 from dragsa.model.unet import UNet
@@ -286,7 +286,7 @@ def test_a_lora_is_trained_once_and_everything_runs_under_it(sd, picture, monkey
     events = []
     source = dragsa.prepare(sd, picture, "a red disc", 7, config, observe=events.append)
     z_0, context = source.latents[0], sd.embed(["a red disc"])
-    trained = lora.train(sd.unet, z_0, context, 3, seed=7)
+    trained = lora.train(sd.unet, z_0, context, LoRAConfig(steps=3), seed=7)
     assert torch.equal(source.adapted.losses, trained.losses)
     assert all(torch.equal(up, trained.lora.up[name]) for name, up in source.adapted.lora.up.items())
     stages = [event for event in events if isinstance(event, trace.StageProgress) and event.stage == "lora"]

@@ -10,9 +10,8 @@ import scenes
 import torch
 
 import dragsa
-from dragsa import ddim
+from dragsa import ddim, loading
 from dragsa.config import EditConfig
-from dragsa.loading import weights
 from dragsa.pictures import images
 
 FOLDER = Path(__file__).parents[1] / "weights" / "small"
@@ -24,7 +23,7 @@ def sd():
 
 
 def test_files_are_those_that_were_measured():
-    verified = weights.verify(FOLDER)
+    verified = loading.verify(FOLDER)
     assert len(verified) == 3 and all(one.known for one in verified)
 
 

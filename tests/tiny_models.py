@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.loading import published
+from dragsa.loading import names as sd15_names
 from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
 
@@ -152,16 +152,16 @@ def write_folder(
 
 def single_file_state(ema: bool = False) -> dict[str, Tensor]:
     """All tensors of a single file in the official layout, bookkeeping included; with EMA copies that differ."""
-    state = {name: torch.zeros(1000) for name in published.BOOKKEEPING}
+    state = {name: torch.zeros(1000) for name in sd15_names.BOOKKEEPING}
     for component, part in (("unet", unet_state()), ("vae", vae_state()), ("text_encoder", text_state())):
         for name, value in part.items():
-            theirs = published.to_single_file(component, name)
+            theirs = sd15_names.to_single_file(component, name)
             if ".mid.attn_1." in theirs and theirs.endswith("weight") and value.ndim == 2:
                 value = value[:, :, None, None]  # the original's 1×1 convolutions
             state[theirs] = value
     if ema:
         for name, value in unet_state(seed=4).items():
-            state[published.ema_name(published.to_single_file("unet", name))] = value
+            state[sd15_names.ema_name(sd15_names.to_single_file("unet", name))] = value
     return state
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dragsa import editing
-    from dragsa.loading.weights import StableDiffusion
+    from dragsa.loading import StableDiffusion
     from dragsa.pictures import trace
 
 Options = dict[str, Any]  # what was given, by the options' long names with underscores
@@ -541,7 +541,7 @@ class Session:
     def model(self, options: Options) -> StableDiffusion:
         import torch
 
-        from dragsa.loading import weights
+        from dragsa import loading
 
         if "threads" in options:
             torch.set_num_threads(options["threads"])
@@ -551,7 +551,7 @@ class Session:
             self.progress.say(f"loading {path}")
             self._model = self._source = None
             begin = time.perf_counter()
-            self._model = key, weights.load(path, device, getattr(torch, dtype))
+            self._model = key, loading.load(path, device, getattr(torch, dtype))
             self.seconds_loading = time.perf_counter() - begin
         else:
             self.seconds_loading = 0.0
@@ -760,14 +760,14 @@ def block_table(unet: Any, size: tuple[int, int]) -> list[Block]:
 
 def run_info(options: Options, progress: Progress) -> int:
     """Exit code 1 if the files were to be verified and one is not known."""
-    from dragsa.loading import weights
+    from dragsa import loading
     from dragsa.pictures import trace
 
     size: Any = options.get("size", 512)
     size = size if isinstance(size, tuple) else (size, size)
     if min(size) < 8 or size[0] % 8 or size[1] % 8:
         raise ValueError(f"--size: sides must be multiples of 8, came {size[0]}×{size[1]}")
-    verified = weights.verify(weights_of(options)) if options.get("verify") else []
+    verified = loading.verify(weights_of(options)) if options.get("verify") else []
     if not options.get("json"):
         for one in verified:  # before the loading, which may fail for the very reason that is looked for
             print(f"{one.sha256}  {one.file}: {one.known or 'not a published file'}")

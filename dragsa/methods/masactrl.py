@@ -13,15 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dragsa import hooks
-from dragsa.config import CONTROL_BLOCKS
+from dragsa.config import CONTROL_BLOCKS, EditConfig
 from dragsa.hooks import Attend, AttentionHook, Site, check_blocks
 
-MASK_BLOCKS = (5, 6, 8, 9, 10)  # those of 16×16 cells at 512 px
-THRESHOLD = 0.1
+MASK_BLOCKS, THRESHOLD = EditConfig.mask_blocks, EditConfig.mask_threshold
 
 
 def split_pairs(site: Site, *tensors: Tensor) -> list[Tensor]:
-    """Each (2 p, …) of pairs -> the source's rows (p, …) and the target's, flat: [q_s, q_t, k_s, k_t, …]."""
+    """Split each (2 p, …) of pairs into the source's rows (p, …) and the target's, flat: [q_s, q_t, k_s, k_t, …]."""
     rows = tensors[0].shape[0]
     if rows % 2:
         raise ValueError(f"{site.name}: expected pairs of rows (source, target), came a batch of {rows}")
@@ -29,7 +28,7 @@ def split_pairs(site: Site, *tensors: Tensor) -> list[Tensor]:
 
 
 def join_pairs(source: Tensor, target: Tensor) -> Tensor:
-    """(p, …) twice -> (2 p, …), source and target in turn."""
+    """Join the rows (p, …) of source and target to (2 p, …), in turn."""
     return torch.stack([source, target], dim=1).flatten(0, 1)
 
 
@@ -83,22 +82,22 @@ class MaskedSelfAttention:
 
 
 def on_grid(mask: Tensor, site: Site) -> Tensor:
-    """A mask (h, w) at the site's tokens, bool (n,): the nearest cell's."""
+    """Return a mask (h, w) at the site's tokens, bool (n,): the nearest cell's."""
     return F.interpolate(mask[None, None].float(), size=site.grid, mode="nearest").flatten() >= 0.5
 
 
 def attend_among(q: Tensor, k: Tensor, v: Tensor, among: Tensor) -> Tensor:
-    """Attention to the tokens with `among` (m,) only; to all of them where there is none."""
+    """Attend to the tokens with `among` (m,) only; to all of them where there is none."""
     allowed = among | ~among.any()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed[None])  # (1, m), for all n queries
 
 
-# Masks out of the prompt: where the cross-attention looks for the object's words.
+# Masks from the prompt: where cross-attention looks for the object's words.
 
 
 @dataclass(frozen=True, eq=False)
 class CrossMaps:
-    """Changes nothing, and adds the cross-attention maps of `blocks` to the caller's list as the pass comes by.
+    """A hook that changes nothing, and adds the cross-attention maps of `blocks` to the caller's list.
 
     Each is softmax(q kᵀ / √d), mean over the heads: (B, h, w, tokens).
     """
@@ -117,8 +116,9 @@ class CrossMaps:
 
 
 def object_mask(maps: list[Tensor], tokens: tuple[int, ...], threshold: float = THRESHOLD) -> Tensor:
-    """Where a row's maps look at the tokens, bool (B, h, w): their sum, mean over layers, put between 0 and 1 by row.
+    """Return, bool (B, h, w), the cells whose maps look at the tokens.
 
+    The tokens' maps are summed, averaged over layers and scaled to 0 … 1 in each row, and compared with the threshold.
     maps: as `CrossMaps` gives them, of one grid. Raises ValueError for different grids, and a token that is not there.
     """
     if len({m.shape for m in maps}) != 1:
@@ -163,7 +163,7 @@ def masked_by_prompt(
     mask_blocks: tuple[int, ...] = MASK_BLOCKS,
     threshold: float = THRESHOLD,
 ) -> AttentionHook:
-    """MasaCtrl with masks from cross-attention, for one pass: ask for a new hook at every step.
+    """Return MasaCtrl's hook with masks from cross-attention, for one pass: ask for a new one at every step.
 
     The tokens are positions in the context, 0 the start token, of the object's words in each prompt. `mask_blocks` are
     of one grid; on pictures smaller than 512 px, blocks nearer to the UNet's ends give masks as fine.

@@ -36,14 +36,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dragsa import ddim, drag, tracking
+from dragsa import ddim, drag, loading, tracking
 from dragsa.config import DragConfig, UNetConfig, VAEConfig
 from dragsa.ddim import Schedule
 from dragsa.drag import Noise
 from dragsa.hooks import Attend, Site
 from dragsa.kernels import heap, patch_loss
 from dragsa.kernels.convolution import Convolution
-from dragsa.loading import weights
 from dragsa.model import fitting
 from dragsa.model.attention import GEGLU
 from dragsa.model.unet import UNet, UNetOutput
@@ -218,7 +217,7 @@ def network(settings: Settings, dtype: torch.dtype) -> UNet:
     """The UNet that is measured: read from `settings.weights`, or seeded."""
     device = torch.device(settings.device)
     if settings.weights is not None:
-        return weights.load(settings.weights, device, dtype).unet
+        return loading.load(settings.weights, device, dtype).unet
     with torch.device("meta"):
         unet = UNet(WIDTHS[settings.width][0])
     return seeded(unet, dtype, device)
@@ -947,7 +946,7 @@ def paper_seconds(seconds: Mapping[str, float], steps: int, updates: int) -> flo
 def autoencoder(settings: Settings, dtype: torch.dtype) -> VAE:
     device = torch.device(settings.device)
     if settings.weights is not None:
-        return weights.load(settings.weights, device, dtype).vae
+        return loading.load(settings.weights, device, dtype).vae
     with torch.device("meta"):
         vae = VAE(WIDTHS[settings.width][1])
     return seeded(vae, dtype, device)
@@ -1102,9 +1101,9 @@ class Report:
 
 def run(settings: Settings, say: Say = lambda text: None) -> Report:
     """Measure what the settings say. Raises ValueError for a device or weights that cannot be used."""
-    weights.usable(settings.device, torch.float32)
+    loading.usable(settings.device, torch.float32)
     if settings.weights is not None and not Path(settings.weights).exists():
-        raise weights.WeightsError(f"{settings.weights}: there is no such file or folder")
+        raise loading.WeightsError(f"{settings.weights}: there is no such file or folder")
     begin, threads = time.perf_counter(), settings.threads or cores()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

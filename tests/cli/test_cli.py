@@ -142,7 +142,7 @@ def test_mistakes_are_found_before_the_weights_are_loaded(
     def load(*arguments: object) -> None:
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("dragsa.loading.weights.load", load)
+    monkeypatch.setattr("dragsa.loading.load", load)
     refused(capsys, "edit", picture, "--drag", "1,2:99,4", "--out", "o.png")
     refused(capsys, "edit", picture, "--drag", "1,2:3,4", "--tap", "no", "--out", "o.png")
     refused(capsys, "edit", picture, "--drag", "1,2:3,4", "--out", "o.png", "--json", picture)

@@ -19,9 +19,8 @@ import torch
 import truth_bench
 from truth_bench import MAIN, Setting
 
-from dragsa import ddim, editing
+from dragsa import ddim, editing, loading
 from dragsa.config import DragConfig, EditConfig
-from dragsa.loading import weights
 from dragsa.methods import lora
 from dragsa.pictures import images
 
@@ -62,7 +61,7 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids=["ours", "no control", "blended", "guided", "under a LoRA", "union"],
 )
 def test_the_two_halves_are_the_packages_edit(model: Path, changes: dict[str, Any]) -> None:
-    sd, case, config = weights.load(model), LISTED[0], replace(FAST, **changes)
+    sd, case, config = loading.load(model), LISTED[0], replace(FAST, **changes)
     source = editing.prepare(sd, case.source, case.prompt, config=config)
     dragged = truth_bench.drag_source(sd, source, case, "five", config)
     picture = truth_bench.finish(sd, source, dragged, case, config)
@@ -77,7 +76,7 @@ def test_the_two_halves_are_the_packages_edit(model: Path, changes: dict[str, An
 def test_later_edits_of_a_case_take_the_sources_pass_from_the_first(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sd, case = weights.load(model), LISTED[0]
+    sd, case = loading.load(model), LISTED[0]
     names, replayed = ["first", "blended", "no-control"], []
     configs = [FAST, replace(FAST, blend=True), replace(FAST, control_step=None)]
     settings = [Setting(name, config, "five") for name, config in zip(names, configs, strict=True)]
@@ -106,7 +105,7 @@ def test_the_first_drag_alone_is_explained(model: Path, monkeypatch: pytest.Monk
         Setting("first", still, "five"),
         Setting("second", replace(still, control_step=None), "five"),
     ]
-    results = truth_bench.run_case(weights.load(model), LISTED[0], settings, published=False)
+    results = truth_bench.run_case(loading.load(model), LISTED[0], settings, published=False)
     assert [name for name, result in results.items() if "drawable" in result.figures] == ["first"] and asked == [still]
     assert all(results[name].figures["share"] > 0.5 for name in ("first", "second"))
 
@@ -126,7 +125,7 @@ def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPa
     counted(editing, "prepare")
     counted(truth_bench, "drag_source")
     other = Setting("one-handle", FAST, "one")
-    results = truth_bench.run_case(weights.load(model), LISTED[0], [*SETTINGS, other], published=False, explain=False)
+    results = truth_bench.run_case(loading.load(model), LISTED[0], [*SETTINGS, other], published=False, explain=False)
     assert calls == {"prepare": 1, "drag_source": 2}
     assert list(results) == [setting.name for setting in [*SETTINGS, other]]
     assert results["no-edit"].picture == LISTED[0].source
@@ -176,7 +175,7 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
     trained, asked, plain, edit = [], [], lora.train, editing.edit
 
     def train(*args: Any, **options: Any) -> lora.Trained:
-        trained.append(args[3])
+        trained.append(args[3].steps)
         return plain(*args, **options)
 
     def edited(sd: Any, source: Any, **options: Any) -> editing.EditResult:
@@ -193,7 +192,7 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
         Setting("prompt", replace(FAST, guidance=2.0), truth_bench.CAPTION),
     ]
     case = next(case for case in cases.cases("figures", limit=1, size=64) if case.kind == "move")
-    results = truth_bench.run_case(weights.load(model), case, settings, published=False)
+    results = truth_bench.run_case(loading.load(model), case, settings, published=False)
     assert trained == [2]
     seconds = {name: result.figures["seconds"] for name, result in results.items()}
     assert seconds["lora"]["lora"] == seconds["lora-no-control"]["lora"] > 0 and "lora" not in seconds["ours"]
@@ -237,10 +236,10 @@ def test_workers_end_when_their_parent_is_killed(model: Path, tmp_path: Path) ->
 
 
 def test_networks_of_another_type_are_a_copy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sd, case = weights.load(model), cases.cases("figures", limit=1, size=64)[0]
+    sd, case = loading.load(model), cases.cases("figures", limit=1, size=64)[0]
     used, prepare = [], editing.prepare
 
-    def prepared(own: weights.StableDiffusion, *args: Any, **options: Any) -> editing.Source:
+    def prepared(own: loading.StableDiffusion, *args: Any, **options: Any) -> editing.Source:
         used.append([next(network.parameters()).dtype for network in (own.unet, own.vae, own.text)])
         return prepare(own, *args, **options)
 

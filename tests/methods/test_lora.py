@@ -1,42 +1,25 @@
-"""LoRA: another UNet and the first untouched, training on one picture, files of every layout, diffusers live."""
+"""LoRA: another UNet and the first untouched, training on one picture, diffusers live."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from tiny_loras import CROSS, LAYER, drawn, filled, tiny_unet
 from torch import Tensor
 
+from dragsa import loading
+from dragsa.config import LoRAConfig
+from dragsa.loading import LoRA, WeightsError
 from dragsa.methods import lora
-from dragsa.methods.lora import LoRA
-from dragsa.model.fitting import WeightsError
 from dragsa.model.unet import UNet, UNetOutput
-
-LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-CROSS = "up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_k"
-
-
-def drawn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def tiny_unet() -> UNet:
-    return UNet.from_diffusers(tiny_models.UNET_SETTINGS, tiny_models.unet_state())
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
     return drawn(1, 2, 4, 8, 8), torch.tensor([41, 801]), drawn(2, 2, 9, 48)
-
-
-def filled(unet: UNet, rank: int = 4) -> LoRA:
-    """A LoRA that changes every attention layer."""
-    begun = lora.start(unet, rank)
-    return LoRA(begun.down, {name: 0.1 * drawn(len(name), *up.shape) for name, up in begun.up.items()})
 
 
 def test_layers_are_q_k_v_and_out_of_every_attention():
@@ -88,7 +71,9 @@ def test_training_lowers_the_loss_of_this_picture_and_leaves_the_unet():
     unet, z_0, context = tiny_unet(), drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48)
     before = {name: x.clone() for name, x in unet.state_dict().items()}
     calls = []
-    trained = lora.train(unet, z_0, context, 20, lr=5e-3, batch=3, progress=lambda *at: calls.append(at))
+    trained = lora.train(
+        unet, z_0, context, LoRAConfig(steps=20, learning_rate=5e-3, batch=3), progress=lambda *at: calls.append(at)
+    )
     t, noise = torch.arange(30, 1000, 120), drawn(7, 9, 4, 8, 8)
     plain, learnt = (
         lora.noise_loss(net, z_0, context, t, noise).item() for net in (unet, lora.apply(unet, trained.lora))
@@ -102,7 +87,10 @@ def test_training_lowers_the_loss_of_this_picture_and_leaves_the_unet():
 
 def test_the_first_step_is_adamws():
     unet, z_0, context = tiny_unet(), drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48)
-    begun, trained = lora.start(unet, 3, seed=8), lora.train(unet, z_0, context, 1, rank=3, seed=8).lora
+    begun, trained = (
+        lora.start(unet, 3, seed=8),
+        lora.train(unet, z_0, context, LoRAConfig(steps=1, rank=3), seed=8).lora,
+    )
     for name, down in trained.down.items():  # up is zero, and with it down's gradient: there is the decay alone
         assert torch.allclose(down, begun.down[name] * (1 - 5e-4 * 1e-2), rtol=1e-6, atol=0)
         if name.endswith(("to_v", "to_out.0")):  # the gradient of q and k may vanish, where there is one token
@@ -114,7 +102,7 @@ def test_the_first_step_is_adamws():
 
 def test_the_seed_decides():
     unet, z_0, context = tiny_unet(), drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48)
-    one, again, other = (lora.train(unet, z_0, context, 2, batch=1, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (lora.train(unet, z_0, context, LoRAConfig(steps=2, batch=1), seed) for seed in (1, 1, 2))
     assert torch.equal(one.losses, again.losses) and torch.equal(one.lora.up[LAYER], again.lora.up[LAYER])
     assert not torch.equal(one.losses, other.losses)
 
@@ -122,9 +110,9 @@ def test_the_seed_decides():
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"steps": 0}, "steps must be a whole number from 1, came 0"),
-        ({"rank": 1.5}, "rank must be a whole number"),
-        ({"batch": True}, "batch must be a whole number"),
+        ({"config": LoRAConfig(steps=0)}, "steps must be a whole number from 1, came 0"),
+        ({"config": LoRAConfig(rank=1.5)}, "rank must be a whole number"),
+        ({"config": LoRAConfig(batch=True)}, "batch must be a whole number"),
         ({"z_0": torch.zeros(2, 4, 8, 8)}, r"latent and context must be .* came \(2, 4, 8, 8\)"),
     ],
 )
@@ -132,90 +120,6 @@ def test_what_cannot_be_trained(change, says):
     given = {"z_0": torch.zeros(1, 4, 8, 8), "context": torch.zeros(1, 9, 48)} | change
     with pytest.raises(ValueError, match=says):
         lora.train(tiny_unet(), **given)
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
-def same(one: LoRA, other: LoRA) -> bool:
-    return one.down.keys() == other.down.keys() and all(
-        torch.equal(one.down[name], other.down[name]) and torch.equal(one.up[name], other.up[name]) for name in one.down
-    )
-
-
-def test_a_file_comes_back_and_is_not_written_over(tmp_path):
-    path, made = tmp_path / "one.safetensors", filled(tiny_unet())
-    lora.save(made, path)
-    assert same(lora.read(path), made)
-    assert f"unet.{LAYER}.lora_A.weight" in load_file(path) and len(load_file(path)) == 256
-    with pytest.raises(FileExistsError, match="is there already"):
-        lora.save(made, path)
-    lora.save(lora.start(tiny_unet(), 2), path, overwrite=True)
-    assert lora.read(path).rank == 2
-    assert [file.name for file in tmp_path.iterdir()] == ["one.safetensors"]
-
-
-def of_processors(name: str, part: str) -> str:
-    attention, linear = name.rsplit(".to_", 1)
-    return f"unet.{attention}.processor.to_{linear.removesuffix('.0')}_lora.{part}.weight"
-
-
-@pytest.mark.parametrize(
-    "spell",
-    [
-        lambda name, part: f"unet.{name}.lora.{part}.weight",
-        lambda name, part: f"{name}.lora_{'A' if part == 'down' else 'B'}.weight",
-        of_processors,
-    ],
-    ids=["lora.down", "no prefix", "processor"],
-)
-def test_older_layouts_are_read(tmp_path, spell):
-    made = filled(tiny_unet())
-    parts = (("down", made.down), ("up", made.up))
-    tensors = {spell(name, part): factor for part, factors in parts for name, factor in factors.items()}
-    save_file(tensors, tmp_path / "old.safetensors")
-    assert same(lora.read(tmp_path / "old.safetensors"), made)
-
-
-def test_alpha_scales_what_is_read(tmp_path):
-    down, up = drawn(1, 4, 32), drawn(2, 32, 4)
-
-    def read(settings=None, **extra):
-        tensors = {f"unet.{LAYER}.lora_A.weight": down, f"unet.{LAYER}.lora_B.weight": up, **extra}
-        metadata = {lora.METADATA: json.dumps(settings)} if settings else None
-        save_file(tensors, tmp_path / "alpha.safetensors", metadata)
-        return lora.read(tmp_path / "alpha.safetensors").up[LAYER]
-
-    assert torch.equal(read(), up)
-    assert torch.equal(read({"unet.lora_alpha": 8}), 2 * up)
-    assert torch.equal(read({"lora_alpha": 8, "use_rslora": True}), 4 * up)
-    assert torch.equal(read({"unet.lora_alpha": 8, "unet.alpha_pattern": {LAYER: 2}}), 0.5 * up)
-    assert torch.equal(read({"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_k": 2}}), 2 * up)
-    assert torch.equal(read(**{f"unet.{LAYER}.alpha": torch.tensor(2.0)}), 0.5 * up)
-
-
-def test_what_is_no_lora_of_the_unet_is_refused(tmp_path):
-    a, b = f"unet.{LAYER}.lora_A.weight", f"unet.{LAYER}.lora_B.weight"
-    down, up = torch.zeros(4, 32), torch.zeros(32, 4)
-    path = tmp_path / "bad.safetensors"
-    for tensors, says in (
-        ({a: down}, rf"1 layers without an up factor \({LAYER}\)"),
-        ({a: down, b: torch.zeros(32, 3)}, rf"{LAYER} must be \(rank, inputs\).* came \[4, 32\] and \[32, 3\]"),
-        ({a: down, b: up, "text_encoder.q_proj.lora_A.weight": down.clone()}, "text_encoder.q_proj"),
-        ({a: down, b: up, f"unet.{LAYER}.lora_magnitude_vector": up.clone()}, "1 unknown tensors .*magnitude"),
-        ({"lora_unet_down_blocks_0.lora_down.weight": down}, "not a LoRA of the UNet in diffusers' layout"),
-    ):
-        save_file(tensors, path)
-        with pytest.raises(WeightsError, match=says):
-            lora.read(path)
-    save_file({a: down, b: up}, path, {lora.METADATA: '{"unet.use_dora": true}'})
-    with pytest.raises(WeightsError, match="this is a DoRA"):
-        lora.read(path)
-    torch.save({}, tmp_path / "old.bin")
-    with pytest.raises(WeightsError, match="pickle"):
-        lora.read(tmp_path / "old.bin")
-    with pytest.raises(WeightsError, match="there is no such file"):
-        lora.read(tmp_path / "none.safetensors")
 
 
 def test_a_lora_of_another_unet_is_refused():
@@ -252,7 +156,7 @@ def agree(unet: UNet, pipe) -> None:
 def test_diffusers_loads_a_file_of_ours(pipe, tmp_path):
     unet = tiny_unet()
     made = filled(unet)
-    lora.save(made, tmp_path / "ours.safetensors")
+    loading.save_lora(made, tmp_path / "ours.safetensors")
     pipe.load_lora_weights(tmp_path, weight_name="ours.safetensors")
     changed = lora.apply(unet, made)
     assert (changed(*inputs()).eps - unet(*inputs()).eps).abs().max() > 0.05
@@ -280,6 +184,6 @@ def test_a_file_of_diffusers_loads_in_ours(pipe, tmp_path: Path, how):
         pipe.save_lora_weights(tmp_path, convert_state_dict_to_diffusers(state), weight_name="theirs.safetensors")
     with safe_open(tmp_path / "theirs.safetensors", framework="pt") as file:
         assert any(("lora.down" if "older" in how else "lora_A") in name for name in file.keys())  # noqa: SIM118
-    found = lora.read(tmp_path / "theirs.safetensors")
+    found = loading.read_lora(tmp_path / "theirs.safetensors")
     assert len(found.down) == 128 and found.rank == 4
     agree(lora.apply(tiny_unet(), found), pipe)

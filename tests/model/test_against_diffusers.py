@@ -10,7 +10,7 @@ import tiny_models
 import torch
 from torch import Tensor
 
-from dragsa.loading import weights
+from dragsa import loading
 
 pytest.importorskip("diffusers")
 
@@ -70,13 +70,13 @@ def peers() -> Peers:
 
 
 @pytest.fixture(scope="module")
-def sd(peers, tmp_path_factory) -> weights.StableDiffusion:
+def sd(peers, tmp_path_factory) -> loading.StableDiffusion:
     folder: Path = tmp_path_factory.mktemp("written by diffusers")
     peers.unet.save_pretrained(folder / "unet")
     peers.vae.save_pretrained(folder / "vae")
     peers.text.save_pretrained(folder / "text_encoder")
     tiny_models.write_tokenizer(folder / "tokenizer")
-    return weights.load(folder)
+    return loading.load(folder)
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (20, 28)], ids=["16x16", "20x28"])

@@ -10,7 +10,7 @@ import tiny_models
 import torch
 from tiny_models import TOKENS, VOCABULARY
 
-from dragsa.loading import weights
+from dragsa import loading
 from dragsa.model import text
 
 START, END = VOCABULARY.index("<|startoftext|>"), VOCABULARY.index("<|endoftext|>")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(folder) -> text.TextEncoder:
-    return weights.load(folder).text
+    return loading.load(folder).text
 
 
 def numbers(*tokens: str) -> list[int]:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import fetch_weights
 import pytest
 
-from dragsa.loading import published, weights
+from dragsa import loading
 
 CONTENT = b"weights"
 NAME = "model.safetensors"
@@ -27,9 +27,9 @@ def hub(monkeypatch):
         (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
         (local_dir / name).write_bytes(CONTENT)
 
-    known = published.KnownFile(NAME, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+    known = loading.KnownFile(NAME, len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(hf_hub_download=hf_hub_download))
-    monkeypatch.setattr(weights, "check_online", lambda: None)
+    monkeypatch.setattr(loading, "check_online", lambda: None)
     monkeypatch.setitem(fetch_weights.KNOWN, NAME, known)
     monkeypatch.setitem(fetch_weights.WHAT, "single", (NAME, "tokenizer/vocab.json"))
     return asked
@@ -47,7 +47,7 @@ def test_downloads_what_is_not_there_and_checks_it(hub, tmp_path, capsys):
 
 
 def test_a_wrong_hash_is_an_error_and_leaves_no_file(hub, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(fetch_weights.KNOWN, NAME, published.KnownFile(NAME, None, 64 * "0"))
+    monkeypatch.setitem(fetch_weights.KNOWN, NAME, loading.KnownFile(NAME, None, 64 * "0"))
     assert fetch_weights.main(["--to", str(tmp_path)]) == 2
     assert not (tmp_path / NAME).exists()
     assert capsys.readouterr().err.count("\n") == 1
@@ -58,7 +58,7 @@ def test_offline_or_without_the_package_is_one_line_and_exit_code_2(tmp_path, ca
     assert fetch_weights.main(["--to", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "HF_HUB_OFFLINE" in error and error.count("\n") == 1
-    monkeypatch.setattr(weights, "check_online", lambda: None)
+    monkeypatch.setattr(loading, "check_online", lambda: None)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert fetch_weights.main(["folder", "--to", str(tmp_path)]) == 2
     error = capsys.readouterr().err

@@ -23,10 +23,9 @@ from reproduce import Choice, Finished, Item
 from sheets import Panel, Row
 from subjects import Subject
 
-from dragsa import editing
+from dragsa import editing, loading
 from dragsa.cli import cli
 from dragsa.config import DragConfig, EditConfig
-from dragsa.loading import weights
 from dragsa.methods import lora
 from dragsa.pictures import images
 
@@ -156,7 +155,7 @@ def test_rivals_share_a_lora_and_each_pays_for_it(
     (subject,) = subjects.benchmark(1, 64, seed=3)
     choice = Choice(FAST, 2.0, 3, None, None)
     configs = {s.name: s.config for s in reproduce.rival_settings(choice) if s.config is not None}
-    done = reproduce.rivals(weights.load(tiny_folder), Item("fig4", (subject,)), configs)
+    done = reproduce.rivals(loading.load(tiny_folder), Item("fig4", (subject,)), configs)
     assert trained == [2]
     rows = done.figures["results"]
     assert {name for name, row in rows.items() if row["seconds"]["lora"] > 0} == {n for n in rows if "lora" in n}
@@ -176,7 +175,7 @@ def test_the_table_is_by_the_papers_optimiser_and_learning_rate() -> None:
 
 
 def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None:
-    sd, (subject,) = weights.load(tiny_folder), subjects.restyled(1, 64, seed=42)
+    sd, (subject,) = loading.load(tiny_folder), subjects.restyled(1, 64, seed=42)
     choice = Choice(FAST, 2.0, 42, None, None)
     configs = {s.name: s.config for s in reproduce.table_settings(choice) if s.config is not None}
     column = reproduce.table_column(sd, Item("table1", (subject,), 2), configs)
@@ -196,7 +195,7 @@ def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None
 
 
 def test_trips_are_the_round_trips_picture_by_picture(quick: None, tiny_folder: Path) -> None:
-    sd, choice = weights.load(tiny_folder), Choice(FAST, 2.0, 42, 3, None)
+    sd, choice = loading.load(tiny_folder), Choice(FAST, 2.0, 42, 3, None)
     item = next(item for item in reproduce.trip_items(choice) if item.part == 3)
     assert len(item.subjects) == 3
     done = reproduce.trips(sd, item, {"round trip": FAST})

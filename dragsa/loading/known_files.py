@@ -1,0 +1,117 @@
+"""Published files by their hashes, and files that only look like SD 1.5."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from dragsa.loading.names import LDM, UNET
+from dragsa.model.fitting import Shape, WeightsError
+
+REPOSITORY = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+TOKENIZER_REPOSITORY = "openai/clip-vit-large-patch14"
+SMALL = Path(__file__).resolve().parents[2] / "weights" / "small"  # the small model that ships with a checkout
+
+
+class KnownFile(NamedTuple):
+    """A published file: its path in the repository, its length in bytes where that is known, and its hash."""
+
+    name: str
+    size: int | None
+    sha256: str
+
+
+def _known(table: str, owner: str = "") -> tuple[KnownFile, ...]:
+    """Read lines of sha256, length ("-" where it is not known) and path."""
+    rows = (line.split() for line in table.strip().splitlines())
+    return tuple(KnownFile(owner + name, None if size == "-" else int(size), digest) for digest, size, name in rows)
+
+
+KNOWN_FILES = _known("""
+    6ce0161689b3853acaa03779ec93eafe75a02f4ced659bee03f50797806fa2fa 4265146304 v1-5-pruned-emaonly.safetensors
+    1a189f0be69d6106a48548e7626207dddd7042a418dbf372cefd05e0cdba61b6 7703324286 v1-5-pruned.safetensors
+    19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1 3438167540 unet/diffusion_pytorch_model.safetensors
+    c83908253f9a64d08c25fc90874c9c8aef9a329ce1ca5fb909d73b0c83d1ea21 - unet/diffusion_pytorch_model.fp16.safetensors
+    a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c 334643276 vae/diffusion_pytorch_model.safetensors
+    4fbcf0ebe55a0984f5a5e00d8c4521d52359af7229bb4d81890039d2aa16dd7c - vae/diffusion_pytorch_model.fp16.safetensors
+    d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334 492265874 text_encoder/model.safetensors
+    77795e2023adcf39bc29a884661950380bd093cf0750a966d473d1718dc9ef4e - text_encoder/model.fp16.safetensors
+""")
+SHIPPED_FILES = _known(
+    """
+    cf7a7611a61cd11bbc2e5168ee17b6d203c0f3343f91e156f0bc4e62636a774a 282776 text_encoder/model.safetensors
+    ac8a74b0f6ccdec5de6dadb96d51824f913713486c96c410096367909b36639a 17290264 unet/diffusion_pytorch_model.safetensors
+    80a73c0cd22a008507da37923ccaa22f3e3925dfc3cc900a8e59df137075e3a8 2668942 vae/diffusion_pytorch_model.safetensors
+    """,
+    owner="the small model's ",
+)
+
+
+class Verified(NamedTuple):
+    """A file, its hash, and the published file that has this hash, if one has."""
+
+    file: Path
+    sha256: str
+    known: str | None
+
+
+def verify(path: str | Path) -> list[Verified]:
+    """Hash a weights file, or every safetensors file in a folder and below it, and look each up among the known.
+
+    Known are SD 1.5's published files and those of the small model that ships. Raises WeightsError if there is no file.
+    """
+    path = Path(path)
+    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise WeightsError(f"{path}: there is no safetensors file")
+    known = {entry.sha256: entry.name for entry in (*KNOWN_FILES, *SHIPPED_FILES)}
+    hashed = ((file, sha256(file)) for file in files)
+    return [Verified(file, digest, known.get(digest)) for file, digest in hashed]
+
+
+def sha256(file: Path) -> str:
+    """Return the file's hash in hexadecimal digits."""
+    with file.open("rb") as raw:
+        return hashlib.file_digest(raw, "sha256").hexdigest()
+
+
+_MARKS = (
+    (("control_model.", "controlnet_", "input_hint_block."), "a ControlNet"),
+    (("lora", "hada_w", "lokr_w"), "a LoRA, which only changes a model"),
+    (("conditioner.embedders.", "add_embedding.", "label_emb."), "Stable Diffusion XL (SDXL)"),
+    (("joint_blocks.", "double_blocks.", "double_stream"), "a diffusion transformer (SD 3, Flux)"),
+    (("motion_modules.",), "an animation module"),
+    (("string_to_param", "emb_params"), "a textual inversion"),
+)
+
+
+def look_alike(shapes: Mapping[str, Shape]) -> str | None:
+    """Name the kind of model that a file with these tensors is; None if it may be a whole SD 1.5, or is unknown."""
+    lower = [name.lower() for name in shapes]
+    for marks, what in _MARKS:
+        if any(mark in name for name in lower for mark in marks):
+            return what
+    channels = (*shapes.get(f"{LDM[UNET]}.input_blocks.0.0.weight", ()), 0, 0)[1]
+    if channels == 9:
+        return "an inpainting model (9 input channels)"
+    if channels == 8:
+        return "a model edited by instructions (8 input channels)"
+    context = next((shape[-1] for name, shape in shapes.items() if shape and name.endswith("attn2.to_k.weight")), 0)
+    if context == 1024 or any(name.startswith("cond_stage_model.model.") for name in shapes):
+        return "Stable Diffusion 2.x (context 1024, often v-prediction)"
+    if context == 2048:
+        return "Stable Diffusion XL (SDXL)"
+
+    def holds(*beginnings: str) -> bool:
+        return any(name.startswith(beginnings) for name in shapes)
+
+    if not holds(f"{LDM[UNET]}.", "model_ema.diffusion_model"):
+        if holds("first_stage_model.", "encoder.conv_in.", "decoder.conv_in."):
+            return "a VAE alone"
+        if holds("down_blocks.", "time_embedding."):
+            return "a UNet alone, by diffusers' names; it goes into a folder with the other parts"
+        if holds("text_model.", "embeddings.token_embedding.", "cond_stage_model."):
+            return "a text encoder alone"
+    return None

@@ -1,0 +1,80 @@
+"""The three networks of a model without values, and the tensors found for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from dragsa.loading import names
+from dragsa.loading.names import UNET, VAE
+from dragsa.loading.safetensors import DTYPES, Source, TensorInfo, one_line
+from dragsa.model import diffusers, fitting, text, unet, vae
+from dragsa.model.fitting import WeightsError
+
+
+class Part(NamedTuple):
+    """One network, still without values, and the tensors found for it by their diffusers names."""
+
+    component: str
+    module: Any
+    sources: dict[str, Source]
+    spell: Callable[[str], str]  # a diffusers name as the file would spell it
+
+
+class Opened(NamedTuple):
+    """A file's or folder's contents, before any value is read."""
+
+    unet: Part
+    vae: Part
+    text: Part
+    left_over: list[str]  # tensors that belong to no network, as the file spells them
+    tokenizer: Path | None  # None where the layout has no place for one
+    copy: str
+
+    @property
+    def parts(self) -> tuple[Part, Part, Part]:
+        return self.unet, self.vae, self.text
+
+
+def build(component: str, settings: Mapping[str, Any], origin: Path) -> nn.Module:
+    """Return a network without values, from its settings. Raises WeightsError that names their origin."""
+    try:
+        with torch.device("meta"):
+            if component == UNET:
+                return unet.UNet(diffusers.unet_config(settings))
+            if component == VAE:
+                return vae.VAE(diffusers.vae_config(settings))
+        return text.build(text.config_from_transformers(settings))
+    except Exception as error:  # transformers has kinds of its own
+        raise WeightsError(f"{origin}: {one_line(error)}") from None
+
+
+def squeezed(component: str, name: str, info: TensorInfo) -> TensorInfo:
+    """Return the tensor's description for a linear layer: older VAEs' attention has 1×1 convolutions, (n, m, 1, 1)."""
+    shape = info.shape
+    if component == VAE and ".attentions." in name:
+        while len(shape) > 1 and shape[-1] == 1:
+            shape = shape[:-1]
+    return info._replace(shape=shape)
+
+
+def check_fit(path: Path, opened: Opened) -> None:
+    """Raise a WeightsError that lists, by the file's own names, what is missing, left over, misshapen or no floats."""
+    wanted, given = {}, {}
+    for part in opened.parts:
+        own = fitting.shapes(part.module.state_dict())  # transformers' names differ between versions
+        wanted.update({part.spell(names.newest(part.component, name)): shape for name, shape in own.items()})
+        given.update({part.spell(name): source.info.shape for name, source in part.sources.items()})
+    problem = fitting.misfit(wanted, given, opened.left_over)
+    if problem:
+        raise WeightsError(f"{path}: does not fit SD 1.5's structure: {problem}")
+    sources = [source for part in opened.parts for source in part.sources.values()]
+    if odd := [f"{source.name} {source.info.dtype}" for source in sources if source.info.dtype not in DTYPES]:
+        raise WeightsError(f"{path}: {fitting.listed('tensors are not floats', odd)}")
+    width, context = opened.text.module.config.hidden_size, opened.unet.module.config.context_dim
+    if width != context:
+        raise WeightsError(f"{path}: the text encoder is {width} wide, but the UNet takes a context of {context}")

@@ -1,0 +1,118 @@
+"""Safetensors files: their headers, checked, and their tensors. Nothing else is ever opened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dragsa.model.fitting import Shape, WeightsError
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+class TensorInfo(NamedTuple):
+    """A tensor as a safetensors file describes it; `start` and `end` are bytes from the beginning of the file."""
+
+    dtype: str
+    shape: Shape
+    start: int
+    end: int
+
+
+class Source(NamedTuple):
+    """A tensor's origin: a file, its name there, and the file's description of it."""
+
+    file: Path
+    name: str
+    info: TensorInfo
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """Return the tensors of a safetensors file by name, without values.
+
+    Raises WeightsError if it is another kind of file or is damaged.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as raw:
+        start = raw.read(64)
+        length = int.from_bytes(start[:8], "little")
+        if start[8:9] != b"{" or length > 100_000_000:  # the format's own limit
+            raise WeightsError(f"{file}: {_not_safetensors(file, start)}")
+        raw.seek(8)
+        header = raw.read(length)
+    try:
+        if len(header) < length:
+            raise WeightsError(f"{file}: the file is cut short, within its header; download it again")
+        entries = json.loads(header)
+        tensors = {}
+        for name in entries.keys() - {"__metadata__"}:
+            begin, end = entries[name]["data_offsets"]
+            tensors[name] = TensorInfo(
+                entries[name]["dtype"], tuple(entries[name]["shape"]), 8 + length + begin, 8 + length + end
+            )
+        promised = max((info.end for info in tensors.values()), default=8 + length)
+        if size < promised:
+            raise WeightsError(f"{file}: the file is cut short, {size} of {promised} bytes; download it again")
+        with safe_open(file, framework="pt"):  # which checks everything else that the format asks for
+            pass
+    except WeightsError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{file}: damaged ({one_line(error)}); download it again") from None
+    return dict(sorted(tensors.items()))
+
+
+def _not_safetensors(file: Path, start: bytes) -> str:
+    """Say what kind of file begins like this, which is not safetensors."""
+    if not start:
+        return "the file is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "this is Git LFS's pointer to the weights, not the weights; run `git lfs pull`"
+    pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
+    if pickled or start.startswith(b"PK\x03\x04") or file.suffix.lower() in PICKLES:
+        return "this is a pickle (PyTorch's own format), which can run any code and is never opened; get .safetensors"
+    return "this is not a safetensors file"
+
+
+def read_tensors(sources: Mapping[str, Source], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return the tensors on the device: mapped where they are stored as wanted, else converted one at a time."""
+    tensors = {}
+    for file in dict.fromkeys(source.file for source in sources.values()):
+        with safe_open(file, framework="pt") as mapped, file.open("rb") as raw:
+            for name, source in sources.items():
+                if source.file == file:
+                    tensor = _read_one(mapped, raw, source, device, dtype)
+                    tensors[name] = tensor.reshape(source.info.shape)
+    return tensors
+
+
+def _read_one(mapped: Any, raw: BufferedReader, source: Source, device: torch.device, dtype: torch.dtype) -> Tensor:
+    info, stored = source.info, DTYPES[source.info.dtype]
+    # Older writers let tensors begin at any byte; what is not aligned cannot be used where it lies.
+    if stored == dtype and device.type == "cpu" and info.start % dtype.itemsize == 0:
+        return mapped.get_tensor(source.name)
+    # Read beside the mapping, or the file's pages would pile up in memory next to the converted values.
+    buffer = bytearray(info.end - info.start)
+    raw.seek(info.start)
+    raw.readinto(buffer)
+    return torch.frombuffer(buffer, dtype=stored).to(device, dtype)
+
+
+def one_line(error: Exception) -> str:
+    """Return the error's words without line breaks."""
+    return " ".join(str(error).split())

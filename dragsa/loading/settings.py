@@ -1,0 +1,81 @@
+"""A network's settings, as diffusers or transformers write them: from its file, or from its tensors' shapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mode
+from typing import Any
+
+from dragsa.config import UNetConfig, VAEConfig
+from dragsa.loading.safetensors import one_line
+from dragsa.model import text
+from dragsa.model.fitting import Shape, WeightsError
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Return a JSON file's settings. Raises WeightsError if it is missing, or holds something else."""
+    if not file.is_file():
+        raise WeightsError(f"{file}: the file is missing")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # not JSON, or not text
+        raise WeightsError(f"{file}: not JSON ({one_line(error)})") from None
+    if not isinstance(settings, dict):
+        raise WeightsError(f"{file}: settings must be a JSON object")
+    return settings
+
+
+def unet_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Return diffusers' settings for a UNet known by its shapes alone; heads and groups are SD 1.5's."""
+    default = UNetConfig()
+    keys = [f"down_blocks.{level}.attentions.1.transformer_blocks.0.attn2.to_k.weight" for level in range(3)]
+    return {
+        "block_out_channels": [
+            _commonest(shapes, _witnesses(f"down_blocks.{level}"), 0, width)
+            for level, width in enumerate(default.widths)
+        ],
+        "cross_attention_dim": _commonest(shapes, keys, 1, default.context_dim),
+        "attention_head_dim": default.heads[0],
+        "norm_num_groups": default.groups,
+    }
+
+
+def vae_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Return diffusers' settings for a VAE known by its shapes alone."""
+    return {
+        "block_out_channels": [
+            _commonest(shapes, _witnesses(f"encoder.down_blocks.{level}"), 0, width)
+            for level, width in enumerate(VAEConfig().widths)
+        ]
+    }
+
+
+def text_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Return transformers' settings for a CLIP text model known by its shapes alone."""
+    norms = ["final_layer_norm.weight", "final_layer_norm.bias", "encoder.layers.0.layer_norm1.weight"]
+    width = _commonest(shapes, norms, 0, 768)
+    vocabulary = _commonest(shapes, ["embeddings.token_embedding.weight"], 0, 49408)
+    return {
+        "vocab_size": vocabulary,
+        "bos_token_id": vocabulary - 2,  # CLIP's last two
+        "eos_token_id": vocabulary - 1,
+        "max_position_embeddings": _commonest(shapes, ["embeddings.position_embedding.weight"], 0, 77),
+        "hidden_size": width,
+        "intermediate_size": _commonest(shapes, [f"encoder.layers.{n}.mlp.fc1.bias" for n in range(3)], 0, 4 * width),
+        "num_hidden_layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+        "num_attention_heads": max(1, width // text.HEAD_WIDTH),
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    }
+
+
+def _witnesses(stage: str) -> list[str]:
+    """Name three tensors whose first side is the stage's width, so that one misshapen tensor misleads nobody."""
+    return [f"{stage}.resnets.1.{name}" for name in ("norm1.weight", "norm2.weight", "conv2.bias")]
+
+
+def _commonest(shapes: Mapping[str, Shape], names: Sequence[str], axis: int, otherwise: int) -> int:
+    """Return the commonest size of an axis of the named tensors; a file without them fails the comparison later."""
+    return mode([shapes[name][axis] for name in names if len(shapes.get(name, ())) > axis] or [otherwise])

@@ -1,0 +1,71 @@
+"""The tokenizer of a single file, which holds none: found on this machine, or downloaded."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from dragsa.loading.known_files import REPOSITORY, TOKENIZER_REPOSITORY
+from dragsa.loading.safetensors import one_line
+from dragsa.model.fitting import WeightsError
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Tell if the folder holds CLIP's tokenizer, in either of its two forms."""
+    pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    return pair or (folder / "tokenizer.json").is_file()
+
+
+def find_tokenizer(file: Path) -> Path:
+    """Return the folder with a single file's tokenizer: beside it, in the Hugging Face cache, or downloaded to there.
+
+    Raises WeightsError where there is none.
+    """
+    beside = file.resolve().parent
+    for folder in (file.parent / "tokenizer", file.parent, beside / "tokenizer", *_cached_tokenizers()):
+        if has_tokenizer(folder):
+            return folder
+    try:
+        return _download_tokenizer()
+    except Exception as error:  # of every kind, from a network
+        raise WeightsError(
+            f"{file}: a single file holds no tokenizer, and there is none beside it or in the Hugging Face cache; put "
+            f"vocab.json and merges.txt of {TOKENIZER_REPOSITORY} into {file.parent / 'tokenizer'} "
+            f"(download: {one_line(error)})"
+        ) from None
+
+
+def _cached_tokenizers() -> Iterator[Path]:
+    """Yield folders of the local Hugging Face cache where CLIP's tokenizer may be."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    for repository, inside in ((TOKENIZER_REPOSITORY, "."), (REPOSITORY, "tokenizer")):
+        for snapshot in sorted(cache.glob(f"models--{repository.replace('/', '--')}/snapshots/*")):
+            yield snapshot / inside
+
+
+def _download_tokenizer() -> Path:
+    """Download CLIP's tokenizer into the Hugging Face cache and return its folder. Raises whatever a network raises."""
+    check_online()
+    from huggingface_hub import hf_hub_download
+
+    for name in ("merges.txt", "vocab.json"):
+        file = hf_hub_download(TOKENIZER_REPOSITORY, name)
+    return Path(file).parent
+
+
+def check_online() -> None:
+    """Raise OSError soon if Hugging Face cannot be reached, where huggingface_hub tries on for half a minute."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        raise OSError("HF_HUB_OFFLINE is set")
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return  # the way there is the proxy's
+    there = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    port = there.port or (80 if there.scheme == "http" else 443)
+    try:
+        socket.create_connection((there.hostname or "", port), timeout=3).close()
+    except OSError as error:
+        raise OSError(f"{there.hostname} cannot be reached: {error}") from None
