@@ -31,17 +31,7 @@ def open_folder(folder: Path, dtype: torch.dtype) -> Opened:
     if absent:
         lacking = f"there is no {', no '.join(absent)} in this folder"
         raise WeightsError(f"{folder}: {_what_folder(folder) or lacking}")
-    if (folder / "scheduler" / "scheduler_config.json").exists():
-        scheduler = read_settings(folder / "scheduler" / "scheduler_config.json")
-        for key, expected in NOISE.items():
-            if scheduler.get(key, expected) != expected:
-                raise WeightsError(f"{folder}: the scheduler's {key} must be {expected}, came {scheduler[key]}")
-        prediction = scheduler.get("prediction_type", "epsilon")
-        if prediction != "epsilon":
-            raise WeightsError(
-                f"{folder}: this model predicts {prediction} (as SD 2.x often does), not the noise; dragsa takes SD 1.5"
-            )
-
+    _check_scheduler(folder)
     left_over = []
 
     def part(component: str) -> Part:
@@ -62,7 +52,21 @@ def open_folder(folder: Path, dtype: torch.dtype) -> Opened:
     parts = part(UNET), part(VAE), part(TEXT)
     if not has_tokenizer(folder / "tokenizer"):
         raise WeightsError(f"{folder / 'tokenizer'}: neither vocab.json with merges.txt nor tokenizer.json is there")
-    return Opened(*parts, left_over, tokenizer=folder / "tokenizer", copy="the only one")
+    return Opened(parts, left_over, tokenizer=folder / "tokenizer", copy="the only one")
+
+
+def _check_scheduler(folder: Path) -> None:
+    """Raise a WeightsError if the folder says that its model was trained on another schedule, or predicts no noise."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = read_settings(file) if file.exists() else {}
+    for key, expected in NOISE.items():
+        if scheduler.get(key, expected) != expected:
+            raise WeightsError(f"{folder}: the scheduler's {key} must be {expected}, came {scheduler[key]}")
+    prediction = scheduler.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise WeightsError(
+            f"{folder}: this model predicts {prediction} (as SD 2.x often does), not the noise; dragsa takes SD 1.5"
+        )
 
 
 def _weights_file(folder: Path, stem: str, dtype: torch.dtype) -> Path:
@@ -84,7 +88,7 @@ def _what_folder(folder: Path) -> str:
             return f"this is {what}; dragsa takes the folder with all of SD 1.5's parts"
     files = sorted(folder.glob("*.safetensors"))
     for file in files:
-        if known := known_files.look_alike({name: info.shape for name, info in read_header(file).items()}):
+        if known := known_files.look_alike(read_header(file)):
             return f"{file.name} is {known}; dragsa takes SD 1.5 as a whole"
     if files:
         return f"give the path of the file itself: {', '.join(file.name for file in files[:10])}"

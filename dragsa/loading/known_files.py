@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dragsa.loading.names import LDM, UNET
-from dragsa.model.fitting import Shape, WeightsError
+from dragsa.loading.safetensors import TensorInfo
+from dragsa.model.fitting import WeightsError
 
 REPOSITORY = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 TOKENIZER_REPOSITORY = "openai/clip-vit-large-patch14"
@@ -77,6 +78,7 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(raw, "sha256").hexdigest()
 
 
+# Parts of tensors' names that tell a kind of model, each in lower case.
 _MARKS = (
     (("control_model.", "controlnet_", "input_hint_block."), "a ControlNet"),
     (("lora", "hada_w", "lokr_w"), "a LoRA, which only changes a model"),
@@ -85,33 +87,33 @@ _MARKS = (
     (("motion_modules.",), "an animation module"),
     (("string_to_param", "emb_params"), "a textual inversion"),
 )
+_CHANNELS = {9: "an inpainting model (9 input channels)", 8: "a model edited by instructions (8 input channels)"}
+_CONTEXTS = {1024: "Stable Diffusion 2.x (context 1024, often v-prediction)", 2048: "Stable Diffusion XL (SDXL)"}
+# Beginnings of tensors' names where there is no UNet by the single file's names.
+_ALONE = (
+    (("first_stage_model.", "encoder.conv_in.", "decoder.conv_in."), "a VAE alone"),
+    (
+        ("down_blocks.", "time_embedding."),
+        "a UNet alone, by diffusers' names; it goes into a folder with the other parts",
+    ),
+    (("text_model.", "embeddings.token_embedding.", "cond_stage_model."), "a text encoder alone"),
+)
 
 
-def look_alike(shapes: Mapping[str, Shape]) -> str | None:
+def look_alike(tensors: Mapping[str, TensorInfo]) -> str | None:
     """Name the kind of model that a file with these tensors is; None if it may be a whole SD 1.5, or is unknown."""
-    lower = [name.lower() for name in shapes]
-    for marks, what in _MARKS:
-        if any(mark in name for name in lower for mark in marks):
-            return what
-    channels = (*shapes.get(f"{LDM[UNET]}.input_blocks.0.0.weight", ()), 0, 0)[1]
-    if channels == 9:
-        return "an inpainting model (9 input channels)"
-    if channels == 8:
-        return "a model edited by instructions (8 input channels)"
-    context = next((shape[-1] for name, shape in shapes.items() if shape and name.endswith("attn2.to_k.weight")), 0)
-    if context == 1024 or any(name.startswith("cond_stage_model.model.") for name in shapes):
-        return "Stable Diffusion 2.x (context 1024, often v-prediction)"
-    if context == 2048:
-        return "Stable Diffusion XL (SDXL)"
 
     def holds(*beginnings: str) -> bool:
-        return any(name.startswith(beginnings) for name in shapes)
+        return any(name.startswith(beginnings) for name in tensors)
 
-    if not holds(f"{LDM[UNET]}.", "model_ema.diffusion_model"):
-        if holds("first_stage_model.", "encoder.conv_in.", "decoder.conv_in."):
-            return "a VAE alone"
-        if holds("down_blocks.", "time_embedding."):
-            return "a UNet alone, by diffusers' names; it goes into a folder with the other parts"
-        if holds("text_model.", "embeddings.token_embedding.", "cond_stage_model."):
-            return "a text encoder alone"
-    return None
+    lower = "\n".join(tensors).lower()
+    if what := next((what for marks, what in _MARKS if any(mark in lower for mark in marks)), None):
+        return what
+    first = tensors.get(f"{LDM[UNET]}.input_blocks.0.0.weight")
+    if first and (what := _CHANNELS.get((*first.shape, 0, 0)[1])):
+        return what
+    keys = (info.shape for name, info in tensors.items() if info.shape and name.endswith("attn2.to_k.weight"))
+    context = 1024 if holds("cond_stage_model.model.") else next(keys, (0,))[-1]
+    if context in _CONTEXTS or holds(f"{LDM[UNET]}.", "model_ema.diffusion_model"):
+        return _CONTEXTS.get(context)
+    return next((what for beginnings, what in _ALONE if holds(*beginnings)), None)

@@ -28,16 +28,10 @@ class Part(NamedTuple):
 class Opened(NamedTuple):
     """A file's or folder's contents, before any value is read."""
 
-    unet: Part
-    vae: Part
-    text: Part
+    parts: tuple[Part, Part, Part]  # UNet, VAE, text encoder
     left_over: list[str]  # tensors that belong to no network, as the file spells them
     tokenizer: Path | None  # None where the layout has no place for one
-    copy: str
-
-    @property
-    def parts(self) -> tuple[Part, Part, Part]:
-        return self.unet, self.vae, self.text
+    copy: str  # see ModelConfig
 
 
 def build(component: str, settings: Mapping[str, Any], origin: Path) -> nn.Module:
@@ -75,6 +69,6 @@ def check_fit(path: Path, opened: Opened) -> None:
     sources = [source for part in opened.parts for source in part.sources.values()]
     if odd := [f"{source.name} {source.info.dtype}" for source in sources if source.info.dtype not in DTYPES]:
         raise WeightsError(f"{path}: {fitting.listed('tensors are not floats', odd)}")
-    width, context = opened.text.module.config.hidden_size, opened.unet.module.config.context_dim
+    width, context = opened.parts[2].module.config.hidden_size, opened.parts[0].module.config.context_dim
     if width != context:
         raise WeightsError(f"{path}: the text encoder is {width} wide, but the UNet takes a context of {context}")

@@ -22,7 +22,7 @@ def open_single_file(path: Path) -> Opened:
     Of the UNet's two copies in some files the running mean (EMA) is taken. Raises WeightsError for another file.
     """
     tensors = read_header(path)
-    if what := known_files.look_alike({name: info.shape for name, info in tensors.items()}):
+    if what := known_files.look_alike(tensors):
         raise WeightsError(f"{path}: this is {what}; dragsa takes SD 1.5 as a whole")
 
     plain, ema = set(), {}
@@ -54,4 +54,4 @@ def open_single_file(path: Path) -> Opened:
         return Part(component, module, sources, spell)
 
     parts = part(UNET, settings.unet_settings), part(VAE, settings.vae_settings), part(TEXT, settings.text_settings)
-    return Opened(*parts, left_over, tokenizer=None, copy="EMA" if ema else "the only one")
+    return Opened(parts, left_over, tokenizer=None, copy="EMA" if ema else "the only one")

@@ -22,8 +22,10 @@ from dragsa.loading.parts import check_fit
 from dragsa.loading.safetensors import one_line, read_tensors
 from dragsa.loading.single_file import open_single_file
 from dragsa.loading.tokenizer import find_tokenizer
-from dragsa.model import fitting, text, unet, vae
+from dragsa.model import fitting, text
 from dragsa.model.fitting import WeightsError
+from dragsa.model.unet import UNet
+from dragsa.model.vae import VAE
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class ModelConfig:
 class StableDiffusion:
     """The networks of one model, and pictures and prompts in and out of them."""
 
-    unet: unet.UNet
-    vae: vae.VAE
+    unet: UNet
+    vae: VAE
     text: text.TextEncoder
     config: ModelConfig
 
@@ -99,8 +101,9 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
     opened = open_folder(path, dtype) if path.is_dir() else open_single_file(path)
     check_fit(path, opened)
     tokenizer = opened.tokenizer or find_tokenizer(path)
+    unet, vae, text_model = (part.module for part in opened.parts)
     try:
-        encoder = text.TextEncoder(opened.text.module, text.load_tokenizer(tokenizer))
+        encoder = text.TextEncoder(text_model, text.load_tokenizer(tokenizer))
     except Exception as error:  # whatever transformers makes of a damaged tokenizer
         raise WeightsError(f"{tokenizer}: {one_line(error)}") from None
     for part in opened.parts:
@@ -109,8 +112,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         fitting.adopt(part.module, {keys[name]: tensor for name, tensor in tensors.items()})
     sources = [source for part in opened.parts for source in part.sources.values()]
     config = ModelConfig(
-        unet=opened.unet.module.config,
-        vae=opened.vae.module.config,
+        unet=unet.config,
+        vae=vae.config,
         tokens=encoder.tokens,
         path=path,
         layout="diffusers folder" if path.is_dir() else "single file",
@@ -119,7 +122,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         stored=tuple(sorted({source.info.dtype for source in sources})),
         tokenizer=tokenizer,
     )
-    return StableDiffusion(opened.unet.module, opened.vae.module, encoder.to(device).eval(), config)
+    return StableDiffusion(unet, vae, encoder.to(device).eval(), config)
 
 
 def usable(device: str | torch.device, dtype: torch.dtype) -> torch.device:

@@ -48,9 +48,12 @@ def apply(unet: UNet, lora: LoRA, strength: float = 1.0) -> UNet:
     """Return the UNet with weights W + strength · up · down, frozen. It shares all other tensors with `unet`.
 
     `unet` itself is not changed. For an edit: `dataclasses.replace(sd, unet=lora.apply(sd.unet, found))`. Raises
-    WeightsError where names or shapes do not fit.
+    WeightsError that lists layers which are no attention layer's of this UNet, and misshapen ones.
     """
-    check_fit(unet, lora)
+    layers = attention_layers(unet)  # a LoRA may leave out some
+    given = {name: (lora.up[name].shape[0], down.shape[1]) for name, down in lora.down.items()}
+    if problem := fitting.misfit({name: shape for name, shape in layers.items() if name in given}, given):
+        raise WeightsError(f"the LoRA does not fit the UNet's attention: {problem}")
     with torch.device("meta"):
         changed = UNet(unet.config)
     with torch.no_grad():
@@ -65,18 +68,6 @@ def merged(unet: UNet, lora: LoRA, strength: float = 1.0) -> dict[str, Tensor]:
         change = strength * (lora.up[name] @ down)  # (outputs, inputs)
         changed[f"{name}.weight"] = weight + change.to(weight)
     return changed
-
-
-def check_fit(unet: UNet, lora: LoRA) -> None:
-    """Raise a WeightsError that lists layers which are no attention layer's of this UNet, and misshapen ones.
-
-    It may leave out layers; those are not changed.
-    """
-    layers = attention_layers(unet)
-    given = {name: (lora.up[name].shape[0], down.shape[1]) for name, down in lora.down.items()}
-    problem = fitting.misfit({name: shape for name, shape in layers.items() if name in given}, given)
-    if problem:
-        raise WeightsError(f"the LoRA does not fit the UNet's attention: {problem}")
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -95,16 +86,6 @@ class Adapted(NamedTuple):
     lora: LoRA
     losses: Tensor
     unet: UNet
-
-
-class _Changed(NamedTuple):
-    """The UNet with some of its weights replaced for the call, so that the gradient reaches what they are made of."""
-
-    unet: UNet
-    weights: dict[str, Tensor]
-
-    def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, attention: AttentionHook | None = None) -> UNetOutput:
-        return functional_call(self.unet, self.weights, (z, t, context, attention))
 
 
 def noise_loss(unet: ddim.Denoiser, z_0: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -142,11 +123,16 @@ def train(
     parameters = [factor.requires_grad_() for factor in (*lora.down.values(), *lora.up.values())]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, fused=True, weight_decay=config.weight_decay)
     losses = []
+
+    def changed(z: Tensor, t: Tensor, context: Tensor, *, attention: AttentionHook | None = None) -> UNetOutput:
+        """Run the UNet with its weights replaced for this call, so that the gradient reaches the LoRA."""
+        return functional_call(unet, merged(unet, lora), (z, t, context, attention))
+
     with torch.enable_grad():
         for step in range(config.steps):
             t = torch.randint(ddim.TRAINING_STEPS, (config.batch,), generator=generator).to(z_0.device)
             noise = torch.randn(config.batch, *z_0.shape[1:], generator=generator).to(z_0)
-            loss = noise_loss(_Changed(unet, merged(unet, lora)), z_0, context, t, noise)
+            loss = noise_loss(changed, z_0, context, t, noise)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

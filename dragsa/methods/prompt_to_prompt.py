@@ -25,35 +25,31 @@ Window = float | tuple[float, float]  # fractions of the steps, from and until; 
 # --- words and tokens -------------------------------------------------------------------------------------------------
 
 
-class Word(NamedTuple):
-    """A word of a prompt and the positions of its tokens in the context, where 0 is the start token."""
-
-    word: str
-    at: tuple[int, ...]
-
-
 def token_numbers(text: TextEncoder, prompt: str) -> list[int]:
-    """The prompt's tokens without start, end and padding. Raises ValueError where they do not fit the context."""
+    """Return the prompt's tokens without start, end and padding. Raises ValueError if they do not fit the context."""
     numbers = text.tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
     if len(numbers) > text.tokens - 2:
         raise ValueError(f"the prompt has {len(numbers)} tokens, {text.tokens - 2} fit; shorten it: {prompt!r}")
     return list(numbers)
 
 
-def words(text: TextEncoder, prompt: str) -> list[Word]:
-    """The prompt's words, parted by spaces, and where their tokens stand. Raises ValueError if it cannot be told."""
+def words(text: TextEncoder, prompt: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Return the prompt's words, parted by spaces, each with its tokens' positions in the context.
+
+    Position 0 is the start token. Raises ValueError if the words cannot be told apart in the tokens.
+    """
     parts = [(word, token_numbers(text, word)) for word in prompt.split()]
     if [number for _, numbers in parts for number in numbers] != token_numbers(text, prompt):
         raise ValueError(f"the words of {prompt!r} cannot be told apart in its tokens")
     found, begin = [], 1
     for word, numbers in parts:
-        found.append(Word(word, tuple(range(begin, begin + len(numbers)))))
+        found.append((word, tuple(range(begin, begin + len(numbers)))))
         begin += len(numbers)
     return found
 
 
 def tokens_of(text: TextEncoder, prompt: str, word: str) -> tuple[int, ...]:
-    """The positions of every token of every occurrence of a word. Raises ValueError if the prompt lacks it."""
+    """Return the positions of every token of every occurrence of a word. Raises ValueError if the prompt lacks it."""
     found = words(text, prompt)
     at = tuple(position for known, positions in found if known == word for position in positions)
     if not at:
@@ -62,9 +58,9 @@ def tokens_of(text: TextEncoder, prompt: str, word: str) -> tuple[int, ...]:
 
 
 class Alignment(NamedTuple):
-    """Which of the source's tokens stands for each of the target's.
+    """The source's tokens that stand for each of the target's.
 
-    mapper (n, n): column j says of which source tokens' maps the target's j-th is made. aligned (n,): 1 where it has
+    mapper (n, n): column j weighs the source tokens' maps that make the target's j-th. aligned (n,): 1 where there are
     any, 0 where the token is new and keeps its own map.
     """
 
@@ -73,10 +69,10 @@ class Alignment(NamedTuple):
 
 
 def replacement(text: TextEncoder, source: str, target: str) -> Alignment:
-    """Word by word, for prompts of as many words: a token to a token, or where a word's tokens differ in number, the
-    sum of the source word's maps shared equally among the target word's tokens.
+    """Align prompts of equally many words, word by word.
 
-    Behind a word whose tokens differ in number everything shifts, as far as the end token; padding keeps its place.
+    A word's tokens go one to one. Where they differ in number, the sum of the source word's maps is shared equally
+    among the target word's tokens, and everything behind shifts as far as the end token. Padding keeps its place.
     Raises ValueError for prompts with different numbers of words.
     """
     pairs = list(zip(words(text, source), words(text, target), strict=False))
@@ -94,7 +90,7 @@ def replacement(text: TextEncoder, source: str, target: str) -> Alignment:
 
 
 def refinement(text: TextEncoder, source: str, target: str) -> Alignment:
-    """The longest common run of tokens, in order, with gaps: what the target has besides is new."""
+    """Align the longest common subsequence of tokens: what the target has besides is new."""
     theirs, ours = token_numbers(text, source), token_numbers(text, target)
     mapper = torch.zeros(text.tokens, text.tokens)
     mapper[0, 0] = mapper[len(theirs) + 1, len(ours) + 1] = 1
@@ -105,7 +101,7 @@ def refinement(text: TextEncoder, source: str, target: str) -> Alignment:
 
 
 def pad(mapper: Tensor, source_end: int, target_end: int) -> Tensor:
-    """The mapper with the padding behind the target's end token: to its own place, but never before the source's."""
+    """Add the padding behind the target's end token: to its own place, but never before the source's end."""
     mapper, last = mapper.clone(), len(mapper) - 1
     for j in range(target_end + 1, last + 1):
         mapper[min(max(j, source_end + 1), last), j] = 1
@@ -113,7 +109,7 @@ def pad(mapper: Tensor, source_end: int, target_end: int) -> Tensor:
 
 
 def common(source: Sequence[int], target: Sequence[int]) -> list[tuple[int, int]]:
-    """The places (i, j) of a longest common subsequence; of equally long ones that with the target's earliest tokens.
+    """Return the places (i, j) of a longest common subsequence, with the target's earliest tokens among equals.
 
     Needleman and Wunsch's alignment where a match counts 1, a gap 0, and unequal tokens are never matched.
     """
@@ -134,7 +130,7 @@ def common(source: Sequence[int], target: Sequence[int]) -> list[tuple[int, int]
 
 
 def equalizer(text: TextEncoder, prompt: str, scales: Mapping[str, float]) -> Tensor:
-    """(n,): what each token's map is multiplied by; 1 for words that `scales` does not name."""
+    """Return the factor of each token's map (n,); 1 for words that `scales` does not name."""
     factors = torch.ones(text.tokens)
     for word, scale in scales.items():
         factors[list(tokens_of(text, prompt, word))] = scale
@@ -196,7 +192,7 @@ class PromptEdit:
     self_blocks: tuple[int, ...] = SELF_BLOCKS
 
     def hook_at(self, step: int, steps: int) -> PromptToPrompt | None:
-        """The hook of step 0 … steps - 1, counted from the noisiest; None where nothing is edited."""
+        """Return the hook of step 0 … steps - 1, counted from the noisiest; None where nothing is edited."""
         begin, end = steps * self.windows[:, 0], steps * self.windows[:, 1]
         replaced = ((begin <= step) & (step < end)).float()  # (n,)
         in_self = steps * self.self_window[0] <= step < steps * self.self_window[1]
@@ -216,7 +212,7 @@ def prompt_edit(
     word_replace: Mapping[str, Window] | None = None,
     self_blocks: tuple[int, ...] = SELF_BLOCKS,
 ) -> PromptEdit:
-    """Prompt-to-Prompt from `source` to `target`: "replacement" of words, or "refinement" by further ones.
+    """Set up Prompt-to-Prompt from `source` to `target`: "replacement" of words, or "refinement" by further ones.
 
     `scales` re-weights words of the target, alone (with the target the source itself) or besides. Cross-attention is
     edited during `cross_replace` of the steps, and that of single words of the target during `word_replace`'s;
@@ -234,7 +230,7 @@ def prompt_edit(
 
 
 def window(fraction: Window) -> tuple[float, float]:
-    """From and until, with 0 ≤ from ≤ until ≤ 1; else a ValueError."""
+    """Return from and until, with 0 ≤ from ≤ until ≤ 1. Raises ValueError for another window."""
     begin, end = fraction if isinstance(fraction, tuple) else (0.0, fraction)
     if not 0 <= begin <= end <= 1:
         raise ValueError(f"a window of the steps lies between 0 and 1, came {fraction!r}")

@@ -170,7 +170,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_the_package_gives_its_public_names() -> None:
     homes = {name: getattr(dragsa, name).__module__ for name in dragsa.__all__}
     assert set(homes) >= {"load", "edit", "EditConfig", "UNet", "Schedule", "drag_latent", "track_points"}
-    assert homes["Source"] == "dragsa.editing" and homes["load"] == "dragsa.loading.weights"
+    assert homes["Source"] == "dragsa.editing" and homes["load"] == "dragsa.loading.stable_diffusion"
     assert set(dir(dragsa)) >= set(homes)
 
 
