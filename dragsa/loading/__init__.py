@@ -6,20 +6,5 @@ from dragsa.loading.stable_diffusion import ModelConfig, StableDiffusion, load, 
 from dragsa.loading.tokenizer import check_online
 from dragsa.model.fitting import WeightsError
 
-__all__ = [
-    "KNOWN_FILES",
-    "REPOSITORY",
-    "SMALL",
-    "KnownFile",
-    "LoRA",
-    "ModelConfig",
-    "StableDiffusion",
-    "WeightsError",
-    "check_online",
-    "load",
-    "read_lora",
-    "save_lora",
-    "sha256",
-    "usable",
-    "verify",
-]
+__all__ = ["KNOWN_FILES", "REPOSITORY", "SMALL", "KnownFile", "LoRA", "ModelConfig", "StableDiffusion", "WeightsError"]
+__all__ += ["check_online", "load", "read_lora", "save_lora", "sha256", "usable", "verify"]

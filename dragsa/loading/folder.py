@@ -9,7 +9,7 @@ import torch
 from dragsa.loading import known_files, names
 from dragsa.loading.names import TEXT, UNET, VAE
 from dragsa.loading.parts import Opened, Part, build, squeezed
-from dragsa.loading.safetensors import PICKLES, Source, read_header
+from dragsa.loading.safetensors import PICKLES, TensorInfo, read_header
 from dragsa.loading.settings import read_settings
 from dragsa.loading.tokenizer import has_tokenizer
 from dragsa.model.fitting import WeightsError
@@ -38,16 +38,16 @@ def open_folder(folder: Path, dtype: torch.dtype) -> Opened:
         settings = folder / component / "config.json"
         module = build(component, read_settings(settings), settings)
         file = _weights_file(folder / component, FILES[component], dtype)
-        sources: dict[str, Source] = {}
+        tensors: dict[str, TensorInfo] = {}
         for name, info in read_header(file).items():
             ours = names.newest(component, name)
             if component == TEXT and ours == names.POSITIONS:
                 continue
-            if ours in sources:
+            if ours in tensors:
                 left_over.append(f"{component}/{name}")
             else:
-                sources[ours] = Source(file, name, squeezed(component, ours, info))
-        return Part(component, module, sources, f"{component}/{{}}".format)
+                tensors[ours] = squeezed(component, ours, info)
+        return Part(component, module, file, tensors, f"{component}/{{}}".format)
 
     parts = part(UNET), part(VAE), part(TEXT)
     if not has_tokenizer(folder / "tokenizer"):

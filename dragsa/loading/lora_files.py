@@ -37,7 +37,7 @@ class LoRA:
 
     @property
     def rank(self) -> int:
-        """The largest of its layers'."""
+        """The largest rank of its layers."""
         return max((down.shape[0] for down in self.down.values()), default=0)
 
 

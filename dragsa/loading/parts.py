@@ -11,7 +11,7 @@ from torch import nn
 
 from dragsa.loading import names
 from dragsa.loading.names import UNET, VAE
-from dragsa.loading.safetensors import DTYPES, Source, TensorInfo, one_line
+from dragsa.loading.safetensors import DTYPES, TensorInfo, one_line
 from dragsa.model import diffusers, fitting, text, unet, vae
 from dragsa.model.fitting import WeightsError
 
@@ -21,7 +21,8 @@ class Part(NamedTuple):
 
     component: str
     module: Any
-    sources: dict[str, Source]
+    file: Path
+    tensors: dict[str, TensorInfo]
     spell: Callable[[str], str]  # a diffusers name as the file would spell it
 
 
@@ -62,12 +63,12 @@ def check_fit(path: Path, opened: Opened) -> None:
     for part in opened.parts:
         own = fitting.shapes(part.module.state_dict())  # transformers' names differ between versions
         wanted.update({part.spell(names.newest(part.component, name)): shape for name, shape in own.items()})
-        given.update({part.spell(name): source.info.shape for name, source in part.sources.items()})
+        given.update({part.spell(name): info.shape for name, info in part.tensors.items()})
     problem = fitting.misfit(wanted, given, opened.left_over)
     if problem:
         raise WeightsError(f"{path}: does not fit SD 1.5's structure: {problem}")
-    sources = [source for part in opened.parts for source in part.sources.values()]
-    if odd := [f"{source.name} {source.info.dtype}" for source in sources if source.info.dtype not in DTYPES]:
+    tensors = [info for part in opened.parts for info in part.tensors.values()]
+    if odd := [f"{info.name} {info.dtype}" for info in tensors if info.dtype not in DTYPES]:
         raise WeightsError(f"{path}: {fitting.listed('tensors are not floats', odd)}")
     width, context = opened.parts[2].module.config.hidden_size, opened.parts[0].module.config.context_dim
     if width != context:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,18 +27,11 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 class TensorInfo(NamedTuple):
     """A tensor as a safetensors file describes it; `start` and `end` are bytes from the beginning of the file."""
 
+    name: str
     dtype: str
     shape: Shape
     start: int
     end: int
-
-
-class Source(NamedTuple):
-    """A tensor's origin: a file, its name there, and the file's description of it."""
-
-    file: Path
-    name: str
-    info: TensorInfo
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -62,9 +54,8 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         tensors = {}
         for name in entries.keys() - {"__metadata__"}:
             begin, end = entries[name]["data_offsets"]
-            tensors[name] = TensorInfo(
-                entries[name]["dtype"], tuple(entries[name]["shape"]), 8 + length + begin, 8 + length + end
-            )
+            shape = tuple(entries[name]["shape"])
+            tensors[name] = TensorInfo(name, entries[name]["dtype"], shape, 8 + length + begin, 8 + length + end)
         promised = max((info.end for info in tensors.values()), default=8 + length)
         if size < promised:
             raise WeightsError(f"{file}: the file is cut short, {size} of {promised} bytes; download it again")
@@ -89,28 +80,24 @@ def _not_safetensors(file: Path, start: bytes) -> str:
     return "this is not a safetensors file"
 
 
-def read_tensors(sources: Mapping[str, Source], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Return the tensors on the device: mapped where they are stored as wanted, else converted one at a time."""
-    tensors = {}
-    for file in dict.fromkeys(source.file for source in sources.values()):
-        with safe_open(file, framework="pt") as mapped, file.open("rb") as raw:
-            for name, source in sources.items():
-                if source.file == file:
-                    tensor = _read_one(mapped, raw, source, device, dtype)
-                    tensors[name] = tensor.reshape(source.info.shape)
-    return tensors
-
-
-def _read_one(mapped: Any, raw: BufferedReader, source: Source, device: torch.device, dtype: torch.dtype) -> Tensor:
-    info, stored = source.info, DTYPES[source.info.dtype]
-    # Older writers let tensors begin at any byte; what is not aligned cannot be used where it lies.
-    if stored == dtype and device.type == "cpu" and info.start % dtype.itemsize == 0:
-        return mapped.get_tensor(source.name)
-    # Read beside the mapping, or the file's pages would pile up in memory next to the converted values.
-    buffer = bytearray(info.end - info.start)
-    raw.seek(info.start)
-    raw.readinto(buffer)
-    return torch.frombuffer(buffer, dtype=stored).to(device, dtype)
+def read_tensors(
+    file: Path, tensors: Mapping[str, TensorInfo], device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Read the tensors to the device: mapped where they are stored as wanted, else converted one at a time."""
+    found = {}
+    with safe_open(file, framework="pt") as mapped, file.open("rb") as raw:
+        for name, info in tensors.items():
+            stored = DTYPES[info.dtype]
+            # Older writers let tensors begin at any byte; what is not aligned cannot be used where it lies.
+            if stored == dtype and device.type == "cpu" and info.start % dtype.itemsize == 0:
+                tensor = mapped.get_tensor(info.name)
+            else:  # read beside the mapping, or the file's pages would pile up next to the converted values
+                buffer = bytearray(info.end - info.start)
+                raw.seek(info.start)
+                raw.readinto(buffer)
+                tensor = torch.frombuffer(buffer, dtype=stored).to(device, dtype)
+            found[name] = tensor.reshape(info.shape)
+    return found
 
 
 def one_line(error: Exception) -> str:

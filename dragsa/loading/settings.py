@@ -32,10 +32,7 @@ def unet_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     default = UNetConfig()
     keys = [f"down_blocks.{level}.attentions.1.transformer_blocks.0.attn2.to_k.weight" for level in range(3)]
     return {
-        "block_out_channels": [
-            _commonest(shapes, _witnesses(f"down_blocks.{level}"), 0, width)
-            for level, width in enumerate(default.widths)
-        ],
+        "block_out_channels": _widths(shapes, "down_blocks", default.widths),
         "cross_attention_dim": _commonest(shapes, keys, 1, default.context_dim),
         "attention_head_dim": default.heads[0],
         "norm_num_groups": default.groups,
@@ -44,12 +41,7 @@ def unet_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 
 def vae_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return diffusers' settings for a VAE known by its shapes alone."""
-    return {
-        "block_out_channels": [
-            _commonest(shapes, _witnesses(f"encoder.down_blocks.{level}"), 0, width)
-            for level, width in enumerate(VAEConfig().widths)
-        ]
-    }
+    return {"block_out_channels": _widths(shapes, "encoder.down_blocks", VAEConfig.widths)}
 
 
 def text_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -71,9 +63,11 @@ def text_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
-def _witnesses(stage: str) -> list[str]:
-    """Name three tensors whose first side is the stage's width, so that one misshapen tensor misleads nobody."""
-    return [f"{stage}.resnets.1.{name}" for name in ("norm1.weight", "norm2.weight", "conv2.bias")]
+def _widths(shapes: Mapping[str, Shape], stages: str, otherwise: Sequence[int]) -> list[int]:
+    """Return each stage's width by three of its tensors, so that one misshapen tensor misleads nobody."""
+    layers = ("norm1.weight", "norm2.weight", "conv2.bias")
+    named = [[f"{stages}.{level}.resnets.1.{layer}" for layer in layers] for level in range(4)]
+    return [_commonest(shapes, names, 0, width) for names, width in zip(named, otherwise, strict=True)]
 
 
 def _commonest(shapes: Mapping[str, Shape], names: Sequence[str], axis: int, otherwise: int) -> int:

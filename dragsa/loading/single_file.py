@@ -11,7 +11,7 @@ import torch
 from dragsa.loading import known_files, names, settings
 from dragsa.loading.names import TEXT, UNET, VAE
 from dragsa.loading.parts import Opened, Part, build, squeezed
-from dragsa.loading.safetensors import Source, read_header
+from dragsa.loading.safetensors import TensorInfo, read_header
 from dragsa.model import unet
 from dragsa.model.fitting import Shape, WeightsError
 
@@ -31,7 +31,7 @@ def open_single_file(path: Path) -> Opened:
             plain = {names.to_single_file(UNET, name) for name in unet.UNet().state_dict()}
         ema = {flat: name for name in plain if (flat := names.ema_name(name)) in tensors}
 
-    found: dict[str, dict[str, Source]] = {UNET: {}, VAE: {}, TEXT: {}}
+    found: dict[str, dict[str, TensorInfo]] = {UNET: {}, VAE: {}, TEXT: {}}
     left_over = []
     for name, info in tensors.items():
         if name in names.BOOKKEEPING or name.endswith(names.POSITIONS) or (ema and name in plain):
@@ -40,8 +40,8 @@ def open_single_file(path: Path) -> Opened:
         if not component or ours in found[component]:
             left_over.append(name)
         else:
-            found[component][ours] = Source(path, name, squeezed(component, ours, info))
-    if absent := [names.WORDS[component] for component, sources in found.items() if not sources]:
+            found[component][ours] = squeezed(component, ours, info)
+    if absent := [names.WORDS[component] for component, own in found.items() if not own]:
         raise WeightsError(f"{path}: holds no {' and no '.join(absent)}; dragsa takes SD 1.5 as a whole")
 
     def part(component: str, settings_of: Callable[[Mapping[str, Shape]], dict[str, Any]]) -> Part:
@@ -49,9 +49,8 @@ def open_single_file(path: Path) -> Opened:
             theirs = names.to_single_file(component, name)
             return names.ema_name(theirs) if ema and component == UNET else theirs
 
-        sources = found[component]
-        module = build(component, settings_of({name: source.info.shape for name, source in sources.items()}), path)
-        return Part(component, module, sources, spell)
+        shapes = {name: info.shape for name, info in found[component].items()}
+        return Part(component, build(component, settings_of(shapes), path), path, found[component], spell)
 
     parts = part(UNET, settings.unet_settings), part(VAE, settings.vae_settings), part(TEXT, settings.text_settings)
     return Opened(parts, left_over, tokenizer=None, copy="EMA" if ema else "the only one")

@@ -108,18 +108,17 @@ def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtyp
         raise WeightsError(f"{tokenizer}: {one_line(error)}") from None
     for part in opened.parts:
         keys = {names.newest(part.component, key): key for key in part.module.state_dict()}
-        tensors = read_tensors(part.sources, device, dtype)
+        tensors = read_tensors(part.file, part.tensors, device, dtype)
         fitting.adopt(part.module, {keys[name]: tensor for name, tensor in tensors.items()})
-    sources = [source for part in opened.parts for source in part.sources.values()]
     config = ModelConfig(
         unet=unet.config,
         vae=vae.config,
         tokens=encoder.tokens,
         path=path,
         layout="diffusers folder" if path.is_dir() else "single file",
-        files=tuple(dict.fromkeys(source.file for source in sources)),
+        files=tuple(dict.fromkeys(part.file for part in opened.parts)),
         copy=opened.copy,
-        stored=tuple(sorted({source.info.dtype for source in sources})),
+        stored=tuple(sorted({info.dtype for part in opened.parts for info in part.tensors.values()})),
         tokenizer=tokenizer,
     )
     return StableDiffusion(unet, vae, encoder.to(device).eval(), config)

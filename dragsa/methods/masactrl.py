@@ -116,7 +116,7 @@ class CrossMaps:
 
 
 def object_mask(maps: list[Tensor], tokens: tuple[int, ...], threshold: float = THRESHOLD) -> Tensor:
-    """Return, bool (B, h, w), the cells whose maps look at the tokens.
+    """Return the cells whose maps look at the tokens, bool (B, h, w).
 
     The tokens' maps are summed, averaged over layers and scaled to 0 … 1 in each row, and compared with the threshold.
     maps: as `CrossMaps` gives them, of one grid. Raises ValueError for different grids, and a token that is not there.

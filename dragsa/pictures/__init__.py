@@ -22,31 +22,7 @@ from dragsa.pictures.images import (
 from dragsa.pictures.panels import panels_of, sheet
 from dragsa.pictures.trace import STAGES, DragProgress, Observer, StageProgress, Trace, to_json, versions
 
-__all__ = [
-    "SMALLEST",
-    "STAGES",
-    "DragProgress",
-    "Observer",
-    "Point",
-    "Size",
-    "StageProgress",
-    "Trace",
-    "check_format",
-    "draw_path",
-    "from_grid",
-    "grid_size",
-    "open_mask",
-    "open_picture",
-    "panels_of",
-    "restore",
-    "save_picture",
-    "sheet",
-    "to_grid",
-    "to_json",
-    "to_picture",
-    "to_rgb",
-    "to_tensor",
-    "versions",
-    "warn_unmasked",
-    "working_size",
-]
+__all__ = ["SMALLEST", "STAGES", "DragProgress", "Observer", "Point", "Size", "StageProgress", "Trace", "check_format"]
+__all__ += ["draw_path", "from_grid", "grid_size", "open_mask", "open_picture", "panels_of", "restore", "save_picture"]
+__all__ += ["sheet", "to_grid", "to_json", "to_picture", "to_rgb", "to_tensor", "versions", "warn_unmasked"]
+__all__ += ["working_size"]
