@@ -6,7 +6,7 @@ python scripts/bench_drag.py --quick
 
 import sys
 
-from dragsa.cli import cli
+from dragsa import cli
 
 if __name__ == "__main__":
     sys.exit(cli.main(["bench", *sys.argv[1:]]))

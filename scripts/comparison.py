@@ -18,8 +18,7 @@ from typing import Any
 import intervals
 import truth_bench
 
-from dragsa import files
-from dragsa.cli import cli
+from dragsa import cli, files
 
 BEGIN, END = "<!-- comparison: made by scripts/comparison.py -->", "<!-- end of comparison -->"
 METHODS = {  # setting of the run -> the method in words

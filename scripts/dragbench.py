@@ -38,8 +38,7 @@ from PIL import Image
 from torch import Tensor, distributed
 from torch.distributed.rendezvous import rendezvous
 
-from dragsa import editing, files, hooks, loading
-from dragsa.cli import cli
+from dragsa import cli, editing, files, hooks, loading
 from dragsa.config import EditConfig
 from dragsa.editing import Drag
 from dragsa.loading import StableDiffusion

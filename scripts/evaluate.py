@@ -29,8 +29,7 @@ from PIL import Image
 from scenes import Scene
 from torch import Tensor
 
-from dragsa import files, loading
-from dragsa.cli import cli
+from dragsa import cli, files, loading
 from dragsa.loading import StableDiffusion
 from dragsa.pictures import images
 

@@ -14,8 +14,7 @@ import scenes
 import torch
 from torch import Tensor
 
-from dragsa import ddim, files, loading
-from dragsa.cli import cli
+from dragsa import cli, ddim, files, loading
 from dragsa.ddim import Schedule
 from dragsa.loading import StableDiffusion
 

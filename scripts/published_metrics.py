@@ -46,8 +46,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa import ddim, loading, tracking
-from dragsa.cli import cli
+from dragsa import cli, ddim, loading, tracking
 from dragsa.editing import Drag
 from dragsa.loading import StableDiffusion
 from dragsa.pictures import images

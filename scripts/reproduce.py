@@ -42,8 +42,7 @@ from sheets import Panel, Row
 from subjects import Subject
 from truth_bench import Setting
 
-from dragsa import ddim, editing, files
-from dragsa.cli import cli
+from dragsa import cli, ddim, editing, files
 from dragsa.config import EditConfig
 from dragsa.editing import Drag, Source
 from dragsa.loading import StableDiffusion

@@ -24,7 +24,7 @@ from PIL import Image
 from scenes import Scene
 from torch import Tensor
 
-from dragsa.cli import cli
+from dragsa import cli
 from dragsa.editing import Drag
 from dragsa.loading import StableDiffusion
 from dragsa.pictures import images

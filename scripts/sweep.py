@@ -29,8 +29,7 @@ import truth_bench
 from PIL import Image, ImageDraw, ImageFont
 from truth_bench import Setting
 
-from dragsa import editing, files
-from dragsa.cli import cli
+from dragsa import cli, editing, files
 from dragsa.config import DragConfig, EditConfig
 from dragsa.pictures import images
 

@@ -43,8 +43,7 @@ from cases import Case
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from dragsa import ddim, drag, editing, files, loading
-from dragsa.cli import cli
+from dragsa import cli, ddim, drag, editing, files, loading
 from dragsa.config import EditConfig, LoRAConfig
 from dragsa.editing import Source
 from dragsa.loading import StableDiffusion

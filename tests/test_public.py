@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import dragsa
-from dragsa.cli import cli
+from dragsa import cli
 
 # New keyword arguments may be added; what stands here keeps its name, place and default.
 SIGNATURES = {

@@ -23,8 +23,7 @@ from reproduce import Choice, Finished, Item
 from sheets import Panel, Row
 from subjects import Subject
 
-from dragsa import editing, loading
-from dragsa.cli import cli
+from dragsa import cli, editing, loading
 from dragsa.config import DragConfig, EditConfig
 from dragsa.methods import lora
 from dragsa.pictures import images

@@ -1,0 +1,243 @@
+"""`dragsa edit` and `dragsa generate`, and what they share: configuration, weights, session, outputs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dragsa import files
+from dragsa.cli.jobs import read_jobs
+from dragsa.cli.options import Options, build_parser
+from dragsa.cli.progress import Progress, one_line
+from dragsa.config import DragConfig, EditConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dragsa import editing
+    from dragsa.loading import StableDiffusion
+
+SMALL = Path(__file__).resolve().parents[2] / "weights" / "small"  # the model that ships, in a checkout
+
+
+def config_of(options: Options) -> EditConfig:
+    """Return the preset's configuration with the numbers that were given in place of its own."""
+    suits = "small" if weights_of(options).resolve() == SMALL else "sd15"
+    preset: EditConfig = getattr(EditConfig, options.get("preset", suits))()
+    loop = {one.name: options[one.name] for one in fields(DragConfig) if one.name in options}
+    edit = {one.name: options[one.name] for one in fields(EditConfig) if one.name in options}
+    if isinstance(edit.get("size"), tuple):
+        edit["size"] = max(edit["size"])
+    edit["drag"] = replace(preset.drag, **loop)  # the option of this name is the points
+    return replace(preset, **edit)
+
+
+def weights_of(options: Options) -> Path:
+    """Return the path of the weights: given, in the environment, or those beside the package in a checkout."""
+    if path := options.get("weights") or os.environ.get("DRAGSA_WEIGHTS"):
+        return Path(path)
+    if SMALL.is_dir():
+        return SMALL
+    raise ValueError("no weights: give --weights PATH or set DRAGSA_WEIGHTS (weights/README.md says what to get)")
+
+
+def check_outputs(options: Options, taken: set[Path]) -> None:
+    """Raise an error unless every output can be written. Those of earlier jobs are `taken`; these are added."""
+    from dragsa import pictures
+
+    if "out" not in options and options["command"] != "bench":
+        raise ValueError("--out PNG is missing: where should the picture go?")
+    for name in ("out", "source", "path", "sheet", "chart", "json", "markdown"):
+        if name not in options:
+            continue
+        path = files.check_output(options[name], options.get("force", False))
+        if name not in ("json", "markdown"):
+            pictures.check_format(path)
+        if path.resolve() in taken:
+            raise ValueError(f"{path}: two outputs of the same name")
+        taken.add(path.resolve())
+
+
+@dataclass
+class Session:
+    """The model that is loaded and the source that is prepared, kept from job to job."""
+
+    progress: Progress
+    jobs: int = 1  # edits that are to come; of a single one nothing is kept for a later one
+    seconds_loading: float = 0.0
+    _model: tuple[Any, StableDiffusion] | None = None
+    _source: tuple[Any, editing.Source] | None = None
+
+    def model(self, options: Options) -> StableDiffusion:
+        import torch
+
+        from dragsa import loading
+
+        if "threads" in options:
+            torch.set_num_threads(options["threads"])
+        path, device, dtype = weights_of(options), options.get("device", "cpu"), options.get("dtype", "float32")
+        key = (path.resolve(), device, dtype)
+        if self._model is None or self._model[0] != key:
+            self.progress.say(f"loading {path}")
+            self._model = self._source = None
+            begin = time.perf_counter()
+            self._model = key, loading.load(path, device, getattr(torch, dtype))
+            self.seconds_loading = time.perf_counter() - begin
+        else:
+            self.seconds_loading = 0.0
+        return self._model[1]
+
+    def source(
+        self, sd: StableDiffusion, picture: Image.Image | None, options: Options, config: EditConfig
+    ) -> tuple[editing.Source, bool]:
+        """Return the source of the edit, and whether the job before had prepared it."""
+        from dragsa import editing
+
+        assert self._model is not None
+        prompt, seed, size = options.get("prompt", ""), options.get("seed", 42), options.get("size")
+        key = (
+            *(self._model[0], options.get("image"), prompt, seed, config.size, size),
+            *(config.steps, config.variant, config.fixed_point, config.lora_steps),
+            *(() if picture is not None else (config.guidance,)),
+        )
+        if self._source is not None and self._source[0] == key:
+            return self._source[1], True
+        extent = size if isinstance(size, tuple) else None
+        source = editing.prepare(sd, picture, prompt, seed, config, size=extent, observe=self.progress)
+        self._source = key, source
+        return source, False
+
+
+def measured(options: Options, sd: StableDiffusion, seconds: Mapping[str, float], begin: float) -> dict[str, Any]:
+    """Return the part of the JSON that both commands have: the options, where the command ran, and what it cost."""
+    import torch
+
+    given = {key: value for key, value in options.items() if key not in ("command", "version", "quiet")}
+    files = {key: str(value.resolve()) for key, value in given.items() if isinstance(value, Path)}
+    return {
+        "options": {**given, **files},  # a job file that does the same again
+        "device": str(sd.device),
+        "dtype": str(sd.unet.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "seconds": {**seconds, "total": time.perf_counter() - begin},
+        "peak_memory_bytes": peak_memory(),
+    }
+
+
+def peak_memory() -> int | None:
+    """Return the most memory that this process has held, in bytes; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def run_edit(given: Options, progress: Progress) -> int:
+    jobs = [given]
+    if "job" in given:
+        over = {key: value for key, value in given.items() if key != "job"}
+        jobs = [{**job, **over} for job in read_jobs(given["job"], build_parser())]
+    taken: set[Path] = set()
+    for n, options in enumerate(jobs, start=1):
+        try:
+            check_job(options, taken)
+        except (OSError, ValueError) as error:
+            if "job" not in given:
+                raise
+            raise ValueError(f"{given['job']}, job {n}: {one_line(error)}") from None
+    session = Session(progress, len(jobs))
+    for n, options in enumerate(jobs, start=1):
+        progress.label = f"{n}/{len(jobs)} " if len(jobs) > 1 else ""
+        edit_one(options, session)
+    return 0
+
+
+def check_job(options: Options, taken: set[Path]) -> None:
+    """Raise an error for a mistake that can be found before the weights are loaded."""
+    from dragsa import editing, pictures
+
+    if ("image" in options) == options.get("from_noise", False):
+        raise ValueError("give either IMAGE or --from-noise")
+    if "drag" not in options and "target_prompt" not in options:
+        raise ValueError("nothing to change: give --drag, --target-prompt, or both")
+    check_outputs(options, taken)
+    config = config_of(options)
+    if options.get("from_noise"):
+        editing.check_generated(config)
+        size = options["size"] if isinstance(options.get("size"), tuple) else (config.size, config.size)
+    elif isinstance(options.get("size"), tuple):
+        raise ValueError("--size: one number; a picture keeps its aspect")
+    else:
+        size = pictures.open_picture(options["image"]).size
+    editing.check(config, options.get("drag", ()), options.get("mask"), size)
+
+
+def edit_one(options: Options, session: Session) -> None:
+    from dragsa import editing, pictures
+
+    begin = time.perf_counter()
+    config = config_of(options)
+    if session.jobs == 1 and config.control_step is not None:  # without control there is nothing to keep
+        config = replace(config, source_kv="none")
+    picture = None if options.get("from_noise") else pictures.open_picture(options["image"])
+    sd = session.model(options)
+    source, reused = session.source(sd, picture, options, config)
+    session.progress.pixels_per_cell = source.picture.width / pictures.grid_size(source.working_size)[0]
+    target_prompt = options.get("target_prompt")
+    drags, mask = options.get("drag", ()), options.get("mask")
+    result = editing.edit(sd, source, drags, mask, target_prompt=target_prompt, config=config, observe=session.progress)
+
+    seconds = {"loading": session.seconds_loading, **({} if reused else source.seconds)}
+    for stage, more in result.trace.seconds.items():
+        seconds[stage] = seconds.get(stage, 0) + more
+    report = {"command": "edit", **pictures.to_json(result.trace), **measured(options, sd, seconds, begin)}
+    report["source_reused"] = reused
+    made = {"out": result.image, "source": result.source}
+    if "path" in options:
+        made["path"] = pictures.draw_path(result.source, result.trace)
+    if "sheet" in options:
+        made["sheet"] = pictures.sheet(pictures.panels_of(result.source, result.image, result.trace))
+    write(options, made, report)
+
+
+def write(options: Options, made: Mapping[str, Image.Image], report: dict[str, Any]) -> None:
+    """Write the outputs that were asked for; the JSON is the last, so that where it is, everything is."""
+    from dragsa import pictures
+
+    force = options.get("force", False)
+    for name, picture in made.items():
+        if name in options:
+            pictures.save_picture(picture, options[name], force)
+    if "json" in options:
+        files.save_json(report, options["json"], force)
+
+
+def run_generate(options: Options, progress: Progress) -> int:
+    from dragsa import editing, pictures
+
+    check_outputs(options, set())
+    config = config_of(options)
+    editing.check(config, (), None)
+    begin = time.perf_counter()
+    session = Session(progress)
+    sd = session.model(options)
+    source, _ = session.source(sd, None, options, config)
+    report = {
+        "command": "generate",
+        "weights": sd.provenance,
+        "prompt": source.prompt,
+        "seed": source.seed,
+        "size": list(source.picture.size),
+        "config": asdict(config),
+        "versions": pictures.versions(),
+        **measured(options, sd, {"loading": session.seconds_loading, **source.seconds}, begin),
+    }
+    write(options, {"out": source.picture}, report)
+    return 0

@@ -1,0 +1,89 @@
+"""`dragsa info`: the networks of some weights, block by block, as loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dragsa.cli.edit import Session, weights_of
+from dragsa.cli.options import Options
+from dragsa.cli.progress import Progress
+
+
+@dataclass(frozen=True)
+class Block:
+    """One row of the block table: a transformer block, its other names, and its shape at a size."""
+
+    block: str
+    diffusers: str
+    original: str
+    grid: tuple[int, int]  # (width, height) in cells
+    channels: int
+    heads: int
+
+
+def block_table(unet: Any, size: tuple[int, int]) -> list[Block]:
+    """Return the UNet's transformer blocks with the shapes that a pass over a picture of `size` pixels has.
+
+    The pass is made on the meta device, which has shapes and no values.
+    """
+    import torch
+
+    from dragsa.model.blocks import TRANSFORMERS, block_name
+
+    z = torch.empty(1, unet.config.latent_channels, size[1] // 8, size[0] // 8, device="meta")
+    context = torch.empty(1, 1, unet.config.context_dim, device="meta")
+    shapes = {name: torch.empty_like(value, device="meta") for name, value in unet.state_dict().items()}
+    taps = tuple(f"{block_name(n)}{kind}" for n in TRANSFORMERS for kind in ("", ".kv"))
+    read = torch.func.functional_call(unet, shapes, (z, torch.zeros(1, device="meta"), context), {"taps": taps}).taps
+    rows = []
+    for n, block in TRANSFORMERS.items():
+        name = block_name(n)
+        _, channels, height, width = read[name].shape
+        heads = read[f"{name}.kv"].key.shape[1]
+        rows.append(Block(name, block.diffusers, block.original, (width, height), channels, heads))
+    return rows
+
+
+def run_info(options: Options, progress: Progress) -> int:
+    """Print the tables or the JSON. Returns 1 if the files were to be verified and one is not known, else 0."""
+    from dragsa import loading, pictures
+
+    size: Any = options.get("size", 512)
+    size = size if isinstance(size, tuple) else (size, size)
+    if min(size) < 8 or size[0] % 8 or size[1] % 8:
+        raise ValueError(f"--size: sides must be multiples of 8, came {size[0]}×{size[1]}")
+    verified = loading.verify(weights_of(options)) if options.get("verify") else []
+    if not options.get("json"):
+        for one in verified:  # before the loading, which may fail for the very reason that is looked for
+            print(f"{one.sha256}  {one.file}: {one.known or 'not a published file'}")
+    sd = Session(progress).model(options)
+    rows = block_table(sd.unet, size)
+    parts = {"unet": sd.unet, "vae": sd.vae, "text_encoder": sd.text}
+    parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    progress.erase()
+    if options.get("json"):
+        report = {
+            "weights": sd.provenance,
+            "stored": list(sd.config.stored),
+            "parameters": parameters,
+            "size": list(size),
+            "blocks": [asdict(row) for row in rows],
+            "versions": pictures.versions(),
+        }
+        if verified:
+            report["files"] = [{"file": str(one.file), "sha256": one.sha256, "known": one.known} for one in verified]
+        print(json.dumps(report, indent=2, ensure_ascii=False))
+    else:
+        print(sd.provenance)
+        print("stored as " + ", ".join(sd.config.stored))
+        print("parameters: " + ", ".join(f"{name} {count:,}" for name, count in parameters.items()))
+        lines = [("block", "diffusers", "original", f"grid at {size[0]}×{size[1]} px", "channels", "heads")]
+        for row in rows:
+            grid = f"{row.grid[0]}×{row.grid[1]}"
+            lines.append((row.block, row.diffusers, row.original, grid, str(row.channels), str(row.heads)))
+        widths = [max(len(line[n]) for line in lines) for n in range(6)]
+        for line in lines:
+            print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+    return 0 if all(one.known for one in verified) else 1

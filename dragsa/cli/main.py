@@ -1,0 +1,60 @@
+"""The program: its commands, exit codes, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dragsa.cli.bench import run_bench
+from dragsa.cli.edit import run_edit, run_generate
+from dragsa.cli.info import run_info
+from dragsa.cli.options import build_parser
+from dragsa.cli.progress import Progress, one_line
+
+RUN = {"edit": run_edit, "generate": run_generate, "info": run_info, "bench": run_bench}
+
+
+@contextmanager
+def warnings_on_one_line(progress: Progress) -> Iterator[None]:
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        progress.erase()
+        print(f"dragsa: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    0 is success, 1 a file that `info --verify` does not know, 2 something asked wrongly, 130 an interrupt.
+    """
+    progress = Progress(sys.stderr, quiet=True)
+    try:
+        options = vars(build_parser().parse_args(arguments))
+        if options.pop("version"):
+            from dragsa import pictures
+
+            print("\n".join(f"{name} {version}" for name, version in pictures.versions().items()))
+            return 0
+        if options["command"] is None:
+            raise ValueError(f"no command: {', '.join(RUN)} (dragsa --help)")
+        progress = Progress(sys.stderr, quiet=options.get("quiet", False))
+        with warnings_on_one_line(progress):
+            code = RUN[options["command"]](options, progress)
+    except KeyboardInterrupt:
+        progress.erase()
+        print("dragsa: interrupted", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):  # PyTorch's own, of any device
+            raise
+        progress.erase()
+        print(f"dragsa: error: {one_line(error)}", file=sys.stderr)
+        return 2
+    progress.erase()
+    return code

@@ -1,0 +1,70 @@
+"""The terminal: a line of progress, and an error's message."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from dragsa import pictures
+
+
+class Progress:
+    """An observer that keeps one line on a terminal up to date and takes it away at the end; elsewhere it is silent."""
+
+    def __init__(self, stream: TextIO, quiet: bool = False) -> None:
+        self.stream = stream
+        self.shown = not quiet and stream.isatty()
+        self.pixels_per_cell = 2.0  # of the picture, so that distances are told in its pixels
+        self.label = ""  # which of several jobs
+        self._stage, self._begun, self._drawn = "", 0.0, 0.0
+
+    def __call__(self, event: pictures.StageProgress | pictures.DragProgress) -> None:
+        from dragsa import pictures
+
+        if not self.shown:
+            return
+        if isinstance(event, pictures.DragProgress):
+            left = max(event.distances, default=0.0) * self.pixels_per_cell
+            self._draw("drag", event.update, event.total, f"loss {event.loss:.4g}, {left:.1f} px left")
+        else:
+            self._draw(event.stage, event.done, event.total)
+
+    def say(self, text: str) -> None:
+        """Something that has no steps to count."""
+        if self.shown:
+            self._write(f"{self.label}{text}")
+
+    def erase(self) -> None:
+        if self.shown:
+            self.stream.write("\r\x1b[K")
+            self.stream.flush()
+
+    def _draw(self, stage: str, done: int, total: int, words: str = "") -> None:
+        now = time.monotonic()
+        if stage != self._stage or done == 0:
+            self._stage, self._begun, self._drawn = stage, now, 0.0
+        if now - self._drawn < 0.05 and done < total:
+            return
+        self._drawn = now
+        filled = round(20 * done / total) if total else 20
+        if not words and 0 < done < total:
+            seconds = round((now - self._begun) / done * (total - done))
+            words = f"{seconds // 60}:{seconds % 60:02d} left"
+        self._write(f"{self.label}{stage:<10} [{'#' * filled}{'.' * (20 - filled)}] {done}/{total}  {words}")
+
+    def _write(self, line: str) -> None:
+        try:
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # 0: the terminal does not know
+        except (OSError, ValueError):
+            columns = 80
+        self.stream.write(f"\r\x1b[K{line[: max(1, columns - 1)]}")
+        self.stream.flush()
+
+
+def one_line(error: Exception) -> str:
+    """An error's message on one line; the system's own as `file: reason`."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

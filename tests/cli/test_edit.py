@@ -1,0 +1,105 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from command_line import QUICK, options, refused, run
+from PIL import Image
+
+from dragsa import cli
+from dragsa.config import EditConfig, Preset
+
+
+def test_presets_and_options_lie_over_one_another() -> None:
+    assert cli.config_of(options()) == EditConfig.sd15()
+    assert cli.config_of(options("--preset", "dragdiffusion")) == EditConfig.dragdiffusion()
+    changed = cli.config_of(options("--preset", "masactrl", "--lr", "0.5", "--steps", "20", "--control-step", "never"))
+    base = EditConfig.masactrl()
+    assert changed == replace(base, drag=replace(base.drag, lr=0.5), steps=20, control_step=None)
+    for name in get_args(Preset):
+        assert cli.config_of({"preset": name}) == getattr(EditConfig, name)()
+
+
+def test_the_model_that_ships_brings_its_own_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DRAGSA_WEIGHTS", raising=False)
+    monkeypatch.setattr("dragsa.cli.edit.SMALL", Path.cwd())
+    assert cli.config_of(options()) == EditConfig.small()
+    assert cli.config_of(options("--preset", "paper")) == EditConfig.paper()
+    assert cli.config_of(options("--weights", "elsewhere")) == EditConfig.sd15()
+
+
+def test_no_weights_says_what_to_do(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DRAGSA_WEIGHTS")
+    small = Path.cwd() / "small"
+    monkeypatch.setattr("dragsa.cli.edit.SMALL", small)
+    assert "DRAGSA_WEIGHTS" in refused(capsys, "edit", picture, "--drag", "1,2:3,4", "--out", "o.png")
+    small.mkdir()
+    assert cli.weights_of({}) == small
+    assert cli.weights_of({"weights": "given"}) == Path("given")
+
+
+def test_mistakes_are_found_before_the_weights_are_loaded(
+    picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*arguments: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr("dragsa.loading.load", load)
+    refused(capsys, "edit", picture, "--drag", "1,2:99,4", "--out", "o.png")
+    refused(capsys, "edit", picture, "--drag", "1,2:3,4", "--tap", "no", "--out", "o.png")
+    refused(capsys, "edit", picture, "--drag", "1,2:3,4", "--out", "o.png", "--json", picture)
+
+
+def test_edit_writes_what_was_asked_for(picture: Path, tiny_folder: Path) -> None:
+    levels = np.zeros((64, 72), np.uint8)
+    levels[10:50, 10:60] = 255
+    Image.fromarray(levels).save("mask.png")
+    outputs = ("--out", "o.png", "--source", "s.png", "--path", "p.png", "--sheet", "sheet.png", "--json", "o.json")
+    drags = ("--drag", "24,28:40,28", "--drag", "20,22:36,22", "--mask", "mask.png", "--prompt", "a red dot")
+    assert run("edit", picture, *drags, "--target-prompt", "a cat", *QUICK, *outputs) == 0
+
+    assert Image.open("o.png").size == Image.open("p.png").size == (72, 64)
+    assert np.array_equal(np.asarray(Image.open("s.png")), np.asarray(Image.open(picture)))
+    assert Image.open("sheet.png").width > 3 * 384
+    report = json.loads(Path("o.json").read_text(encoding="utf-8"))
+    assert report["command"] == "edit" and report["seed"] == 7
+    assert (report["prompt"], report["target_prompt"]) == ("a red dot", "a cat")
+    assert report["picture_size"] == [72, 64] and report["grid_size"] == [36, 32] and report["masked"]
+    assert [drag["handle"] for drag in report["drags"]] == [[24, 28], [20, 22]]
+    assert report["config"]["drag"]["lr"] == 0.02 and report["config"]["control_blocks"] == list(range(11, 17))
+    assert len(report["updates"]) == 2 and report["stop"] == "budget"
+    first = report["updates"][0]
+    assert np.allclose(first["handles"], [[24, 28], [20, 22]]) and np.allclose(first["distances_cells"], [8, 8])
+    assert report["weights"] and report["threads"] >= 1 and report["peak_memory_bytes"] > 1e8
+    stages = ("loading", "encode", "inversion", "drag", "denoising", "decode", "total")
+    assert all(report["seconds"][stage] > 0 for stage in stages)
+    assert report["dtype"] == "float32" and report["device"] == "cpu"
+
+
+def test_force_replaces(picture: Path) -> None:
+    Path("o.png").write_bytes(b"old")
+    assert run("edit", picture, *QUICK, "--drag", "24,28:40,28", "--out", "o.png", "--force") == 0
+    assert Image.open("o.png").size == (72, 64)
+    assert not [path for path in Path.cwd().iterdir() if path.name.endswith(".part")]
+
+
+def test_from_noise_edits_what_generate_draws() -> None:
+    same = ("--prompt", "a dot", "--seed", "3", "--steps", "4", "--size", "72x64", "--guidance", "2")
+    assert run("generate", *same, "--out", "g.png", "--json", "g.json") == 0
+    report = json.loads(Path("g.json").read_text(encoding="utf-8"))
+    assert report["command"] == "generate" and report["size"] == [72, 64] and report["seconds"]["generation"] > 0
+    drag = ("--drag", "20,20:30,20", "--drag-step", "1", "--updates", "1")
+    assert run("edit", "--from-noise", *same, *drag, "--out", "o.png", "--source", "s.png", "--json", "o.json") == 0
+    assert Path("g.png").read_bytes() == Path("s.png").read_bytes()
+    assert json.loads(Path("o.json").read_text(encoding="utf-8"))["source"] == "generated"
+
+
+def test_handles_outside_the_mask_are_warned_of(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = "handle 1 stands outside of the mask's white, where nothing may move"
+    Image.fromarray((np.arange(72) > 50)[None].repeat(64, 0)).save("mask.png")
+    assert run("edit", picture, *QUICK, "--drag", "24,28:60,28", "--mask", "mask.png", "--out", "o.png") == 0
+    assert capsys.readouterr().err == f"dragsa: warning: {said}\n"

@@ -1,0 +1,28 @@
+from command_line import options
+
+from dragsa import cli
+from dragsa.config import DragConfig, EditConfig
+
+
+def test_every_number_has_an_option() -> None:
+    given = options(
+        *("--tap", "block13", "--updates", "1", "--lr", "2", "--radius", "3", "--track-radius", "4", "--lam", "5"),
+        *("--reach", "6", "--optimizer", "sgd", "--reference", "current", "--patience", "7", "--lost-patience", "8"),
+        *("--stall", "14", "--anchor", "0.5"),
+        *("--steps", "9", "--variant", "even", "--drag-step", "10", "--control-step", "11"),
+        *("--control-blocks", "1,3-5", "--guidance", "12", "--blend", "--fixed-point", "13", "--size", "140"),
+        *("--control", "masked", "--object-words", "disc,star", "--mask-blocks", "14-16", "--mask-threshold", "0.5"),
+        *("--lora-steps", "15"),
+        *("--compile", "regions", "--checkpoint", "--source-kv", "inversion", "--source-kv-memory", "16"),
+    )
+    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5, True, "regions")
+    masked = {"control": "masked", "object_words": ("disc", "star"), "mask_blocks": (14, 15, 16), "mask_threshold": 0.5}
+    schedule = {"steps": 9, "variant": "even", "guidance": 12.0, "fixed_point": 13, "size": 140, "lora_steps": 15}
+    schedule |= {"source_kv": "inversion", "source_kv_memory": 16}
+    control = {"drag_step": 10, "control_step": 11, "control_blocks": (1, 3, 4, 5), "blend": True, **masked}
+    assert cli.config_of(given) == EditConfig(drag, **schedule, **control)
+
+
+def test_drags_are_read() -> None:
+    read = options("p.png", "--drag", "1,2:3,4", "--drag", " 1.5 , 2 : .5,1e1 ")
+    assert read["drag"] == [((1, 2), (3, 4)), ((1.5, 2), (0.5, 10))]

@@ -1,0 +1,32 @@
+import io
+
+from dragsa.cli.progress import Progress
+from dragsa.pictures import trace
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_drawn_and_erased() -> None:
+    terminal = Terminal()
+    progress = Progress(terminal)
+    progress.pixels_per_cell = 4
+    progress(trace.StageProgress("inversion", 0, 50))
+    progress(trace.StageProgress("inversion", 50, 50))
+    progress(trace.DragProgress(80, 80, 0.125, [[1.0, 2.0], [3.0, 4.0]], [1.0, 2.5]))
+    progress.erase()
+    said = terminal.getvalue()
+    assert "inversion  [....................] 0/50" in said and "[####################] 50/50" in said
+    assert "drag       [####################] 80/80  loss 0.125, 10.0 px left" in said
+    assert said.endswith("\r\x1b[K") and "\n" not in said
+
+
+def test_progress_is_silent_elsewhere() -> None:
+    for stream, quiet in ((io.StringIO(), False), (Terminal(), True)):
+        progress = Progress(stream, quiet)
+        progress(trace.StageProgress("inversion", 1, 50))
+        progress.say("loading")
+        progress.erase()
+        assert stream.getvalue() == ""
