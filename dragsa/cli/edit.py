@@ -68,7 +68,7 @@ class Session:
     """The model that is loaded and the source that is prepared, kept from job to job."""
 
     progress: Progress
-    jobs: int = 1  # edits that are to come; of a single one nothing is kept for a later one
+    jobs: int = 1  # edits to come; a single one keeps nothing for later ones
     seconds_loading: float = 0.0
     _model: tuple[Any, StableDiffusion] | None = None
     _source: tuple[Any, editing.Source] | None = None
@@ -140,6 +140,7 @@ def peak_memory() -> int | None:
 
 
 def run_edit(given: Options, progress: Progress) -> int:
+    """Check every job, then run them; options on the command line replace those of the job file."""
     jobs = [given]
     if "job" in given:
         over = {key: value for key, value in given.items() if key != "job"}
@@ -180,6 +181,7 @@ def check_job(options: Options, taken: set[Path]) -> None:
 
 
 def edit_one(options: Options, session: Session) -> None:
+    """Edit one picture and write what was asked for."""
     from dragsa import editing, pictures
 
     begin = time.perf_counter()

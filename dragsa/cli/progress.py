@@ -32,7 +32,7 @@ class Progress:
             self._draw(event.stage, event.done, event.total)
 
     def say(self, text: str) -> None:
-        """Something that has no steps to count."""
+        """Show a text in place of a bar, for work that has no steps to count."""
         if self.shown:
             self._write(f"{self.label}{text}")
 
@@ -64,7 +64,7 @@ class Progress:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message on one line; the system's own as `file: reason`."""
+    """Return an error's message on one line; the system's own as `file: reason`."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
