@@ -157,7 +157,9 @@ class Update:
     finite: bool  # loss and gradient are
 
 
-def updates(unet: FeatureExtractor, task: Task, lap: Lap = no_lap) -> Generator[Update, None, None]:
+def updates(
+    unet: FeatureExtractor, task: Task, lap: Lap = no_lap, first_pass: FirstPass | None = None
+) -> Generator[Update, None, None]:
     """Optimise the task's latent, update after update without end; who takes them decides when to stop.
 
     No gradient is taken for the network's weights meanwhile. With `config.compile` "whole" the steps but the first,
@@ -166,16 +168,17 @@ def updates(unet: FeatureExtractor, task: Task, lap: Lap = no_lap) -> Generator[
     """
     config, device = task.config, task.latent.device
     mode = "off" if config.compile == "auto" else config.compile  # on a CPU compiling costs more than an edit gains
-    run, supervise = passes.prepare(unet, task.noise, task.context, config, mode), motion_supervision_step
-    descend, state = OPTIMIZERS[config.optimizer], None
-    latent, handles, first_pass, done = task.latent, task.handles, None, 0
+    run, descend = passes.prepare(unet, task.noise, task.context, config, mode), OPTIMIZERS[config.optimizer]
+    latent, handles, state, done = task.latent, task.handles, None, 0
     with weights_frozen(unet), kernels.kept(device):
         while True:
-            step = supervise(run, task._replace(latent=latent, handles=handles.to(device)), first_pass, lap)
-            if first_pass is None:
-                first_pass = step.first_pass
-                if mode == "whole":
-                    supervise = passes.whole(motion_supervision_step, device.type)
+            now = task._replace(latent=latent, handles=handles.to(device))
+            if mode == "whole" and first_pass is not None:
+                step = passes.whole(motion_supervision_step, device.type)(run, now, first_pass)
+                lap("step")
+            else:
+                step = motion_supervision_step(run, now, first_pass, lap)
+            first_pass = first_pass or step.first_pass
             before, (latent, state) = latent, descend(latent, step.gradient, state, config.lr)
             handles, done = step.handles.cpu(), done + 1  # here the update waits for the device
             loss, finite = float(step.loss), bool(step.finite)

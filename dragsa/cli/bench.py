@@ -14,24 +14,23 @@ QUICK = {"width": "tiny", "sizes": (128,), "repeats": 2}
 
 
 def run_bench(given: Options, progress: Progress) -> int:
-    from dragsa import pictures
-    from dragsa.speed import bench, bench_report
+    from dragsa import pictures, speed
 
     over = {**(BASELINE if given.get("baseline") else {}), **(QUICK if given.get("quick") else {})}
     options = {**over, **given}
     if given.get("baseline") and "modes" in given:
         raise ValueError("--baseline measures one mode: leave out --modes")
-    names = {one.name for one in fields(bench.Settings)}
-    settings = bench.Settings(**{key: value for key, value in options.items() if key in names})
+    names = {one.name for one in fields(speed.Settings)}
+    settings = speed.Settings(**{key: value for key, value in options.items() if key in names})
     check_outputs(options, set())
-    report = bench.run(settings, progress.say)
+    report = speed.run(settings, progress.say)
     progress.erase()
-    tables, force = bench_report.markdown(report), options.get("force", False)
+    tables, force = speed.markdown(report), options.get("force", False)
     print(tables, end="")
     if "markdown" in options:
         files.save_bytes(tables.encode(), options["markdown"], force)
     if "chart" in options:
-        pictures.save_picture(bench_report.chart(report), options["chart"], force)
+        pictures.save_picture(speed.draw_chart(report), options["chart"], force)
     if "json" in options:
-        files.save_json(bench_report.to_json(report), options["json"], force)
+        files.save_json(speed.to_json(report), options["json"], force)
     return 0

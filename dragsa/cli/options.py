@@ -219,7 +219,7 @@ INFO: Rows = (
 )
 PARTS_HELP = (
     "of roof, update, memory, fused, tracking, handles, denoise, recompiles, and by name alone compile (the "
-    "compiler's minutes; recorded for compile=auto) and whole (an edit by stages)"
+    "compiler's minutes) and whole (an edit by stages)"
 )
 BENCH: Rows = (
     ("--only", listed(str), "PARTS", PARTS_HELP),
