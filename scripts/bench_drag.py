@@ -1,4 +1,4 @@
-"""How fast the drag loop is on this machine: `dragsa bench`, with the same options (`--help` lists them).
+"""Time the drag loop on this machine: `dragsa bench`, with the same options (`--help` lists them).
 
 python scripts/bench_drag.py --json out/bench.json --markdown out/bench.md --chart out/bench.png
 python scripts/bench_drag.py --quick

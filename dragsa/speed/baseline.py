@@ -93,16 +93,16 @@ class BaselineUpdate(NamedTuple):
     latent: Tensor  # (1, 4, h, w) after it
 
 
-def baseline_updates(unet: UNet, at: Task, first: FirstPass | None = None) -> Iterator[BaselineUpdate]:
+def baseline_updates(unet: UNet, at: Task) -> Iterator[BaselineUpdate]:
     """Yield the updates of DragDiffusion's loop, until every handle is nearer than `reach` to its target.
 
-    Each update is one whole pass, from the latent and the text alone. It tracks the handles, once there is a first pass
-    to compare with. DragDiffusion makes one pass more before the loop, for the first latent's map; here that of the
+    Each update is one whole pass, from the latent and the text alone. From the second on the handles are tracked first.
+    DragDiffusion makes one pass more before the loop, for the first latent's map; here that of the
     first update serves. Nor does it freeze the network: the gradients of all weights, which nobody uses, are left out.
     """
     latent = at.latent.clone().requires_grad_()
     optimizer = torch.optim.Adam([latent], lr=at.config.lr)
-    handles = at.handles
+    handles, first = at.handles, None
     while True:
         clock = Clock(latent.device)
         step = baseline_step(unet, latent, at, handles, first, clock)

@@ -13,8 +13,8 @@ import torch
 
 from dragsa import drag, motion, tracking
 from dragsa.model.unet import UNet
-from dragsa.speed.baseline import FirstPass, as_published, baseline_updates
-from dragsa.speed.laps import Lap, again
+from dragsa.speed.baseline import FirstPass, as_published, baseline_step, baseline_updates
+from dragsa.speed.laps import Clock, Lap, again
 from dragsa.speed.loop import drag_laps
 from dragsa.speed.machine import cores, peak_memory
 from dragsa.speed.problems import MODES, WIDTHS, Settings, network, problem
@@ -71,8 +71,10 @@ def memory_of(settings: Settings, task: Task) -> Iterator[int]:
         unet, at = drag_of(settings, task)
         z, channels, mode = at.latent, unet.config.widths[1], MODES[task["mode"]]
         if mode.baseline:
-            dense = z.new_zeros(1, channels, *at.grid)
-            next(baseline_updates(unet, at, FirstPass(dense, z, at.handles)))
+            first_pass = FirstPass(z.new_zeros(1, channels, *at.grid), z, at.handles)
+            latent = z.clone().requires_grad_()
+            latent.grad = baseline_step(unet, latent, at, at.handles, first_pass, Clock(z.device)).gradient
+            torch.optim.Adam([latent], lr=at.config.lr).step()  # made here, when the pass has left its memory
         else:
             features = z.new_zeros(1, channels, *z.shape[2:]).to(mode.dtype)
             first = drag.FirstPass(features, z if task["masked"] else None, at.handles)
