@@ -107,6 +107,14 @@ def test_the_seed_decides():
     assert not torch.equal(one.losses, other.losses)
 
 
+def test_a_picture_gets_its_lora_and_the_unet_under_it():
+    unet, z_0, context = tiny_unet(), drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48)
+    config = LoRAConfig(steps=2, batch=1, rank=2)
+    trained, adapted = lora.train(unet, z_0, context, config, 7), lora.adapt(unet, z_0, context, config, 7)
+    assert torch.equal(adapted.losses, trained.losses)
+    assert torch.equal(adapted.unet(*inputs()).eps, lora.apply(unet, trained.lora)(*inputs()).eps)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

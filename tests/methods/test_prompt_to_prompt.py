@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import golden_cases
 import pytest
-import tiny_models
 import torch
 from torch import Tensor
 
@@ -12,18 +11,8 @@ from dragsa import ddim
 from dragsa.hooks import Site
 from dragsa.methods import prompt_to_prompt
 from dragsa.methods.prompt_to_prompt import Alignment, PromptToPrompt, prompt_edit
-from dragsa.model import text
 
 CROSS, SELF = Site(9, "cross", (1, 2)), Site(9, "self", (1, 3))
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory) -> text.TextEncoder:
-    """Words of one token: red, dot, cat, single letters. Others take more: "do" is 1, "dog" 2 (do + g)."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tiny_models.write_tokenizer(folder)
-    config = text.config_from_transformers(tiny_models.TEXT_SETTINGS)
-    return text.TextEncoder(text.build(config), text.load_tokenizer(folder))
 
 
 def pairs(alignment: Alignment, below: int) -> list[tuple[int, int]]:
