@@ -41,7 +41,7 @@ class LoRA:
         return max((down.shape[0] for down in self.down.values()), default=0)
 
 
-# How the layouts of diffusers spell a layer's two factors, the newest first; older ones are brought to it.
+# A layer's two factors as diffusers' newest layout names them, and how the older ones are renamed.
 PREFIX, DOWN, UP, ALPHA = "unet.", ".lora_A.weight", ".lora_B.weight", ".alpha"
 OLDER = (
     (re.compile(r"\.processor\.to_(q|k|v)_lora\."), r".to_\1.lora."),
@@ -73,7 +73,7 @@ def read_lora(path: str | Path) -> LoRA:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file")
-    read_header(path)  # which says what else it may be
+    read_header(path)  # its error says what else the file may be
     with safe_open(path, framework="pt") as file:
         tensors = {_newest(name): file.get_tensor(name) for name in sorted(file.keys())}
         settings = _settings(path, (file.metadata() or {}).get(METADATA, "{}"))

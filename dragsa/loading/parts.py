@@ -44,7 +44,7 @@ def build(component: str, settings: Mapping[str, Any], origin: Path) -> nn.Modul
             if component == VAE:
                 return vae.VAE(diffusers.vae_config(settings))
         return text.build(text.config_from_transformers(settings))
-    except Exception as error:  # transformers has kinds of its own
+    except Exception as error:  # transformers raises classes of its own
         raise WeightsError(f"{origin}: {one_line(error)}") from None
 
 

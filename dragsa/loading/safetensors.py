@@ -59,7 +59,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         promised = max((info.end for info in tensors.values()), default=8 + length)
         if size < promised:
             raise WeightsError(f"{file}: the file is cut short, {size} of {promised} bytes; download it again")
-        with safe_open(file, framework="pt"):  # which checks everything else that the format asks for
+        with safe_open(file, framework="pt"):  # this checks everything else that the format asks for
             pass
     except WeightsError:
         raise
@@ -88,7 +88,7 @@ def read_tensors(
     with safe_open(file, framework="pt") as mapped, file.open("rb") as raw:
         for name, info in tensors.items():
             stored = DTYPES[info.dtype]
-            # Older writers let tensors begin at any byte; what is not aligned cannot be used where it lies.
+            # Older writers let tensors begin at any byte; one that is not aligned cannot be used in place.
             if stored == dtype and device.type == "cpu" and info.start % dtype.itemsize == 0:
                 tensor = mapped.get_tensor(info.name)
             else:  # read beside the mapping, or the file's pages would pile up next to the converted values

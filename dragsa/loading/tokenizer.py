@@ -30,7 +30,7 @@ def find_tokenizer(file: Path) -> Path:
             return folder
     try:
         return _download_tokenizer()
-    except Exception as error:  # of every kind, from a network
+    except Exception as error:  # a network raises errors of every kind
         raise WeightsError(
             f"{file}: a single file holds no tokenizer, and there is none beside it or in the Hugging Face cache; put "
             f"vocab.json and merges.txt of {TOKENIZER_REPOSITORY} into {file.parent / 'tokenizer'} "
@@ -62,7 +62,7 @@ def check_online() -> None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise OSError("HF_HUB_OFFLINE is set")
     if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return  # the way there is the proxy's
+        return  # only the proxy knows if it can be reached
     there = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     port = there.port or (80 if there.scheme == "http" else 443)
     try:

@@ -1,6 +1,6 @@
 """Pictures, points and masks in and out: between a picture as given, the working picture, and the supervision grid.
 
-Three rasters lie over one another, edge on edge. The *picture* has any size. The *working picture* is what the networks
+Three grids cover the same area, edge on edge. The *picture* has any size. The *working picture* is what the networks
 see: the picture fitted to multiples of 8. The *supervision grid* is half the working picture in each direction. A size
 is (width, height) everywhere in this file; a tensor's shape is (height, width), as always.
 """
