@@ -22,32 +22,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import dragsa
-from dragsa.pictures.images import open_picture, save_picture, to_picture
+from dragsa.config import UNetConfig, VAEConfig
+from dragsa.evaluation import layout
+from dragsa.pictures import open_picture, save_picture, to_picture
 
 INVENTORY = Path(__file__).parents[1] / "tests" / "golden" / "sd15_single_file_tensors.json"
 TOLERANCE = 5e-4  # relative to the largest value
 MEMORY = 1.2  # peak over the bare interpreter with torch, as a multiple of the file's size
 PROMPTS = ["a photograph of an astronaut riding a horse", ""]
 
-UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "in_channels": 4,
-    "out_channels": 4,
-    "sample_size": 64,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "cross_attention_dim": 768,
-    "attention_head_dim": 8,
-    "layers_per_block": 2,
-}
-VAE = {
-    "_class_name": "AutoencoderKL",
-    "sample_size": 512,
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "latent_channels": 4,
-    "layers_per_block": 2,
-}
 TEXT = {
     "model_type": "clip_text_model",
     "architectures": ["CLIPTextModel"],
@@ -62,30 +45,10 @@ TEXT = {
     "eos_token_id": 49407,
     "pad_token_id": 49407,
 }
-SCHEDULER = {
-    "_class_name": "DDIMScheduler",
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "steps_offset": 1,
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-}
-PIPELINE = {
-    "_class_name": "StableDiffusionPipeline",
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-}
 
 
 def seeded(name: str, shape: list[int]) -> Tensor:
-    """A tensor of the file, drawn by its name; matrices of unit gain and norms about one keep activations finite."""
+    """Return a tensor of the file, drawn by its name; matrices of unit gain and norms near one keep results finite."""
     if name.endswith("position_ids"):
         return torch.arange(shape[-1])[None]  # (1, 77)
     if name == "model_ema.num_updates":
@@ -97,7 +60,7 @@ def seeded(name: str, shape: list[int]) -> Tensor:
 
 
 def write_files(folder: Path, float32: bool) -> list[Path]:
-    """The single file, as fp16 and if asked as float32 of the same values, with a tokenizer and diffusers' settings."""
+    """Write the single file, as fp16 and if asked as float32 of the same values, with tokenizer and settings."""
     tensors = {name: seeded(name, shape) for name, shape in json.loads(INVENTORY.read_text()).items()}
     files = [folder / "sd15-seeded-fp16.safetensors"]
     save_file(tensors, files[0])
@@ -109,11 +72,8 @@ def write_files(folder: Path, float32: bool) -> list[Path]:
     tokens = letters + [f"{letter}</w>" for letter in letters]
     tokens += [f"unused{n}" for n in range(49406 - len(tokens))] + ["<|startoftext|>", "<|endoftext|>"]
     settings = {
-        "model_index.json": PIPELINE,
-        "unet/config.json": UNET,
-        "vae/config.json": VAE,
+        **layout.settings(UNetConfig(), VAEConfig(), 512),
         "text_encoder/config.json": TEXT,
-        "scheduler/scheduler_config.json": SCHEDULER,
         "tokenizer/vocab.json": {token: n for n, token in enumerate(tokens)},
         "tokenizer/tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77},
     }
@@ -133,7 +93,7 @@ PEAK = "; print([line.split()[1] for line in open('/proc/self/status') if line.s
 
 
 def peak(code: str) -> int:
-    """Peak resident memory of a fresh interpreter that runs the code, in bytes."""
+    """Return peak resident memory of a fresh interpreter that runs the code, in bytes."""
     done = subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True, check=True)
     return 1024 * int(done.stdout.split()[-1])
 
@@ -161,7 +121,7 @@ def measure_memory(files: list[Path]) -> bool:
 
 
 def inputs(side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Latent (1, 4, side, side), context (1, 77, 768), picture (1, 3, 8 side, 8 side)."""
+    """Return latent (1, 4, side, side), context (1, 77, 768), picture (1, 3, 8 side, 8 side)."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(1, 4, side, side, generator=generator)
     context = torch.randn(1, 77, 768, generator=generator)

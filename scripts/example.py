@@ -11,7 +11,7 @@ from PIL import Image
 import dragsa
 from dragsa.ddim import step_down
 from dragsa.drag import adam, to_latent_grid
-from dragsa.pictures.images import open_mask, to_grid, to_picture
+from dragsa.pictures import open_mask, to_grid, to_picture
 from dragsa.tracking import sample_points
 
 DRAGS = [((42, 79), (70, 59)), ((43, 65), (71, 45)), ((55, 80), (83, 60)), ((40, 93), (68, 73)), ((28, 77), (56, 57))]

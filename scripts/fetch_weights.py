@@ -19,21 +19,18 @@ TOKENIZER = tuple(
 SETTINGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
 
 
-KNOWN = {entry.name: entry for entry in loading.KNOWN_FILES}
-
-
-def folder_files(half: bool) -> tuple[str, ...]:
-    """Return the paths of a diffusers folder's files; with `half` the networks' fp16 variants."""
-    networks = [name for name in KNOWN if "/" in name and (".fp16." in name) == half]
+def folder_files(variant: str) -> tuple[str, ...]:
+    networks = [f"{folder}/{stem}{variant}.safetensors" for folder, stem in loading.FILES.items()]
     return (*SETTINGS, *TOKENIZER, *networks)
 
 
 WHAT = {
     "single": ("v1-5-pruned-emaonly.safetensors", *TOKENIZER),
     "single-both": ("v1-5-pruned.safetensors", *TOKENIZER),
-    "folder": folder_files(half=False),
-    "folder-fp16": folder_files(half=True),
+    "folder": folder_files(""),
+    "folder-fp16": folder_files(".fp16"),
 }
+KNOWN = {entry.name: entry for entry in loading.KNOWN_FILES}
 
 
 class FetchError(Exception):
@@ -41,7 +38,7 @@ class FetchError(Exception):
 
 
 def intact(file: Path, known: loading.KnownFile) -> bool:
-    """Whether the file is there with the published length and hash."""
+    """Return True if the file is there with the published length and hash."""
     if not file.is_file() or (known.size is not None and file.stat().st_size != known.size):
         return False
     return loading.sha256(file) == known.sha256
@@ -65,7 +62,7 @@ def fetch(names: Sequence[str], target: Path) -> None:
 
 
 def download(name: str, target: Path) -> None:
-    """One file from the repository, resumed where an earlier download of it stopped."""
+    """Download one file from the repository, resumed where an earlier download of it stopped."""
     try:
         loading.check_online()
         from huggingface_hub import hf_hub_download

@@ -4,14 +4,13 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import cases
 import pytest
-import scenes
 import torch
 
 import dragsa
 from dragsa import ddim, loading
 from dragsa.config import EditConfig
+from dragsa.evaluation import cases, locate, quality, scenes
 from dragsa.pictures import images
 
 FOLDER = Path(__file__).parents[1] / "weights" / "small"
@@ -30,7 +29,7 @@ def test_files_are_those_that_were_measured():
 def test_reconstruction_of_held_out_scenes(sd):
     pictures = scenes.draw_batch([scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:12]])
     again = sd.decode(sd.encode(pictures)).clamp(-1, 1)
-    assert scenes.psnr(again, pictures).mean() > 33
+    assert quality.psnr(again, pictures).mean() > 33
 
 
 def test_round_trip(sd):
@@ -39,7 +38,7 @@ def test_round_trip(sd):
     context, schedule = sd.embed([scenes.caption(scene) for scene in drawn]), ddim.Schedule(25)
     z_T = ddim.invert(sd.unet, z_0, context, schedule)[-1]
     again = ddim.sample(sd.unet, z_T, context, schedule)[-1]
-    assert scenes.psnr(sd.decode(again), sd.decode(z_0)).mean() > 33
+    assert quality.psnr(sd.decode(again), sd.decode(z_0)).mean() > 33
 
 
 def test_a_dragged_disc_moves_and_an_idle_edit_does_not(sd):
@@ -54,7 +53,7 @@ def test_a_dragged_disc_moves_and_an_idle_edit_does_not(sd):
     mask = cases.corridor(before, after)
 
     def left(edited):
-        place = scenes.locate(images.to_tensor(edited.image)[0], after)
+        place = locate.locate(images.to_tensor(edited.image)[0], after)
         return math.dist(place[:2], goal["centre"])
 
     asked = math.dist(start["centre"], goal["centre"])

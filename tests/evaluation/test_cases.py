@@ -6,11 +6,10 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import cases
 import pytest
-import scenes
 import torch
 
+from dragsa.evaluation import cases, scenes
 from dragsa.pictures import images
 
 LISTS = {which: cases.cases(which) for which in ("figures", "settings")}

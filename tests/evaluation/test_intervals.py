@@ -3,10 +3,12 @@
 import json
 import math
 import random
+from dataclasses import asdict
 
-import intervals
 import numpy as np
 import pytest
+
+from dragsa.evaluation import intervals
 
 
 def test_handles_and_pictures_weigh_as_they_should():
@@ -25,7 +27,7 @@ def test_order_changes_no_bit():
     rng = random.Random(0)
     values = {f"{n:03}": [rng.gauss(0, 1e6) * 10 ** rng.uniform(-9, 3) for _ in range(1 + n % 4)] for n in range(40)}
     shuffled = {name: rng.sample(values[name], len(values[name])) for name in rng.sample(sorted(values), len(values))}
-    as_text = [json.dumps(intervals.to_json(intervals.summarise(one, draws=200))) for one in (values, shuffled)]
+    as_text = [json.dumps(asdict(intervals.summarise(one, draws=200))) for one in (values, shuffled)]
     assert as_text[0] == as_text[1]
 
 
@@ -47,7 +49,9 @@ def test_too_little_for_an_interval():
     assert intervals.summarise({"a": [4.0, 6.0]}).per_handle == intervals.Mean(5.0, None, None)
     assert intervals.summarise({}).per_picture == intervals.Mean(None, None, None)
     assert [intervals.text(intervals.Mean(*m)) for m in ((5, None, None), (None,) * 3, (5, 4, 6.25))] == [
-        "5.00", "–", "5.00 (4.00 to 6.25)"
-    ]  # fmt: skip
+        "5.00",
+        "–",
+        "5.00 (4.00 to 6.25)",
+    ]
     with pytest.raises(ValueError, match="draws"):
         intervals.summarise({"a": [1.0]}, draws=0)

@@ -6,8 +6,9 @@ import pickle
 import struct
 
 import numpy as np
-import plain_pickle
 import pytest
+
+from dragsa.evaluation import plain_pickle
 
 PLAIN = {
     "prompt": "a cat, «drawn»",

@@ -6,25 +6,29 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import measure_small
 import numpy as np
-import published_metrics
 import pytest
 import reproduce
-import scenes
-import sheets
-import subjects
-from intervals import Mean
 from PIL import Image
-from reproduce import Choice, Finished, Item
-from sheets import Panel, Row
-from subjects import Subject
 
 from dragsa import cli, editing, loading
-from dragsa.config import DragConfig, EditConfig
+from dragsa.config import DragConfig, EditConfig, LoRAConfig
+from dragsa.evaluation import (
+    distances,
+    experiments,
+    quality,
+    rivals,
+    round_trips,
+    settings,
+    steps_table,
+    subjects,
+)
+from dragsa.evaluation.experiments import Choice, Finished, Item
+from dragsa.evaluation.subjects import Subject
 from dragsa.methods import lora
 from dragsa.pictures import images
 
@@ -45,13 +49,13 @@ JOBS = [
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every number as small as it can be and still say something."""
-    monkeypatch.setattr(reproduce, "TABLE_STEPS", (1, 2))
-    monkeypatch.setattr(reproduce, "BEYOND", (3,))
-    monkeypatch.setattr(reproduce, "TABLE_UPDATES", 1)
-    monkeypatch.setattr(reproduce, "FIGURE_STEP", 2)
-    monkeypatch.setattr(reproduce, "TRIP_STEPS", (3, 4))
-    monkeypatch.setattr(lora, "STEPS", 2)
-    monkeypatch.setattr(published_metrics, "DRAWS", 1)
+    monkeypatch.setattr(steps_table, "TABLE_STEPS", (1, 2))
+    monkeypatch.setattr(steps_table, "BEYOND", (3,))
+    monkeypatch.setattr(steps_table, "TABLE_UPDATES", 1)
+    monkeypatch.setattr(rivals, "FIGURE_STEP", 2)
+    monkeypatch.setattr(round_trips, "TRIP_STEPS", (3, 4))
+    monkeypatch.setattr(settings, "LoRAConfig", partial(LoRAConfig, steps=2))
+    monkeypatch.setattr(distances, "DRAWS", 1)
     monkeypatch.setattr(cli, "config_of", lambda options: FAST)
 
 
@@ -72,9 +76,13 @@ def jobs(tmp_path: Path) -> Path:
 
 
 def test_all_of_ones_own_pictures(
-    quick: None, jobs: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    quick: None,
+    jobs: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     out = tmp_path / "out"
     asked = ["all", str(out), "--weights", str(tiny_folder), "--images", str(jobs), "--workers", "1"]
     plain, broken = editing.edit, [0]
@@ -100,8 +108,12 @@ def test_all_of_ones_own_pictures(
     told = {name: json.loads((out / f"{name}.json").read_text()) for name in reproduce.EXPERIMENTS}
     assert all((out / f"{name}.png").is_file() for name in told)
     assert set(told["fig2"]["items"]["01-dot"]["results"]) == {
-        "mutual", "union", "masked", "prompt-to-prompt", "then dragged"
-    }  # fmt: skip
+        "mutual",
+        "union",
+        "masked",
+        "prompt-to-prompt",
+        "then dragged",
+    }
     assert "masked" not in told["fig3"]["items"]["02-noise"]["results"]  # no words were given
     of_rivals = told["fig4"]["items"]["01-dot"]["results"]
     assert list(of_rivals)[-1] == "ours" and len(of_rivals) == 5
@@ -133,9 +145,15 @@ def test_all_of_ones_own_pictures(
     ],
 )
 def test_what_cannot_be_done_is_one_line(
-    quick: None, jobs: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    job: Any, what: str, says: str,
-) -> None:  # fmt: skip
+    quick: None,
+    jobs: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    job: Any,
+    what: str,
+    says: str,
+) -> None:
     jobs.write_text(json.dumps(job))
     images_given = [] if job is None else ["--images", str(jobs)]
     assert reproduce.main([what, str(tmp_path / "out"), "--weights", str(tiny_folder), *images_given]) == 2
@@ -153,8 +171,8 @@ def test_rivals_share_a_lora_and_each_pays_for_it(
     monkeypatch.setattr(lora, "train", lambda *args, **more: trained.append(args[3]) or plain(*args, **more))
     (subject,) = subjects.benchmark(1, 64, seed=3)
     choice = Choice(FAST, 2.0, 3, None, None)
-    configs = {s.name: s.config for s in reproduce.rival_settings(choice) if s.config is not None}
-    done = reproduce.rivals(loading.load(tiny_folder), Item("fig4", (subject,)), configs)
+    configs = experiments.configs_of(rivals.settings(choice))
+    done = rivals.do(loading.load(tiny_folder), Item("fig4", (subject,)), configs)
     assert trained == [2]
     rows = done.figures["results"]
     assert {name for name, row in rows.items() if row["seconds"]["lora"] > 0} == {n for n in rows if "lora" in n}
@@ -167,19 +185,19 @@ def test_rivals_share_a_lora_and_each_pays_for_it(
 
 def test_the_table_is_by_the_papers_optimiser_and_learning_rate() -> None:
     base = replace(FAST, drag=replace(FAST.drag, optimizer="adam-mini", lr=1.0, radius=3))
-    config = reproduce.table_config(Choice(base, 2.0, 42, None, None))
+    config = steps_table.table_config(Choice(base, 2.0, 42, None, None))
     paper = EditConfig.paper().drag
     assert (config.drag.optimizer, config.drag.lr) == (paper.optimizer, paper.lr) and config.drag.radius == 3
-    assert "adam, learning rate 0.01" in reproduce.drag_words(config)
+    assert "adam, learning rate 0.01" in experiments.drag_words(config)
 
 
 def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None:
     sd, (subject,) = loading.load(tiny_folder), subjects.restyled(1, 64, seed=42)
     choice = Choice(FAST, 2.0, 42, None, None)
-    configs = {s.name: s.config for s in reproduce.table_settings(choice) if s.config is not None}
-    column = reproduce.table_column(sd, Item("table1", (subject,), 2), configs)
-    assert list(column.figures["results"]) == [reproduce.FREE, "control-1", "control-2"]
-    beyond = reproduce.table_column(sd, Item("table1", (subject,), 3), configs)
+    configs = experiments.configs_of(steps_table.settings(choice))
+    column = steps_table.do(sd, Item("table1", (subject,), 2), configs)
+    assert list(column.figures["results"]) == [steps_table.FREE, "control-1", "control-2"]
+    beyond = steps_table.do(sd, Item("table1", (subject,), 3), configs)
     assert list(beyond.figures["results"]) == ["control-2"]
     config = replace(configs["table"], drag_step=2, control_step=1, source_kv="none")
     assert (config.drag.lr, config.drag.updates, config.guidance) == (0.01, 1, 2.0)
@@ -189,101 +207,29 @@ def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None
     apart = np.abs(np.asarray(column.pictures["control-1"], int) - np.asarray(alone.image, int))
     assert apart.max() <= 1  # of another batch
     figures = column.figures["results"]
-    assert figures[reproduce.FREE][reproduce.OWN] == pytest.approx(1) and figures["control-1"][reproduce.OWN] < 0.999
-    assert figures["control-1"]["changed"] == subjects.difference(subject.picture, column.pictures["control-1"])
+    assert (
+        figures[steps_table.FREE][steps_table.OWN] == pytest.approx(1) and figures["control-1"][steps_table.OWN] < 0.999
+    )
+    assert figures["control-1"]["changed"] == quality.difference(subject.picture, column.pictures["control-1"])
 
 
 def test_trips_are_the_round_trips_picture_by_picture(quick: None, tiny_folder: Path) -> None:
     sd, choice = loading.load(tiny_folder), Choice(FAST, 2.0, 42, 3, None)
-    item = next(item for item in reproduce.trip_items(choice) if item.part == 3)
+    item = next(item for item in round_trips.items(choice) if item.part == 3)
     assert len(item.subjects) == 3
-    done = reproduce.trips(sd, item, {"round trip": FAST})
+    done = round_trips.do(sd, item, {"round trip": FAST})
     second = item.subjects[1]
     assert second.picture is not None
-    alone = measure_small.round_trips(sd, images.to_tensor(second.picture), [second.prompt], 3)
+    alone = round_trips.round_trips(sd, images.to_tensor(second.picture), [second.prompt], 3)
     found = done.figures["dB against the VAE's"][second.name]
     assert found == pytest.approx({v: trip.against_vae.item() for v, trip in alone.items()}, abs=1e-3)
-
-
-# --- what it is done with ---------------------------------------------------------------------------------------------
-
-
-def test_faces_are_to_be_recoloured_and_turned_right() -> None:
-    found = subjects.turning_faces(3, 64, seed=42)
-    assert [s.name for s in found] == ["face-00", "face-01", "face-02"] and found == found[:3]
-    for subject in found:
-        case = subject.case
-        assert case is not None and case.before.shape == "face" and subject.target_prompt == scenes.caption(case.before)
-        assert case.after.yaw - case.before.yaw >= subjects.LEAST_TURN - 1e-9
-        assert replace(case.after, yaw=case.before.yaw) == case.before
-        nose = subject.drags[0]
-        assert nose[1][0] > nose[0][0] + 2
-        own = next(c for c in scenes.SKINS if c in subject.prompt.split()[1])
-        as_it_was = images.to_picture(scenes.draw(replace(case.before, colour=own), 64))
-        assert subject.picture is not None and subject.picture.tobytes() == as_it_was.tobytes()
-        assert own not in (case.before.colour, case.before.ground) and case.before.colour != case.before.ground
-
-
-def test_a_generated_face_is_found_where_it_is() -> None:
-    subject = subjects.generated_faces(1, seed=42)[0]
-    assert subject.shown is not None and "looking left" in subject.prompt and subject.picture is None
-    drawn = replace(subject.shown, x=0.45, y=0.55, size=0.6, yaw=math.radians(-25))
-    asked = subjects.found_face(subject, images.to_picture(scenes.draw(drawn, 128)))
-    assert asked is not None and asked.case is not None
-    at, goal = (scenes.keypoints(scene, 128) for scene in (drawn, replace(drawn, yaw=drawn.yaw + subjects.TURN)))
-    for name, (handle, target) in zip(("nose", "left eye", "right eye", "mouth"), asked.drags, strict=True):
-        assert math.dist(handle, at[name]) < 1.5 and math.dist(target, goal[name]) < 2
-    assert asked.case.before.colour != drawn.colour
-    empty = images.to_picture(scenes.draw_ground(drawn, 128))
-    assert subjects.found_face(subject, empty) is None
-
-
-def test_objects_change_their_shape_by_the_prompt() -> None:
-    for subject in subjects.restyled(4, 64, seed=42):
-        one, other = subject.prompt.split(), (subject.target_prompt or "").split()
-        assert [n for n, pair in enumerate(zip(one, other, strict=True)) if len(set(pair)) > 1] == [2]
-        assert other[2] in ("star", "disc") and subject.case is None
-
-
-def test_figures_of_source_and_truth() -> None:
-    subject = subjects.benchmark(1, 128, seed=42)[0]
-    assert subject.case is not None and subject.picture is not None
-    model: Any = None  # none is asked where the truth is known
-    idle = subjects.figures(model, subject, subject.picture, subject.picture, 128)
-    done = subjects.figures(model, subject, subject.picture, subject.case.truth, 128)
-    assert idle["share"] == pytest.approx(1, abs=0.1) and done["share"] < 0.1
-    assert idle["changed"] == 0 < done["changed"] and idle["background"] == done["background"] == 0
-    # Where the source was generated there is no exact ground: what counts is what was changed outside of the mask.
-    lit = [replace(scene, slope=(0.08, 0.08)) for scene in (subject.case.before, subject.case.after)]
-    own = replace(subject, shown=subject.case.before, case=replace(subject.case, before=lit[0], after=lit[1]))
-    assert subjects.figures(model, own, subject.picture, subject.picture, 128)["background"] == 0
-    shifted = Image.eval(subject.picture, lambda level: min(255, level + 5))
-    assert subjects.figures(model, own, subject.picture, shifted, 128)["background"] == pytest.approx(5, abs=0.5)
-    halved = subjects.difference(Image.new("RGB", (4, 2)), Image.new("RGB", (4, 2), (30, 0, 0)))
-    assert halved == pytest.approx(10)
 
 
 # --- what is concluded ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("values", "sign", "verdict"),
-    [
-        ([1, 2, 3, 2, 1], 1, "borne out"),
-        ([-1, -2, -3, -2, -1], -1, "borne out"),
-        ([1, 2, 3, 2, 1], -1, "contradicted"),
-        ([1, -2, 3, -2, 1], 1, "not decided, the interval holds zero"),
-        ([1, 2, 3, 2, None], 1, "not decided, too few pictures (4)"),
-        ([None] * 6, 1, "not decided, too few pictures (0)"),
-    ],
-)
-def test_a_sentence_stands_with_its_whole_interval(values: list[float | None], sign: int, verdict: str) -> None:
-    said = reproduce.statement("so", {str(n): value for n, value in enumerate(values)}, sign)
-    assert said["verdict"] == verdict and said["says"] == "so"
-
-
 def test_rank_correlation() -> None:
-    ranks: Callable[..., float] = lambda *xy: reproduce.rank_correlation(*map(np.array, xy))  # noqa: E731
+    ranks: Callable[..., float] = lambda *xy: steps_table.rank_correlation(*map(np.array, xy))  # noqa: E731
     assert ranks([1, 2, 3, 4], [10, 20, 30, 1000]) == pytest.approx(1)
     assert ranks([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1)
     assert ranks([1, 2, 3, 4], [1, 3, 2, 4]) == pytest.approx(0.8)  # 1 - 6 Σ d² / (n (n² - 1))
@@ -294,10 +240,10 @@ def test_rank_correlation() -> None:
 def test_table_and_settling(quick: None) -> None:
     """Figures that fall with the drag step and rise with the control step, and level off."""
     columns = {s: {f"control-{a}": {"changed": 10 * a - 3 * s, "flat": 1.0} for a in (1, 2)} for s in (1, 2)}
-    assert reproduce.correlations({"one": columns}, "changed", "drag") == pytest.approx({"one": -1})
-    assert reproduce.correlations({"one": columns}, "changed", "control") == pytest.approx({"one": 1})
-    assert reproduce.correlations({"one": columns}, "flat", "drag") == {"one": None}
-    assert reproduce.settling({1: 10.0, 2: 6.0, 3: 5.0}) == pytest.approx(4 - 1)
+    assert steps_table.correlations({"one": columns}, "changed", "drag") == pytest.approx({"one": -1})
+    assert steps_table.correlations({"one": columns}, "changed", "control") == pytest.approx({"one": 1})
+    assert steps_table.correlations({"one": columns}, "flat", "drag") == {"one": None}
+    assert steps_table.settling({1: 10.0, 2: 6.0, 3: 5.0}) == pytest.approx(4 - 1)
 
 
 def test_the_round_trips_conclusion_is_the_numbers(tmp_path: Path) -> None:
@@ -309,38 +255,8 @@ def test_the_round_trips_conclusion_is_the_numbers(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "figures.json").write_text(json.dumps({"dB against the VAE's": {subject.name: row}}))
         finished.append(Finished(Item("inversion", (subject,), 10), folder))
-    report = reproduce.trip_report(Choice(FAST, 1.0, 42, None, None), finished)
+    report = round_trips.report(Choice(FAST, 1.0, 42, None, None), finished)
     (said,) = report.summary["statements"]
     assert said["verdict"] == "borne out" and said["mean"] == pytest.approx(3)
     assert report.summary["dB"]["restored"][10]["mean"] == pytest.approx(32)
     assert report.summary["restored minus"]["even"][10]["mean"] == pytest.approx(3)
-
-
-# --- sheets -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_sheet_has_its_pictures_where_they_belong() -> None:
-    red, wide = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (16, 8), "blue")
-    drawn = sheets.sheet(
-        "title", ["a", "b"], [Row("r", [Panel(None), Panel(red, ("under",))]), Row("s", [Panel(wide)])]
-    )
-    pixels = np.asarray(drawn)
-    of = {c: np.argwhere((pixels == value).all(axis=2)) for c, value in (("red", (255, 0, 0)), ("blue", (0, 0, 255)))}
-    (top, left), (bottom, right) = of["red"].min(axis=0), of["red"].max(axis=0)
-    assert (bottom - top + 1, right - left + 1) == (sheets.SIDE, sheets.SIDE)
-    assert left == sheets.MARGIN + sheets.LABEL + sheets.SIDE + sheets.GAP
-    (lower, first), (last, end) = of["blue"].min(axis=0), of["blue"].max(axis=0)
-    assert lower > bottom + 16 and first < left  # below the words under the first row
-    assert (last - lower + 1, end - first + 1) == (sheets.SIDE // 2, sheets.SIDE)
-    noted = sheets.sheet("title", ["a", "b"], [], ["a note " * 60])
-    assert noted.height > sheets.sheet("title", ["a", "b"], []).height + 30
-
-
-def test_a_chart_draws_higher_means_higher() -> None:
-    lines = {"low": [Mean(1.0, 0.5, 1.5), Mean(None, None, None)], "high": [Mean(3.0, None, None), Mean(3.0, 2.0, 4.0)]}
-    pixels = np.asarray(sheets.chart("t", ["x", "y"], lines, "dB", ["note"]))[:, :700]
-    rows = [
-        np.argwhere((pixels == [int(colour[n : n + 2], 16) for n in (1, 3, 5)]).all(axis=2))[:, 0].mean()
-        for colour in sheets.COLOURS[:2]
-    ]
-    assert rows[1] < rows[0] - 50

@@ -7,20 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cases
 import pytest
 import sweep
-import truth_bench
-from truth_bench import Setting
 
 from dragsa.config import DragConfig, EditConfig
+from dragsa.evaluation import cases, sweeps, truth
+from dragsa.evaluation.settings import Setting
 from dragsa.pictures import images
 
 FAST = EditConfig(DragConfig(updates=1), steps=4, drag_step=2, control_step=2, size=64)
 
 
 def test_a_plan_has_each_setting_once_and_every_value_a_row() -> None:
-    plan = sweep.plan(FAST, {"lr": [{"lr": 0.01}, {"lr": 0.04}], "again": [{"lr": 0.04}], "level": [{"drag_step": 1}]})
+    plan = sweeps.plan(FAST, {"lr": [{"lr": 0.01}, {"lr": 0.04}], "again": [{"lr": 0.04}], "level": [{"drag_step": 1}]})
     assert [setting.name for setting in plan.settings] == ["base", "lr=0.04", "drag_step=1"]
     assert [(row.sweep, row.value, row.setting) for row in plan.rows] == [
         ("lr", "0.01", "base"),
@@ -33,7 +32,7 @@ def test_a_plan_has_each_setting_once_and_every_value_a_row() -> None:
 
 
 def test_the_ready_sweeps_fit_the_small_model() -> None:
-    plan = sweep.plan(EditConfig.small(), sweep.SWEEPS)
+    plan = sweeps.plan(EditConfig.small(), sweep.SWEEPS)
     assert {row.sweep for row in plan.rows} == set(sweep.SWEEPS)
     assert len({setting.name for setting in plan.settings}) == len(plan.settings)
     for rows in sweep.SWEEPS:
@@ -63,7 +62,7 @@ def test_values_on_the_command_line(given: str, expected: tuple[str, list[Any]])
 )
 def test_settings_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sweep.changed(Setting("base", FAST, "five"), change, "x")
+        sweeps.changed(Setting("base", FAST, "five"), change, "x")
 
 
 def test_a_command_line_without_a_sweep_is_one_line_and_exit_2(
@@ -87,8 +86,11 @@ def test_a_sweep_from_the_command_line(tiny_folder: Path, tmp_path: Path, capsys
     with (run / "sweep.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["sweep"], row["value"]) for row in rows] == [
-        ("base", ""), ("control_step", "none"), ("control_step", "2"), ("tap", "block16")
-    ]  # fmt: skip
+        ("base", ""),
+        ("control_step", "none"),
+        ("control_step", "2"),
+        ("tap", "block16"),
+    ]
     assert all(row["cases"] == "5" for row in rows)
     assert rows[2]["share"] == rows[0]["share"] and float(rows[2]["share - base"]) == 0
     single = json.loads((run / "turn-00" / "tap=block16.json").read_text())
@@ -104,6 +106,6 @@ def test_a_run_of_the_benchmark_is_no_sweep(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = cases.cases("settings", limit=1, size=64)[:1]
-    truth_bench.run(tmp_path, listed, [Setting("no-edit")], tiny_folder, published=False)
+    truth.run(tmp_path, listed, [Setting("no-edit")], tiny_folder, published=False)
     assert sweep.main(["table", str(tmp_path)]) == 2
     assert "not of sweep.py" in capsys.readouterr().err

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 
 import pytest
-import scenes
 import torch
 import train_small
 from transformers import CLIPTokenizer
 
 from dragsa import ddim
 from dragsa.config import UNetConfig, VAEConfig
+from dragsa.evaluation import layout, scenes, training
 from dragsa.model.vae import VAE
 
 PLAN = train_small.Plan(
@@ -31,7 +32,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    train_small.write_tokenizer(folder)
+    layout.write_tokenizer(folder, scenes.WORDS, train_small.TOKENS)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -59,7 +60,7 @@ def test_prompts_are_padded_to_the_text_encoders_length(tokenizer: CLIPTokenizer
 def test_the_vae_starts_with_colours_in_its_latents() -> None:
     torch.manual_seed(0)
     vae = VAE(train_small.VAE_CONFIG)
-    train_small.start_vae(vae)
+    training.start_vae(vae)
     features = vae.encoder.conv_in(scenes.draw_batch([scenes.random_scene(1)]))
     for stage in vae.encoder.down_blocks:
         for resnet in stage.resnets:
@@ -79,7 +80,7 @@ def test_folding_the_normalisation_changes_latents_and_not_pictures() -> None:
     mean, logvar = vae.encode_moments(pictures)
     before = vae.decode(vae.encode(pictures))
     shift, spread = torch.tensor([0.3, -2.0, 0.0, 1.0]), torch.tensor([0.5, 2.0, 1.0, 0.1])
-    train_small.normalise(vae, shift, spread)
+    training.normalise(vae, shift, spread)
     wanted = (mean - shift[:, None, None]) / spread[:, None, None]
     torch.testing.assert_close(vae.encode(pictures), wanted, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(vae.decode(vae.encode(pictures)), before, atol=1e-4, rtol=1e-4)
@@ -88,8 +89,8 @@ def test_folding_the_normalisation_changes_latents_and_not_pictures() -> None:
 
 
 def test_crops_are_inside_and_mostly_of_the_object() -> None:
-    batch = train_small.scene_batch(0, 0, 40)
-    corners = train_small.crop_corners(batch, 128, 64, train_small.random.Random(0))
+    batch = training.scene_batch(0, 0, 40)
+    corners = training.crop_corners(batch, 128, 64, random.Random(0))
     assert corners.min() >= 0 and corners.max() <= 64
     seen = [
         scenes.object_mask(scene)[y : y + 64, x : x + 64].sum() > 0.2 * scenes.object_mask(scene).sum()
@@ -103,7 +104,7 @@ def test_noised_latents_keep_their_spread() -> None:
     assert abar[0].item() == pytest.approx(1 - 0.00085) and abar[-1].item() == pytest.approx(0.00466, abs=2e-5)
     z, noise = torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     t = torch.tensor([0, 500, 999])
-    assert train_small.noised(z, t, noise, abar).std(dim=(1, 2, 3)) == pytest.approx([1, 1, 1], abs=0.05)
+    assert training.noised(z, t, noise, abar).std(dim=(1, 2, 3)) == pytest.approx([1, 1, 1], abs=0.05)
 
 
 def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,7 +41,7 @@ class Summary:
 
 
 def summarise(values: Mapping[str, Sequence[float | None]], seed: int = 0, draws: int = DRAWS) -> Summary:
-    """Means and 95 % intervals of one quantity: a picture's name -> its value for each handle, or its only value.
+    """Return means and 95 % intervals of one quantity: a picture's name -> its value for each handle, or its only one.
 
     A value that is None or not finite is left out and counted; a picture without values is left out. The same values
     give the same bytes in any order of the pictures and of their handles. Raises ValueError for less than one draw.
@@ -65,7 +64,7 @@ def summarise(values: Mapping[str, Sequence[float | None]], seed: int = 0, draws
 
 
 def _mean(sums: np.ndarray, counts: np.ndarray, seed: int, draws: int) -> Mean:
-    """Σ sums / Σ counts over the pictures, with the percentile interval of that ratio over resampled pictures."""
+    """Return Σ sums / Σ counts over the pictures, with that ratio's percentile interval over resampled pictures."""
     pictures = len(sums)
     if pictures == 0:
         return Mean(None, None, None)
@@ -77,15 +76,14 @@ def _mean(sums: np.ndarray, counts: np.ndarray, seed: int, draws: int) -> Mean:
     return Mean(mean, float(low), float(high))
 
 
-def to_json(summary: Summary) -> dict[str, Any]:
-    """The summary as values that strict JSON can hold."""
-    return asdict(summary)
+def text(mean: Mean, digits: int = 2, sign: bool = False) -> str:
+    """Return a mean and its interval as text, such as `4.31 (3.90 to 4.77)`; a dash where there is none.
 
-
-def text(mean: Mean, digits: int = 2) -> str:
-    """A mean and its interval as text, such as `4.31 (3.90 to 4.77)`; a dash where there is none."""
+    `sign`: the mean with its sign, also where it is positive.
+    """
     if mean.mean is None:
         return "–"
+    plain = f"{mean.mean:{'+' if sign else ''}.{digits}f}"
     if mean.low is None or mean.high is None:
-        return f"{mean.mean:.{digits}f}"
-    return f"{mean.mean:.{digits}f} ({mean.low:.{digits}f} to {mean.high:.{digits}f})"
+        return plain
+    return f"{plain} ({mean.low:.{digits}f} to {mean.high:.{digits}f})"

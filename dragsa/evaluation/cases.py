@@ -23,17 +23,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import scenes
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scenes import Scene
 from torch import Tensor
 
-from dragsa import files
+from dragsa import files, pictures
 from dragsa.editing import Drag
-from dragsa.pictures import images
-from dragsa.pictures.images import Point
+from dragsa.evaluation import scenes
+from dragsa.evaluation.scenes import Scene
+from dragsa.pictures import Point
 
 KINDS = ("move", "resize", "turn", "two", "protect")
 EACH = 20  # of every kind
@@ -88,11 +87,11 @@ class Case:
 
     @cached_property
     def source(self) -> Image.Image:
-        return images.to_picture(scenes.draw(self.before, self.size))
+        return pictures.to_picture(scenes.draw(self.before, self.size))
 
     @cached_property
     def truth(self) -> Image.Image:
-        return images.to_picture(scenes.draw(self.after, self.size))
+        return pictures.to_picture(scenes.draw(self.after, self.size))
 
     @property
     def moving(self) -> list[tuple[Scene, Scene]]:
@@ -104,7 +103,7 @@ class Case:
 
     @cached_property
     def mask(self) -> Tensor:
-        """(H, W), 1 where the edit may change the picture: all that the objects sweep on their way, with room."""
+        """The mask (H, W), 1 where the edit may change the picture: all that the objects sweep, with room."""
         swept = torch.stack([corridor(*pair, self.size) for pair in self.moving]).amax(dim=0)
         if self.kind == "protect" and self.before.neighbour is not None:
             swept = swept * (1 - dilated(scenes.object_mask(self.before.neighbour, self.size), ROOM_BESIDE))
@@ -115,7 +114,7 @@ class Case:
         return Image.fromarray((255 * self.mask).to(torch.uint8).numpy())
 
     def points(self, scene: Scene) -> dict[str, Point]:
-        """Named points of a scene's object and neighbour, in pixels."""
+        """Return named points of a scene's object and neighbour, in pixels."""
         reach = REACH.get(self.kind, INSIDE)
         points = scenes.keypoints(scene, self.size, reach)
         if scene.neighbour is not None:
@@ -124,7 +123,7 @@ class Case:
         return points
 
     def handle_names(self, variant: str) -> tuple[str, ...]:
-        """Names of the points that are dragged. A resize by one: the quarter whose outline is furthest out."""
+        """Return the names of the dragged points. A resize by one: the quarter whose outline is furthest out."""
         if self.kind == "resize" and variant == "one":
             points = self.points(self.before)
             furthest = max(math.dist(points["centre"], points[name]) for name in QUARTERS)
@@ -138,7 +137,7 @@ class Case:
         return min(before.size for before, _ in self.moving) * self.size / math.sqrt(8)
 
     def drags(self, variant: str) -> tuple[Drag, ...]:
-        """Handles and targets in pixels. `variant`: "one" handle for each object, or "five"."""
+        """Return handles and targets in pixels. `variant`: "one" handle for each object, or "five"."""
         start, goal = self.points(self.before), self.points(self.after)
         return tuple((start[name], goal[name]) for name in self.handle_names(variant))
 
@@ -148,19 +147,19 @@ class Case:
 
 
 def corridor(before: Scene, after: Scene, size: int = SIZE) -> Tensor:
-    """What an object covers on a straight way from `before` to `after`, with room round it: (H, W), 0 or 1."""
+    """Return the mask of an object on a straight way from `before` to `after`, with room round it: (H, W), 0 or 1."""
     ways = [scenes.object_mask(replace(way, size=ROOM * way.size), size) for way in between(before, after)]
     return (torch.stack(ways).amax(dim=0) > 0.5).float()
 
 
 def dilated(mask: Tensor, reach: float) -> Tensor:
-    """A mask (H, W) with all that is nearer than `reach` of the width to it: 0 or 1."""
+    """Return a mask (H, W) with all that is nearer than `reach` of the width to it: 0 or 1."""
     room = round(reach * mask.shape[-1])
     return F.max_pool2d((mask > 0)[None].float(), 2 * room + 1, stride=1, padding=room)[0]
 
 
 def between(before: Scene, after: Scene) -> Iterator[Scene]:
-    """Scenes on the straight way, both ends among them; places and sizes change, of the neighbour too."""
+    """Yield scenes on the straight way, both ends among them; places and sizes change, of the neighbour too."""
     for n in range(WAYPOINTS):
         share = n / (WAYPOINTS - 1)
         yield _mix(before, after, share)
@@ -180,7 +179,7 @@ def _mix(before: Scene, after: Scene, share: float) -> Scene:
 
 
 def cases(which: str = "figures", limit: int | None = None, size: int = SIZE) -> list[Case]:
-    """The list of "figures" or of "settings", all kinds by turns; `limit`: only so many of each kind."""
+    """Return the list of "figures" or of "settings", all kinds by turns; `limit`: only so many of each kind."""
     if which not in FIRST:
         raise ValueError(f"no list of cases {which!r}; there are {', '.join(FIRST)}")
     each = EACH if limit is None else min(limit, EACH)
@@ -189,7 +188,7 @@ def cases(which: str = "figures", limit: int | None = None, size: int = SIZE) ->
 
 
 def _of_kind(kind: str, first: int, count: int, size: int) -> list[Case]:
-    """The cases of the first seeds that give one: where a scene leaves its edit no room, the next seed's is taken."""
+    """Return the cases of the first seeds that give one: a scene that leaves its edit no room is passed over."""
     found: list[Case] = []
     for seed in scenes.HELD_OUT_SEEDS[first : first + STRETCH]:
         pair = _edit(kind, seed)
@@ -201,7 +200,7 @@ def _of_kind(kind: str, first: int, count: int, size: int) -> list[Case]:
 
 
 def _edit(kind: str, seed: int, tries: int = 300) -> tuple[Scene, Scene] | None:
-    """A seed's scene before and after the edit, or None if no try gives one that fits into the picture."""
+    """Return a seed's scene before and after the edit, or None if no try gives one that fits into the picture."""
     rng = random.Random(seed + 1)
     before = scenes.random_scene(seed, ("face",) if kind == "turn" else None, neighbour=kind in ("two", "protect"))
     if kind == "turn" and before.size < LARGE_FACE:
@@ -237,14 +236,14 @@ def _moved(scene: Scene, rng: random.Random, most: float) -> Scene:
 
 def save(case: Case, folder: Path) -> None:
     """Write source.png, truth.png, mask.png and case.json (points, prompt, scenes) into a folder that is there."""
-    images.save_picture(case.source, folder / "source.png", overwrite=True)
-    images.save_picture(case.truth, folder / "truth.png", overwrite=True)
-    images.save_picture(case.mask_picture, folder / "mask.png", overwrite=True)
+    pictures.save_picture(case.source, folder / "source.png", overwrite=True)
+    pictures.save_picture(case.truth, folder / "truth.png", overwrite=True)
+    pictures.save_picture(case.mask_picture, folder / "mask.png", overwrite=True)
     files.save_json(to_json(case), folder / "case.json", overwrite=True)
 
 
 def to_json(case: Case) -> dict[str, Any]:
-    """What a program needs to make the edit, and what an evaluator needs to judge it."""
+    """Return all that a program needs to make the edit, and an evaluator to judge it."""
     drags = {
         variant: [{"name": n, "handle": h, "target": t} for n, (h, t) in zip(names, case.drags(variant), strict=True)]
         for variant, names in ((v, case.handle_names(v)) for v in ("one", "five"))
@@ -261,7 +260,7 @@ def to_json(case: Case) -> dict[str, Any]:
 
 
 def load(folder: Path) -> Case:
-    """The case that `save` wrote into a folder. Raises OSError or ValueError for a folder that holds none."""
+    """Return the case that `save` wrote into a folder. Raises OSError or ValueError for a folder that holds none."""
     try:
         value = json.loads((folder / "case.json").read_text())
         before, after = (_scene(value[name]) for name in ("before", "after"))

@@ -9,16 +9,15 @@ import sys
 from functools import cache
 from pathlib import Path
 
-import dragbench
 import numpy as np
-import published_metrics
 import pytest
-import scenes
+import run_dragbench
 from PIL import Image
 
 import dragsa
 from dragsa import editing
 from dragsa.config import EditConfig
+from dragsa.evaluation import distances, dragbench, scenes
 from dragsa.pictures import images
 
 ROOT = Path(__file__).parents[2]
@@ -52,13 +51,13 @@ load = cache(dragsa.load)
 @pytest.fixture
 def run(data, tmp_path, tiny_folder, capfd, monkeypatch):
     """Runs the program; gives its exit code, its JSON and what it printed."""
-    monkeypatch.setattr(dragbench.loading, "load", load)
+    monkeypatch.setattr(run_dragbench.weights, "load", load)
 
     def run(*more, results=tmp_path / "results"):
         report = tmp_path / "report.json"
         report.unlink(missing_ok=True)
         given = [str(data), str(results), "--weights", str(tiny_folder), "--json", str(report), *QUICK, *more]
-        code = dragbench.main(given)
+        code = run_dragbench.main(given)
         printed = capfd.readouterr()
         return code, json.loads(report.read_text()) if report.exists() else None, printed.out + printed.err
 
@@ -82,14 +81,12 @@ def test_every_sample_is_edited_and_evaluated(run, data, tmp_path, tiny_folder):
     config = EditConfig.paper(steps=4, drag_step=2, size=64, drag=dragsa.DragConfig(updates=2))
     alone = editing.edit(sd, sample.picture, sample.drags, sample.mask, sample.prompt, config=config)
     assert result.size == (72, 64) and result.tobytes() == alone.image.tobytes()
-    found = published_metrics.measure(
-        sd, sample.picture, result, sample.drags, sample.mask, sample.prompt, NAMES[1], 7, 64
-    )
+    found = distances.measure(sd, sample, result, 7, 64)
     row = report["samples"][NAMES[1]]
     assert row["whole_px"] == list(found.whole_px) and row["masked_px"] == list(found.masked_px)
     assert row["normalised"] == list(found.normalised) and row["seconds"] > 0
     trace = json.loads((tmp_path / "results" / NAMES[1] / "trace.json").read_text())
-    assert trace["seed"] == published_metrics.picture_seed(NAMES[1], 7) and trace["config"]["steps"] == 4
+    assert trace["seed"] == distances.picture_seed(NAMES[1], 7) and trace["config"]["steps"] == 4
     whole = [px for name in NAMES for px in report["samples"][name]["whole_px"]]
     summary = report["summary"]["mean distance, whole picture [px]"]
     assert summary["per_handle"]["mean"] == pytest.approx(sum(whole) / 6) and summary["handles"] == 6
@@ -189,7 +186,7 @@ def test_results_of_another_program(run, data, tmp_path):
     assert list(report["failed"]) == NAMES[2:] and report["failed"][NAMES[2]].endswith("no result")
     assert report["metrics"]["tap"] == "decoder3" and files_of(theirs) == before
     assert report["summary"]["seconds"]["per_picture"]["mean"] is None
-    if published_metrics.why_no_fidelity():
+    if distances.why_no_fidelity():
         assert report["samples"][NAMES[0]]["fidelity"] is None and report["metrics"]["no_fidelity"] in printed
 
 
@@ -226,7 +223,7 @@ def test_what_is_asked_wrongly(run, tmp_path, more, words):
 
 
 def test_no_samples(tmp_path, capsys):
-    assert dragbench.main([str(tmp_path), str(tmp_path / "results")]) == 2
+    assert run_dragbench.main([str(tmp_path), str(tmp_path / "results")]) == 2
     assert "no samples there" in capsys.readouterr().err
 
 
@@ -234,7 +231,8 @@ def test_no_samples(tmp_path, capsys):
 # process dies in its second sample. (Forked, so that what takes seconds is imported once.)
 TWICE = """
 import multiprocessing, os, sys, time
-import dragbench
+import run_dragbench
+from dragsa.evaluation import dragbench
 from torch.distributed import TCPStore
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -247,7 +245,7 @@ def dies(sd, sample, results, config, seed):
 def process(rank, start):
     os.environ["RANK"] = os.environ["LOCAL_RANK"] = str(rank)
     time.sleep(2 * rank * (start == "1"))  # the first looks for the second before that has said where it is
-    sys.exit(dragbench.main())
+    sys.exit(run_dragbench.main())
 
 edit, dragbench.edit_sample = dragbench.edit_sample, dies
 store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -281,8 +279,9 @@ def test_two_processes_of_which_one_dies(tmp_path, tiny_folder):
     assert "process 0 stops" in ran.stderr
     assert sorted(first.splitlines()) == ["edited 0 a/1", "edited 0 b/3", "edited 1 a/2", "edited 1 b/4"]
     assert [line for line in second.splitlines() if line.startswith(("edited", "ended"))] == [
-        "edited 0 b/4", "ended 0 0"
-    ]  # fmt: skip
+        "edited 0 b/4",
+        "ended 0 0",
+    ]
     assert ran.stdout.count("mean distance, whole picture") == 1  # of one process, and of all samples
     found = json.loads(report.read_text())
     assert list(found["samples"]) == names and found["failed"] == {}
@@ -290,5 +289,5 @@ def test_two_processes_of_which_one_dies(tmp_path, tiny_folder):
         f"{name}/{file}" for name in names for file in ("dragged_image.png", "trace.json")
     )
     sd, sample = load(tiny_folder), dragbench.read_sample(data, "b/4")
-    row = dragbench.evaluate_sample(sd, sample, results, 42, 64, published_metrics.TAP)
+    row = dragbench.evaluate_sample(sd, sample, results, 42, 64, distances.TAP)
     assert json.loads(json.dumps(row)) == found["samples"]["b/4"]

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from intervals import Mean
 from PIL import Image, ImageDraw, ImageFont
 
-from dragsa.pictures import images
+from dragsa import pictures
+from dragsa.config import EditConfig
+from dragsa.editing import Drag
+from dragsa.evaluation.intervals import Mean
 
 SIDE = 176  # pixels of a sheet's pictures, the longer side
 GAP, MARGIN, LABEL = 8, 14, 104
@@ -32,7 +34,7 @@ class Row(NamedTuple):
 
 
 def sheet(title: str, heads: Sequence[str], rows: Sequence[Row], notes: Sequence[str] = ()) -> Image.Image:
-    """Rows of panels under the columns' heads, a title over them and notes under them, on white."""
+    """Draw rows of panels under the columns' heads, a title over them and notes under them, on white."""
     font, small, large = (ImageFont.load_default(size) for size in (13, 12, 18))
     leading, step = 16, SIDE + GAP
     width = 2 * MARGIN + LABEL + len(heads) * step
@@ -65,10 +67,27 @@ def sheet(title: str, heads: Sequence[str], rows: Sequence[Row], notes: Sequence
     return whole
 
 
+def with_drags(picture: Image.Image, drags: Sequence[Drag]) -> Image.Image:
+    """Return the picture, enlarged, with the drags on it."""
+    asked = pictures.Trace(
+        EditConfig(),
+        seed=0,
+        prompt="",
+        target_prompt=None,
+        generated=False,
+        picture_size=picture.size,
+        working_size=picture.size,
+        grid_size=picture.size,
+        weights="",
+        drags=tuple(drags),
+    )
+    return pictures.draw_path(picture, asked, max(1, round(2 * SIDE / max(picture.size))))
+
+
 def _fitted(picture: Image.Image) -> Image.Image:
     scale = SIDE / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return images.to_rgb(picture).resize(size, Image.Resampling.LANCZOS)
+    return pictures.to_rgb(picture).resize(size, Image.Resampling.LANCZOS)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
@@ -85,19 +104,25 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, widt
 
 
 def chart(
-    title: str, across: Sequence[str], lines: Mapping[str, Sequence[Mean]], unit: str, notes: Sequence[str] = ()
+    title: str,
+    across: Sequence[str],
+    lines: Mapping[str, Sequence[Mean]],
+    unit: str,
+    notes: Sequence[str] = (),
+    height: int = 480,
+    span: tuple[float, float] | None = None,
 ) -> Image.Image:
-    """Lines of means with their intervals over the places `across`, from left to right; a value of None is left out."""
+    """Draw lines of means with their intervals over the places `across`, 900 pixels wide and `height` above the notes.
+
+    A mean of None is left out. `span`: the least and greatest values on the axis, by default those of the lines.
+    """
     font, small, large = (ImageFont.load_default(size) for size in (14, 12, 18))
-    width, left, right, top, bottom = 900, 70, 720, 60, 420
+    width, left, right, top, bottom = 900, 70, 720, 60, height - 60
     note_lines = [line for note in notes for line in _wrapped(note, small, width - 2 * MARGIN)]
-    whole = Image.new("RGB", (width, bottom + 60 + 16 * len(note_lines)), "white")
+    whole = Image.new("RGB", (width, height + 16 * len(note_lines)), "white")
     ink = ImageDraw.Draw(whole)
     ink.text((MARGIN, MARGIN), title, fill="black", font=large)
-    ends = [end for means in lines.values() for m in means for end in (m.mean, m.low, m.high) if end is not None]
-    least, most = (min(ends), max(ends)) if ends else (0.0, 1.0)
-    room = 0.05 * (most - least) or 1.0
-    least, most = least - room, most + room
+    least, most = span or _span(lines)
 
     def at(value: float) -> float:
         return bottom - (bottom - top) * (value - least) / (most - least)
@@ -105,7 +130,7 @@ def chart(
     for n in range(6):
         tick = least + (most - least) * n / 5
         ink.line((left, at(tick), right, at(tick)), fill="#e0e0e0")
-        ink.text((left - 8, at(tick)), f"{tick:.1f}", fill="black", font=small, anchor="rm")
+        ink.text((left - 8, at(tick)), f"{tick:.3g}", fill="black", font=small, anchor="rm")
     ink.text((left - 8, top - 22), unit, fill="black", font=small, anchor="lm")
     step = (right - left) / max(1, len(across))
     for n, name in enumerate(across):
@@ -128,3 +153,11 @@ def chart(
     for n, line in enumerate(note_lines):
         ink.text((MARGIN, bottom + 44 + 16 * n), line, fill="#303030", font=small)
     return whole
+
+
+def _span(lines: Mapping[str, Sequence[Mean]]) -> tuple[float, float]:
+    """Return the least and greatest value of the lines and their intervals, with some room."""
+    ends = [end for means in lines.values() for m in means for end in (m.mean, m.low, m.high) if end is not None]
+    least, most = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    room = 0.05 * (most - least) or 1.0
+    return least - room, most + room

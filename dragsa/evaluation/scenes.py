@@ -14,10 +14,9 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 SHAPES = ("disc", "square", "triangle", "star", "face")
@@ -89,7 +88,7 @@ class Scene:
 
 
 def random_scene(seed: int, shapes: Sequence[str] | None = None, neighbour: bool | None = None) -> Scene:
-    """The scene of a seed: every parameter random, the objects wholly inside the picture and clear of each other.
+    """Return the scene of a seed: every parameter random, the objects inside the picture and clear of each other.
 
     `shapes`: what the object may be, by default all, faces most often. `neighbour`: whether there is one; None leaves
     it to chance.
@@ -122,7 +121,7 @@ def random_scene(seed: int, shapes: Sequence[str] | None = None, neighbour: bool
 
 
 def _placed(rng: random.Random, shape: str, size: float) -> dict[str, Any]:
-    """A random place inside the picture for a shape of that size, and a rotation."""
+    """Return a random place inside the picture for a shape of that size, and a rotation."""
     least, most = size / 2 + MARGIN, 1 - size / 2 - MARGIN
     half_sector = math.pi / _CORNERS[shape][0] if shape in _CORNERS else 0.0
     turned = 0.2 if shape == "face" else half_sector
@@ -135,7 +134,7 @@ def _placed(rng: random.Random, shape: str, size: float) -> dict[str, Any]:
 
 
 def is_clear(scene: Scene) -> bool:
-    """Whether object and neighbour lie wholly inside the picture and do not touch."""
+    """Return True if object and neighbour lie wholly inside the picture and do not touch."""
     both = [scene] if scene.neighbour is None else [scene, scene.neighbour]
     inside = all(s.size / 2 + MARGIN <= place <= 1 - s.size / 2 - MARGIN for s in both for place in (s.x, s.y))
     if len(both) == 1:
@@ -145,7 +144,7 @@ def is_clear(scene: Scene) -> bool:
 
 
 def translation(seed: int, least: float = 0.1, most: float = 0.3) -> tuple[Scene, Scene]:
-    """A seed's scene without neighbour, and the same with its object moved by `least` … `most` of the width."""
+    """Return a seed's scene without neighbour, and the same with its object moved by `least` … `most` of the width."""
     scene = random_scene(seed, neighbour=False)
     rng = random.Random(seed + 1)
     while True:
@@ -155,19 +154,8 @@ def translation(seed: int, least: float = 0.1, most: float = 0.3) -> tuple[Scene
             return scene, moved
 
 
-def turn(seed: int, least: float = 0.1) -> tuple[Scene, Scene]:
-    """A face of that seed, and the same turned so that its nose moves by `least` of the width or more."""
-    scene = random_scene(seed, shapes=("face",), neighbour=False)
-    rng = random.Random(seed + 1)
-    while True:
-        yaws = math.radians(rng.uniform(-40, 40)), math.radians(rng.uniform(-40, 40))
-        before, after = (replace(scene, yaw=yaw) for yaw in yaws)
-        if math.dist(_face_point(before, 0, 0, 0.75), _face_point(after, 0, 0, 0.75)) >= least:
-            return before, after
-
-
 def caption(scene: Scene, place: bool = False, looking: bool = False) -> str:
-    """The scene in words; with `looking` it says which way a face looks, with `place` where an object alone is."""
+    """Return the scene in words; with `looking` also the way a face looks, with `place` an object's place."""
     words = f"a {scene.colour} {scene.shape}"
     if looking and scene.shape == "face":
         side = "ahead" if abs(scene.yaw) < math.radians(12) else "right" if scene.yaw > 0 else "left"
@@ -185,12 +173,12 @@ def caption(scene: Scene, place: bool = False, looking: bool = False) -> str:
 
 
 def draw(scene: Scene, size: int = 128) -> Tensor:
-    """The scene as a picture: float (3, size, size) in [-1, 1], anti-aliased."""
+    """Return the scene as a picture: float (3, size, size) in [-1, 1], anti-aliased."""
     return draw_batch([scene], size)[0]
 
 
 def draw_batch(scenes: Sequence[Scene], size: int = 128, corners: Tensor | None = None, window: int = 0) -> Tensor:
-    """Scenes as pictures: (B, 3, size, size) in [-1, 1].
+    """Return scenes as pictures: (B, 3, size, size) in [-1, 1].
 
     With `corners`, (B, 2) pixels (x, y), only the square of `window` pixels whose top left pixel that is, out of each
     picture of `size` pixels: (B, 3, window, window).
@@ -200,7 +188,7 @@ def draw_batch(scenes: Sequence[Scene], size: int = 128, corners: Tensor | None 
 
 
 def draw_over(scenes: Sequence[Scene], ground: Tensor) -> Tensor:
-    """The scenes' objects and neighbours over one ground (3, H, H) that is there already: (B, 3, H, H) in [-1, 1]."""
+    """Return the scenes' objects and neighbours over one given ground (3, H, H): (B, 3, H, H) in [-1, 1]."""
     size = ground.shape[-1]
     x, y = _coordinates(len(scenes), size)
     pictures = ((ground + 1) / 2).repeat(len(scenes), 1, 1, 1)
@@ -208,12 +196,12 @@ def draw_over(scenes: Sequence[Scene], ground: Tensor) -> Tensor:
 
 
 def draw_ground(scene: Scene, size: int = 128) -> Tensor:
-    """The scene without its object, but with its neighbour: (3, size, size) in [-1, 1]."""
+    """Return the scene without its object, but with its neighbour: (3, size, size) in [-1, 1]."""
     return _backgrounds([scene], *_coordinates(1, size), size)[0] * 2 - 1
 
 
 def object_mask(scene: Scene, size: int = 128) -> Tensor:
-    """How much of each pixel the object covers: (size, size) in [0, 1]."""
+    """Return the share of each pixel that the object covers: (size, size) in [0, 1]."""
     return _coverage([scene], *_coordinates(1, size), size)[0]
 
 
@@ -236,7 +224,7 @@ def _colours(names: Sequence[str]) -> Tensor:
 
 
 def _grounds(scenes: Sequence[Scene], x: Tensor, y: Tensor) -> Tensor:
-    """A greyed colour, plus a slope and a few long cosine waves in brightness: (B, 3, h, w) in [0, 1]."""
+    """Return a greyed colour, plus a slope and a few long cosine waves in brightness: (B, 3, h, w) in [0, 1]."""
     light = _column([s.slope[0] for s in scenes]) * (2 * x - 1) + _column([s.slope[1] for s in scenes]) * (2 * y - 1)
     waves = []
     for scene in scenes:
@@ -249,12 +237,12 @@ def _grounds(scenes: Sequence[Scene], x: Tensor, y: Tensor) -> Tensor:
 
 
 def _backgrounds(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int) -> Tensor:
-    """Grounds with the neighbours on them: (B, 3, h, w) in [0, 1]."""
+    """Return grounds with the neighbours on them: (B, 3, h, w) in [0, 1]."""
     return _with_neighbours(scenes, _grounds(scenes, x, y), x, y, size)
 
 
 def _with_neighbours(scenes: Sequence[Scene], pictures: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
-    """The neighbours over pictures (B, 3, h, w) in [0, 1], which are changed in place."""
+    """Draw the neighbours over pictures (B, 3, h, w) in [0, 1], which are changed in place."""
     beside = [i for i, s in enumerate(scenes) if s.neighbour is not None]
     if beside:
         neighbours = [s.neighbour for s in scenes if s.neighbour is not None]
@@ -264,7 +252,7 @@ def _with_neighbours(scenes: Sequence[Scene], pictures: Tensor, x: Tensor, y: Te
 
 
 def _with_objects(scenes: Sequence[Scene], pictures: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
-    """The objects over pictures (B, 3, h, w) in [0, 1]."""
+    """Draw the objects over pictures (B, 3, h, w) in [0, 1]."""
     pictures = torch.lerp(pictures, _colours([s.colour for s in scenes]), _coverage(scenes, x, y, size)[:, None])
     faces = [i for i, s in enumerate(scenes) if s.shape == "face"]
     if faces:
@@ -278,7 +266,7 @@ def _wave_vector(rng: random.Random) -> tuple[float, float]:
 
 
 def _coverage(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int) -> Tensor:
-    """Coverage of the pixels by the objects, from the signed distance to the outline: (B, h, w)."""
+    """Return the coverage of the pixels by the objects, from the signed distance to the outline: (B, h, w)."""
     x, y = x - _column([s.x for s in scenes]), y - _column([s.y for s in scenes])
     radius = _column([s.size / 2 for s in scenes])
     distance = torch.hypot(x, y) - radius
@@ -290,7 +278,7 @@ def _coverage(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int) -> Tenso
 
 
 def _cornered_distance(scenes: Sequence[Scene], x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
-    """Signed distance to the edge line of the sector, for regular polygons and stars.
+    """Return the signed distance to the edge line of the sector, for regular polygons and stars.
 
     The plane is folded into half a corner's sector, where the outline is one segment from the corner (R, 0) to the
     point halfway to the next corner, at angle π/n and radius r.
@@ -318,7 +306,7 @@ _PARTS = {
 
 
 def _face_point(scene: Scene, azimuth: float, elevation: float, ball: float) -> tuple[float, float]:
-    """Where a point of a face's ball is seen, in fractions of the width; angles in degrees."""
+    """Return the place of a point of a face's ball in fractions of the width; angles in degrees."""
     up = math.radians(elevation)
     across = ball * scene.size / 2 * math.cos(up) * math.sin(scene.yaw + math.radians(azimuth))
     down = -ball * scene.size / 2 * math.sin(up)
@@ -327,7 +315,7 @@ def _face_point(scene: Scene, azimuth: float, elevation: float, ball: float) -> 
 
 
 def _features(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int, pictures: Tensor) -> Tensor:
-    """Eyes, mouth and nose over pictures (B, 3, h, w) in [0, 1]."""
+    """Draw eyes, mouth and nose over pictures (B, 3, h, w) in [0, 1]."""
     cos, sin = _column([math.cos(s.rotation) for s in scenes]), _column([math.sin(s.rotation) for s in scenes])
     radius = _column([s.size / 2 for s in scenes])
     for name, (azimuth, elevation, ball, width, height) in _PARTS.items():
@@ -349,7 +337,7 @@ def _features(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int, pictures
 
 
 def keypoints(scene: Scene, size: int = 128, reach: float = 0.6) -> dict[str, tuple[float, float]]:
-    """Named points of the object, (x, y) in pixels of a picture of that size.
+    """Return named points of the object, (x, y) in pixels of a picture of that size.
 
     "centre"; "top", "right", "bottom", "left" at `reach` of the way from the centre to the outline (1: on it), turning
     with the object; for a face also "nose", "left eye", "right eye", "mouth".
@@ -366,7 +354,7 @@ def keypoints(scene: Scene, size: int = 128, reach: float = 0.6) -> dict[str, tu
 
 
 def _outline(scene: Scene, angle: float) -> float:
-    """Distance from the centre to the outline at an angle from the object's own top, clockwise."""
+    """Return the distance from the centre to the outline at an angle from the object's own top, clockwise."""
     radius = scene.size / 2
     if scene.shape not in _CORNERS:
         return radius
@@ -375,107 +363,3 @@ def _outline(scene: Scene, angle: float) -> float:
     angle = abs((angle + half) % (2 * half) - half)
     along, across = 1 - inner * math.cos(half), inner * math.sin(half)
     return radius * across / (across * math.cos(angle) + along * math.sin(angle))
-
-
-# -------------------------------------------------------------------------------------------------------- measuring
-
-
-class Place(NamedTuple):
-    """Where something was found, in pixels; NaN if it was not. `area` is in pixels."""
-
-    x: float
-    y: float
-    area: float
-
-
-class ColourError(NamedTuple):
-    """Mean absolute colour errors, in 255ths of the range from black to white."""
-
-    object: float
-    ground: float
-
-
-def segment(picture: Tensor, scene: Scene) -> Tensor:
-    """The object in a picture (3, H, W) of the scene's ground: soft mask (H, W) in [0, 1].
-
-    How far each pixel's colour is from the ground's there, over how far the object's colour is: nothing below a fifth,
-    all of it from a half on. It does not use the scene's place, size, rotation and yaw.
-    """
-    ground = draw_ground(scene, picture.shape[-1])
-    contrast = (_colours([scene.colour])[0] * 2 - 1 - ground).norm(dim=0)  # (H, W)
-    return (((picture - ground).norm(dim=0) / contrast - 0.2) / 0.3).clamp(0, 1)
-
-
-def locate(picture: Tensor, scene: Scene) -> Place:
-    """The object's centre in a picture (3, H, W), wherever it is: centre of mass of the largest patch of `segment`."""
-    size = picture.shape[-1]
-    return densest(segment(picture, scene), radius=0.5 * scene.size * size)
-
-
-def locate_nose(picture: Tensor, scene: Scene) -> Place:
-    """A face's nose in a picture (3, H, W): centre of mass of what is redder than the skin, inside the found face."""
-    if scene.shape != "face":
-        raise ValueError(f"a {scene.shape} has no nose; give a scene with a face")
-    size = picture.shape[-1]
-    face = locate(picture, scene)
-    if math.isnan(face.x):
-        return face
-    skin, nose = torch.tensor(PALETTE[scene.colour]) * 2 - 1, torch.tensor(NOSE) * 2 - 1
-    dark = torch.tensor(DARK) * 2 - 1
-    distances = torch.stack([(picture - c[:, None, None]).norm(dim=0) for c in (skin, nose, dark)])  # (3, H, W)
-    redness = (1.5 - 2 * distances[1] / (torch.minimum(distances[0], distances[2]) + distances[1])).clamp(0, 1)
-    redness = redness * disc(size, face.x, face.y, 0.46 * scene.size * size)
-    return densest(redness, radius=0.5 * NOSE_WIDTH * scene.size * size)
-
-
-def overlap(picture: Tensor, truth: Scene) -> float:
-    """Intersection over union of the object in a picture (3, H, W) and of the truth's mask, both soft."""
-    found, true = segment(picture, truth), object_mask(truth, picture.shape[-1])
-    return (torch.minimum(found, true).sum() / torch.maximum(found, true).sum()).item()
-
-
-def colour_error(picture: Tensor, truth: Scene, *others: Scene) -> ColourError:
-    """Colour errors of object and ground of a picture (3, H, W) against the truth.
-
-    The object is compared where it is found, so that its colour is judged apart from its place. The ground is compared
-    where neither the truth nor any of the other scenes (say, an edit's source) has its object, two pixels away from it.
-    """
-    size = picture.shape[-1]
-    place = locate(picture, truth)
-    error = math.nan
-    if not math.isnan(place.x):
-        there = replace(truth, x=(place.x + 0.5) / size, y=(place.y + 0.5) / size)
-        core = object_mask(there, size) > 0.99
-        error = 127.5 * (picture - draw(there, size)).abs().mean(dim=0)[core].mean().item()
-    objects = torch.stack([object_mask(scene, size) for scene in (truth, *others)]).amax(dim=0)
-    away = F.max_pool2d(objects[None], 5, stride=1, padding=2)[0] == 0
-    ground = 127.5 * (picture - draw_ground(truth, size)).abs().mean(dim=0)[away].mean().item()
-    return ColourError(error, ground)
-
-
-def psnr(picture: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB of pictures (..., 3, H, W) in [-1, 1]: (...)."""
-    return 10 * torch.log10(4 / (picture - truth).square().mean(dim=(-3, -2, -1)))
-
-
-def disc(size: int, x: float, y: float, radius: float) -> Tensor:
-    """1 within so many pixels of a place, else 0: (size, size)."""
-    side = torch.arange(size, dtype=torch.float32)
-    return (torch.hypot(side[None, :] - x, side[:, None] - y) <= radius).float()
-
-
-def densest(weight: Tensor, radius: float) -> Place:
-    """Centre of mass of weights (H, W) in a disc round where they are densest; the disc follows its own centre."""
-    size, half = weight.shape[-1], round(0.9 * radius)  # a square about as large as the disc
-    rows = F.avg_pool2d(weight[None, None], (2 * half + 1, 1), stride=1, padding=(half, 0))
-    means = F.avg_pool2d(rows, (1, 2 * half + 1), stride=1, padding=(0, half))[0, 0]
-    y, x = (float(i) for i in torch.unravel_index(means.argmax(), means.shape))
-    side = torch.arange(size, dtype=torch.float32)
-    area = 0.0
-    for _ in range(8):
-        near = weight * disc(size, x, y, 1.25 * radius + 1)
-        area = near.sum().item()
-        if area < 0.1 * math.pi * radius**2:
-            return Place(math.nan, math.nan, area)
-        x, y = ((near * side[None, :]).sum() / area).item(), ((near * side[:, None]).sum() / area).item()
-    return Place(x, y, area)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -12,17 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cases
 import numpy as np
 import pytest
 import torch
-import truth_bench
-from truth_bench import MAIN, Setting
 
-from dragsa import ddim, editing, loading
+from dragsa import editing, loading, source_kv
 from dragsa.config import DragConfig, EditConfig
+from dragsa.evaluation import cases, runs, truth
+from dragsa.evaluation.settings import CAPTION, MAIN, Setting, rivals
 from dragsa.methods import lora
-from dragsa.pictures import images
 
 FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64)
 SETTINGS = [
@@ -43,8 +40,8 @@ def model(tiny_folder: Path) -> Path:
 def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three cases, begun by one process and ended by two."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert truth_bench.run(folder, LISTED[:1], SETTINGS, model, published=False)
-    assert truth_bench.run(folder, LISTED, SETTINGS, model, workers=2, published=False)
+    assert truth.run(folder, LISTED[:1], SETTINGS, model, published=False)
+    assert truth.run(folder, LISTED, SETTINGS, model, workers=2, published=False)
     return folder
 
 
@@ -60,16 +57,17 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["ours", "no control", "blended", "guided", "under a LoRA", "union"],
 )
-def test_the_two_halves_are_the_packages_edit(model: Path, changes: dict[str, Any]) -> None:
+def test_a_case_is_the_packages_edit(model: Path, changes: dict[str, Any]) -> None:
     sd, case, config = loading.load(model), LISTED[0], replace(FAST, **changes)
     source = editing.prepare(sd, case.source, case.prompt, config=config)
-    dragged = truth_bench.drag_source(sd, source, case, "five", config)
-    picture = truth_bench.finish(sd, source, dragged, case, config)
+    setting = Setting("it", config, "five")
+    result = truth.run_case(sd, case, [setting], published=False, explain=False)["it"]
+    picture, course = result.picture, result.figures["drag"]
     edited = editing.edit(sd, replace(source), case.drags("five"), case.mask, config=config)  # with nothing recorded
     assert np.abs(np.asarray(picture, int) - np.asarray(edited.image, int)).max() <= 1
-    assert dragged.course["losses"] == pytest.approx(edited.trace.losses)
-    assert dragged.course["stop"] == edited.trace.stop
-    idle = truth_bench.reconstruct(sd, source, config.steps - config.drag_step)
+    assert course["losses"] == pytest.approx(edited.trace.losses)
+    assert course["stop"] == edited.trace.stop
+    idle = truth.reconstruct(sd, source, config.steps - config.drag_step)
     assert np.abs(np.asarray(picture, int) - np.asarray(idle, int)).max() > 2  # the drag did something
 
 
@@ -80,15 +78,15 @@ def test_later_edits_of_a_case_take_the_sources_pass_from_the_first(
     names, replayed = ["first", "blended", "no-control"], []
     configs = [FAST, replace(FAST, blend=True), replace(FAST, control_step=None)]
     settings = [Setting(name, config, "five") for name, config in zip(names, configs, strict=True)]
-    alone = {s.name: truth_bench.run_case(sd, case, [s], published=False, explain=False)[s.name] for s in settings}
-    sample = ddim.sample_replayed
+    alone = {s.name: truth.run_case(sd, case, [s], published=False, explain=False)[s.name] for s in settings}
+    sample = source_kv.replayed
 
     def counted(*args: Any, **options: Any) -> Any:
         replayed.append(args)
         return sample(*args, **options)
 
-    monkeypatch.setattr(ddim, "sample_replayed", counted)
-    together = truth_bench.run_case(sd, case, settings, published=False, explain=False)
+    monkeypatch.setattr(source_kv, "replayed", counted)
+    together = truth.run_case(sd, case, settings, published=False, explain=False)
     assert len(replayed) == 2
     for name in names:
         pictures = (np.asarray(results[name].picture, int) for results in (together, alone))
@@ -98,14 +96,14 @@ def test_later_edits_of_a_case_take_the_sources_pass_from_the_first(
 
 def test_the_first_drag_alone_is_explained(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[EditConfig] = []
-    monkeypatch.setattr(truth_bench, "drawable", lambda sd, case, config: asked.append(config) or {"share": 0.0})
+    monkeypatch.setattr(truth, "drawable", lambda sd, case, config: asked.append(config) or {"share": 0.0})
     still = replace(FAST, drag=replace(FAST.drag, updates=0))
     settings = [
         SETTINGS[1],
         Setting("first", still, "five"),
         Setting("second", replace(still, control_step=None), "five"),
     ]
-    results = truth_bench.run_case(loading.load(model), LISTED[0], settings, published=False)
+    results = truth.run_case(loading.load(model), LISTED[0], settings, published=False)
     assert [name for name, result in results.items() if "drawable" in result.figures] == ["first"] and asked == [still]
     assert all(results[name].figures["share"] > 0.5 for name in ("first", "second"))
 
@@ -123,9 +121,9 @@ def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(module, name, count)
 
     counted(editing, "prepare")
-    counted(truth_bench, "drag_source")
+    counted(truth, "drag_source")
     other = Setting("one-handle", FAST, "one")
-    results = truth_bench.run_case(loading.load(model), LISTED[0], [*SETTINGS, other], published=False, explain=False)
+    results = truth.run_case(loading.load(model), LISTED[0], [*SETTINGS, other], published=False, explain=False)
     assert calls == {"prepare": 1, "drag_source": 2}
     assert list(results) == [setting.name for setting in [*SETTINGS, other]]
     assert results["no-edit"].picture == LISTED[0].source
@@ -150,7 +148,7 @@ def test_one_handle_of_a_whole_object_holds_a_patch_of_its_size() -> None:
 
 
 def test_rivals_differ_in_the_method_alone() -> None:
-    settings = {setting.name: setting for setting in truth_bench.rivals(64)}
+    settings = {setting.name: setting for setting in rivals(64)}
     small, theirs = EditConfig.small(size=64), EditConfig.dragdiffusion()
     assert settings["ours"] == Setting("ours", small, "five")
     for name, control, steps in (
@@ -165,7 +163,7 @@ def test_rivals_differ_in_the_method_alone() -> None:
         own = {name: getattr(small, name) for name in ("control_step", "lora_steps", "variant")}
         assert replace(config, **own) == small
     masactrl = settings["masactrl"].config
-    assert masactrl is not None and settings["masactrl"].handles == truth_bench.CAPTION
+    assert masactrl is not None and settings["masactrl"].handles == CAPTION
     assert (masactrl.variant, masactrl.control_step, masactrl.size) == ("masactrl", 4, 64)
 
 
@@ -175,7 +173,7 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
     trained, asked, plain, edit = [], [], lora.train, editing.edit
 
     def train(*args: Any, **options: Any) -> lora.Trained:
-        trained.append(args[3].steps)
+        trained.append(args[3])
         return plain(*args, **options)
 
     def edited(sd: Any, source: Any, **options: Any) -> editing.EditResult:
@@ -189,10 +187,10 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
         Setting("ours", FAST, "five"),
         Setting("lora", with_lora, "five"),
         Setting("lora-no-control", replace(with_lora, control_step=None), "five"),
-        Setting("prompt", replace(FAST, guidance=2.0), truth_bench.CAPTION),
+        Setting("prompt", replace(FAST, guidance=2.0), CAPTION),
     ]
     case = next(case for case in cases.cases("figures", limit=1, size=64) if case.kind == "move")
-    results = truth_bench.run_case(loading.load(model), case, settings, published=False)
+    results = truth.run_case(loading.load(model), case, settings, published=False)
     assert trained == [2]
     seconds = {name: result.figures["seconds"] for name, result in results.items()}
     assert seconds["lora"]["lora"] == seconds["lora-no-control"]["lora"] > 0 and "lora" not in seconds["ours"]
@@ -200,14 +198,14 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
         assert spent["all"] == pytest.approx(sum(value for name, value in spent.items() if name != "all"))
     assert len({result.picture.tobytes() for result in results.values()}) == 4
     (words,) = asked
-    assert words == (truth_bench.in_words(case.before), truth_bench.in_words(case.after))
+    assert words == (truth.in_words(case.before), truth.in_words(case.after))
     assert " at the " in words[0] and "drag" not in results["prompt"].figures
 
 
 ORPHANS = """
 import sys, time
 from pathlib import Path
-import truth_bench
+from dragsa.evaluation import runs
 
 def work(sd, item):
     Path(item).touch()
@@ -215,16 +213,16 @@ def work(sd, item):
     return item
 
 if __name__ == "__main__":
-    truth_bench.each(work, sys.argv[2:], Path(sys.argv[1]), workers=2)
+    runs.each(work, sys.argv[2:], Path(sys.argv[1]), workers=2)
 """
 
 
 def test_workers_end_when_their_parent_is_killed(model: Path, tmp_path: Path) -> None:
     script, begun = tmp_path / "script.py", [tmp_path / "first", tmp_path / "second"]
     script.write_text(ORPHANS)
-    scripts = str(Path(truth_bench.__file__).parent)
+    root = str(Path(runs.__file__).parents[2])
     command = [sys.executable, str(script), str(model), *map(str, begun)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": scripts})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root})
     try:
         until = time.monotonic() + 120
         while not all(file.exists() for file in begun) and time.monotonic() < until:
@@ -245,21 +243,10 @@ def test_networks_of_another_type_are_a_copy(model: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(editing, "prepare", prepared)
     settings = [Setting("wide", FAST, "five"), Setting("narrow", FAST, "five", "bfloat16")]
-    results = truth_bench.run_case(sd, case, settings, published=False, explain=False)
+    results = truth.run_case(sd, case, settings, published=False, explain=False)
     assert used == [[torch.float32] * 3, [torch.bfloat16] * 3]
     assert next(sd.unet.parameters()).dtype == torch.float32
     assert results["wide"].picture.tobytes() != results["narrow"].picture.tobytes()
-
-
-def test_the_command_line_chooses_the_list(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(truth_bench.SETTINGS, "rivals", lambda size: [Setting("nothing")])
-    asked = ["run", str(tmp_path / "run"), "--settings", "rivals", "--limit", "1", "--size", "64", "--no-published"]
-    assert truth_bench.main([*asked, "--weights", str(model), "--workers", "1"]) == 0
-    assert "| nothing | 5 |" in capsys.readouterr().out
-    assert truth_bench.main([*asked[:3], "none", "--weights", str(model)]) == 2
-    assert "invalid choice: 'none'" in capsys.readouterr().err
 
 
 def test_a_run_has_every_case_once_and_goes_on_where_it_stood(finished: Path, model: Path) -> None:
@@ -269,22 +256,22 @@ def test_a_run_has_every_case_once_and_goes_on_where_it_stood(finished: Path, mo
         assert cases.load(finished / case.name) == case
         assert {file.stem for file in (finished / case.name).glob("*.png")} >= {setting.name for setting in SETTINGS}
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*/*.json")}
-    assert truth_bench.run(finished, LISTED, SETTINGS, model, published=False)
+    assert truth.run(finished, LISTED, SETTINGS, model, published=False)
     assert before == {path: path.stat().st_mtime_ns for path in finished.glob("*/*.json")}
 
 
 def test_a_run_of_other_settings_is_refused(finished: Path, model: Path) -> None:
     with pytest.raises(ValueError, match="a run with other settings; give another folder"):
-        truth_bench.run(finished, LISTED, SETTINGS[:2], model)
+        truth.run(finished, LISTED, SETTINGS[:2], model)
 
 
 def test_a_case_that_breaks_off_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **options: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(truth_bench.files, "save_json", broken)
+    monkeypatch.setattr(truth.files, "save_json", broken)
     with pytest.raises(OSError, match="no space"):
-        truth_bench.save(tmp_path, LISTED[0], {})
+        truth.save(tmp_path, LISTED[0], {})
     assert not list(tmp_path.iterdir())
 
 
@@ -293,35 +280,10 @@ def test_ranks_do_the_list_between_them(model: Path, tmp_path: Path, monkeypatch
     done = []
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
-        done.append(truth_bench.run(tmp_path, LISTED, SETTINGS[:1], model, published=False))
+        done.append(truth.run(tmp_path, LISTED, SETTINGS[:1], model, published=False))
         if rank == 0:
             assert {path.parent.name for path in tmp_path.glob("*/case.json")} == {LISTED[0].name, LISTED[2].name}
     assert done == [False, True]
-
-
-def test_tables_are_made_of_the_folder_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert truth_bench.main(["table", str(finished)]) == 0
-    printed = capsys.readouterr().out
-    assert printed.strip() == (finished / "table.md").read_text().strip()
-    (row,) = [line for line in printed.splitlines() if line.startswith("| no-edit | 3 |")]
-    assert row.split(" | ")[2].startswith("1.00") and row.split(" | ")[4:6] == ["1.00", "0%"]
-    results = json.loads((finished / "results.json").read_text())
-    assert results["summaries"]["no-edit"]["all"]["background_error"]["per_picture"]["mean"] == 0
-    assert set(results["results"][MAIN]) == {case.name for case in LISTED}
-    assert set(results["failures"][MAIN]) == {n for n, row in results["results"][MAIN].items() if row["share"] > 0.5}
-    sheet = images.open_picture(finished / "sheet.png")
-    assert sheet.width > 5 * 128 and sheet.height > 3 * 128
-
-
-def test_no_run_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert truth_bench.main(["table", str(tmp_path)]) == 2
-    assert "truth_bench: error: " in capsys.readouterr().err
-
-
-def test_exported_cases_are_whole(tmp_path: Path) -> None:
-    assert truth_bench.main(["export", str(tmp_path / "cases"), "--limit", "1", "--cases", "settings"]) == 0
-    found = [cases.load(tmp_path / "cases" / f"{kind}-00") for kind in cases.KINDS]
-    assert found == cases.cases("settings", limit=1)
 
 
 def course(stop: str, tracked: float) -> dict[str, Any]:
@@ -345,5 +307,5 @@ def course(stop: str, tracked: float) -> dict[str, Any]:
     ],
 )
 def test_failures_are_sorted_by_rule(figures: dict[str, Any], without: dict[str, Any] | None, reason: str) -> None:
-    assert truth_bench.why_failed(figures, without) == reason
-    assert reason is None or reason in truth_bench.REASONS
+    assert truth.why_failed(figures, without) == reason
+    assert reason is None or reason in truth.REASONS

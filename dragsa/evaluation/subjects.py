@@ -1,4 +1,4 @@
-"""What a reproduction works on: drawn scenes, whose truth is known, or one's own pictures; and what is said of results.
+"""Subjects of the reproduction: drawn scenes, whose truth is known, or one's own pictures; and their results' figures.
 
 One's own come as a job file of `dragsa edit` (JSON, one job or a list of them), of which these options count: `image`,
 or `from_noise` and `seed` for a picture that is generated; `prompt`, `target_prompt`, `drag`, `mask`, `object_words`.
@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cases
-import evaluate
 import numpy as np
-import published_metrics
-import scenes
 import torch
-from cases import Case
 from PIL import Image
-from scenes import Scene
 from torch import Tensor
 
-from dragsa import cli
+from dragsa import pictures
 from dragsa.editing import Drag
+from dragsa.evaluation import cases, distances, figures, fit, quality, scenes
+from dragsa.evaluation.cases import Case
+from dragsa.evaluation.distances import Sample
+from dragsa.evaluation.scenes import Scene
 from dragsa.loading import StableDiffusion
-from dragsa.pictures import images
 
 FIRST = {"real": 90_000, "generated": 92_000, "restyled": 94_000, "round trip": 1_000}  # of the held-out seeds
 OWN_KEYS = ("image", "from_noise", "seed", "prompt", "target_prompt", "drag", "mask", "object_words")
@@ -57,7 +55,7 @@ class Subject:
 
     @property
     def identity(self) -> str:
-        """Of everything that an edit's result depends on."""
+        """A hash of everything that an edit's result depends on."""
         said = [self.prompt, self.seed, self.target_prompt, self.drags, self.object_words]
         arrays = [None if x is None else np.asarray(x).tobytes() for x in (self.picture, self.mask)]
         return hashlib.sha256(repr((said, arrays)).encode()).hexdigest()
@@ -67,12 +65,12 @@ class Subject:
 
 
 def recoloured(scene: Scene) -> Scene:
-    """A face in another skin than its own and than the ground's colour."""
+    """Return a face in another skin than its own and than the ground's colour."""
     return replace(scene, colour=next(c for c in scenes.SKINS if c not in (scene.colour, scene.ground)))
 
 
 def turning_faces(count: int, size: int, seed: int) -> list[Subject]:
-    """Held-out faces that are to get another colour by the prompt, and to be turned to the right by the drag."""
+    """Return held-out faces that are to get another colour by the prompt, and to be turned to the right by the drag."""
     found: list[Subject] = []
     for number in scenes.HELD_OUT_SEEDS[FIRST["real"] : FIRST["real"] + 2_000]:
         drawn = scenes.random_scene(number, ("face",), neighbour=False)
@@ -80,15 +78,14 @@ def turning_faces(count: int, size: int, seed: int) -> list[Subject]:
             break
         if drawn.size < cases.LARGE_FACE or not -MOST_YAW <= drawn.yaw <= MOST_YAW - LEAST_TURN:
             continue
-        picture = images.to_picture(scenes.draw(drawn, size))
-        found.append(
-            turned(Subject(f"face-{len(found):02d}", scenes.caption(drawn), seed, picture), drawn, size)
-        )  # fmt: skip
+        picture = pictures.to_picture(scenes.draw(drawn, size))
+        subject = Subject(f"face-{len(found):02d}", scenes.caption(drawn), seed, picture)
+        found.append(turned(subject, drawn, size))
     return found
 
 
 def generated_faces(count: int, seed: int) -> list[Subject]:
-    """Faces that the model is to draw, each from a seed of its own; what is dragged is found once they are drawn."""
+    """Return faces that the model is to draw, each from its own seed; handles are found once they are drawn."""
     found = []
     for number in range(count):
         drawn = scenes.random_scene(scenes.HELD_OUT_SEEDS[FIRST["generated"] + number], ("face",), neighbour=False)
@@ -110,7 +107,7 @@ def generated_faces(count: int, seed: int) -> list[Subject]:
 
 
 def turned(subject: Subject, face: Scene, size: int) -> Subject:
-    """The subject with its face to be recoloured by the prompt, and turned by a drag of nose, eyes and mouth."""
+    """Return the subject with its face to be recoloured by the prompt, and turned by a drag of nose, eyes and mouth."""
     wanted = recoloured(face)
     after = replace(wanted, yaw=min(MOST_YAW, face.yaw + TURN))
     case = Case("turn", 0, subject.seed, wanted, after, size)
@@ -125,22 +122,22 @@ def turned(subject: Subject, face: Scene, size: int) -> Subject:
 
 
 def found_face(subject: Subject, picture: Image.Image) -> Subject | None:
-    """A generated subject with what is asked of the face that it shows; None where it shows none."""
+    """Return a generated subject with what is asked of the face that it shows; None where it shows none."""
     assert subject.shown is not None
-    fit = evaluate.fit(images.to_tensor(picture)[0], subject.shown)
-    if not fit.found or not fit.nose_found or fit.scene.yaw > MOST_YAW - LEAST_TURN:
+    found = fit.fit(pictures.to_tensor(picture)[0], subject.shown)
+    if not found.found or not found.nose_found or found.scene.yaw > MOST_YAW - LEAST_TURN:
         return None
-    return turned(subject, fit.scene, picture.width)
+    return turned(subject, found.scene, picture.width)
 
 
 def benchmark(count: int, size: int, seed: int) -> list[Subject]:
-    """The first held-out cases of the truth benchmark, its kinds by turns."""
+    """Return the first held-out cases of the truth benchmark, its kinds by turns."""
     listed = cases.cases("figures", math.ceil(count / len(cases.KINDS)), size)[:count]
     return [_of_case(case, seed) for case in listed]
 
 
 def restyled(count: int, size: int, seed: int) -> list[Subject]:
-    """Held-out objects alone that the prompt turns into another shape, and a drag moves."""
+    """Return held-out objects alone that the prompt turns into another shape, and a drag moves."""
     found: list[Subject] = []
     for number in scenes.HELD_OUT_SEEDS[FIRST["restyled"] : FIRST["restyled"] + 2_000]:
         if len(found) == count:
@@ -157,10 +154,10 @@ def restyled(count: int, size: int, seed: int) -> list[Subject]:
 
 
 def any_scenes(count: int, size: int, seed: int) -> list[Subject]:
-    """Held-out scenes with nothing asked of them: those that `measure_small.py` takes."""
+    """Return held-out scenes with nothing asked of them."""
     first = FIRST["round trip"]
     drawn = [scenes.random_scene(n) for n in scenes.HELD_OUT_SEEDS[first : first + count]]
-    pictures = [images.to_picture(scenes.draw(scene, size)) for scene in drawn]
+    pictures = [pictures.to_picture(scenes.draw(scene, size)) for scene in drawn]
     return [
         Subject(f"scene-{n:02d}", scenes.caption(scene), seed, picture)
         for n, (scene, picture) in enumerate(zip(drawn, pictures, strict=True))
@@ -174,18 +171,8 @@ def _of_case(case: Case, seed: int) -> Subject:
 # ----------------------------------------------------------------------------------------------------- one's own
 
 
-def own(path: Path, seed: int) -> list[Subject]:
-    """The pictures of a job file. Raises ValueError or OSError that names the job and what is wrong with it."""
-    found: list[Subject] = []
-    for n, options in enumerate(cli.read_jobs(path, cli.build_parser()), start=1):
-        try:
-            found.append(_of_job(options, n, seed))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}, job {n}: {cli.one_line(error)}") from None
-    return found
-
-
-def _of_job(options: cli.Options, number: int, seed: int) -> Subject:
+def of_job(options: Mapping[str, Any], number: int, seed: int) -> Subject:
+    """Return the subject of a job's options. Raises ValueError or OSError that says what is wrong with it."""
     other = [key for key in options if key not in (*OWN_KEYS, "command", "version")]
     if other:
         raise ValueError(f"{other[0]} is the reproduction's own; a job says {', '.join(OWN_KEYS)}")
@@ -193,15 +180,15 @@ def _of_job(options: cli.Options, number: int, seed: int) -> Subject:
         raise ValueError("give either image or from_noise")
     picture, mask, name = None, None, f"{number:02d}-noise"
     if "image" in options:
-        picture, name = images.open_picture(options["image"]), f"{number:02d}-{Path(options['image']).stem}"
+        picture, name = pictures.open_picture(options["image"]), f"{number:02d}-{Path(options['image']).stem}"
         drags = tuple(options.get("drag", ()))
-        images.to_grid(
-            [point for pair in drags for point in pair], picture.size, picture.size
-        )  # raises for one outside
+        # Raises for a point outside.
+        pictures.to_grid([point for pair in drags for point in pair], picture.size, picture.size)
         if "mask" in options:
-            mask = images.open_mask(options["mask"], picture.size, picture.size)
+            mask = pictures.open_mask(options["mask"], picture.size, picture.size)
     elif "mask" in options:
-        mask = images.open_mask(options["mask"], (size := images.open_picture(options["mask"]).size), size)
+        size = pictures.open_picture(options["mask"]).size
+        mask = pictures.open_mask(options["mask"], size, size)
     return Subject(
         name,
         options.get("prompt", ""),
@@ -218,40 +205,33 @@ def _of_job(options: cli.Options, number: int, seed: int) -> Subject:
 
 
 @torch.no_grad()
-def figures(
+def measure(
     sd: StableDiffusion, subject: Subject, source: Image.Image, result: Image.Image, working: int
 ) -> dict[str, Any]:
-    """What is measured of a result, as values for JSON; lengths in pixels, colours in 255ths.
+    """Return what is measured of a result, for JSON; lengths in pixels, colours in 255ths.
 
     `changed`: from the source, mean over the picture. `left` and `share` of the distance that the drags ask for: of a
-    drawn scene where its object is found in the result (evaluate.py), else where DIFT finds the handles, as
+    drawn scene where its object is found in the result (`figures`), else where DIFT finds the handles, as
     DragDiffusion's evaluation does. `background`: against the truth of a drawn picture, else against the source,
     outside of the mask; None without one.
     """
-    found: dict[str, Any] = {"changed": difference(source, result), "left": None, "share": None, "background": None}
+    found: dict[str, Any] = {
+        "changed": quality.difference(source, result),
+        "left": None,
+        "share": None,
+        "background": None,
+    }
     if subject.mask is not None and (subject.mask <= 0.5).any():
-        found["background"] = difference(source, result, subject.mask <= 0.5)
+        found["background"] = quality.difference(source, result, subject.mask <= 0.5)
     if subject.case is not None:
-        measured = evaluate.measure(result, subject.case)
+        measured = figures.measure(result, subject.case)
         names = ("left", "share", "found", "yaw_left", "object_colour", "overlap", "truth_db")
         found |= {name: measured[name] for name in names if name in measured}
         if subject.shown is None:
             found["background"] = measured["background_error"]
     elif subject.drags:
-        prompt = subject.target_prompt or subject.prompt
-        dift = published_metrics.measure(
-            sd, source, result, subject.drags, None, prompt, subject.name, subject.seed, working
-        )
-        found["left"] = mean(dift.whole_px)
-        found["share"] = found["left"] / max(1e-6, mean([math.dist(*pair) for pair in subject.drags]))
+        asked = Sample(subject.name, source, subject.target_prompt or subject.prompt, subject.drags, None)
+        dift = distances.measure(sd, asked, result, subject.seed, working)
+        found["left"] = statistics.fmean(dift.whole_px)
+        found["share"] = found["left"] / max(1e-6, statistics.fmean(math.dist(*pair) for pair in subject.drags))
     return found
-
-
-def mean(numbers: Sequence[float]) -> float:
-    return math.fsum(numbers) / len(numbers)
-
-
-def difference(one: Image.Image, other: Image.Image, where: Tensor | None = None) -> float:
-    """Mean absolute difference of two pictures of one size, in 255ths; `where` bool (H, W), only there."""
-    apart = 127.5 * (images.to_tensor(one) - images.to_tensor(other))[0].abs().mean(dim=0)  # (H, W)
-    return (apart if where is None else apart[where]).mean().item()

@@ -1,0 +1,229 @@
+"""Experiments of the reproduction: what is done in one go, what it leaves, and what is concluded from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from dragsa import files, pictures
+from dragsa.config import EditConfig
+from dragsa.evaluation import intervals, runs
+from dragsa.evaluation.intervals import Mean
+from dragsa.evaluation.settings import Setting
+from dragsa.evaluation.subjects import Subject
+from dragsa.loading import StableDiffusion
+
+DECIDING = 5  # pictures at least, for a sentence to stand or fall
+
+
+@dataclass(frozen=True)
+class Item:
+    """The work of one go: an experiment's `part`, if it has parts, of one subject, or of several."""
+
+    experiment: str
+    subjects: tuple[Subject, ...]
+    part: int | None = None
+
+    @property
+    def name(self) -> str:
+        whose = "_".join((self.subjects[0].name, *(s.name for s in self.subjects[1:][-1:])))
+        return whose if self.part is None else f"{whose}_{self.part}"
+
+
+class Done(NamedTuple):
+    """Pictures by name, and figures as values for JSON."""
+
+    pictures: dict[str, Image.Image]
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An item as its folder has it."""
+
+    item: Item
+    folder: Path
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return json.loads((self.folder / "figures.json").read_text())
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """The figures of each result, by its name."""
+        return self.figures.get("results", {})
+
+    def picture(self, name: str) -> Image.Image | None:
+        file = self.folder / f"{name}.png"
+        return pictures.open_picture(file) if file.is_file() else None
+
+
+class Report(NamedTuple):
+    """An experiment's picture, and the numbers over all items."""
+
+    picture: Image.Image
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The command line's choices. `own`: one's own pictures; None for drawn ones."""
+
+    base: EditConfig
+    guidance: float
+    seed: int
+    count: int | None
+    own: tuple[Subject, ...] | None
+
+    def number(self, default: int) -> int:
+        """Return how many drawn pictures to take."""
+        return default if self.count is None else self.count
+
+
+Configs = Mapping[str, EditConfig]
+
+
+class Experiment(NamedTuple):
+    """A figure or table of the paper. `needs`: what it lacks where there are no items."""
+
+    needs: str
+    settings: Callable[[Choice], list[Setting]]
+    items: Callable[[Choice], list[Item]]
+    do: Callable[[StableDiffusion, Item, Configs], Done]
+    report: Callable[[Choice, Sequence[Finished]], Report]
+
+
+LEFT_NOTE = {  # drawn or one's own
+    True: "Distance left: of where the scene's object is found in the picture, from the exact truth. Background: mean "
+    "difference from the truth where no object is, of 255.",
+    False: "Distance left: of where DIFT finds the handles in the result. Background: mean difference from the source "
+    "outside of the mask, of 255; without a mask it is not measured.",
+}
+
+
+def drag_words(config: EditConfig) -> str:
+    drag = config.drag
+    return (
+        f"tap {drag.tap}, {drag.optimizer}, learning rate {drag.lr:g}, at most {drag.updates} updates, r_1 = "
+        f"{drag.radius}, {drag.anchor:g} anchored"
+    )
+
+
+def lines_of(figures: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the lines under a result."""
+    lines = []
+    if figures["left"] is not None:
+        lines.append(f"left {figures['left']:.1f} px ({figures['share']:.0%})")
+    if figures["background"] is not None:
+        lines.append(f"background {figures['background']:.1f}")
+    seconds = figures["seconds"]
+    if isinstance(seconds, Mapping):
+        lora = f", LoRA {seconds['lora']:.0f}" if seconds["lora"] else ""
+        lines.append(f"{seconds['all']:.0f} s{lora}")
+    else:
+        lines.append(f"{seconds:.0f} s")
+    return tuple(lines)
+
+
+MEASURED = ("left", "share", "background", "changed", "yaw_left", "object_colour", "overlap", "truth_db")
+
+
+def means_of(finished: Sequence[Finished], result: str) -> dict[str, Any]:
+    """Return mean and interval of every figure of one result, over the subjects that have it."""
+    rows = {one.item.name: one.results[result] for one in finished if result in one.results}
+    found = {
+        key: asdict(mean_over({name: row.get(key) for name, row in rows.items()}))
+        for key in MEASURED
+        if any(row.get(key) is not None for row in rows.values())
+    }
+    return {"pictures": len(rows), **found}
+
+
+Values = Mapping[str, float | None]  # of one figure, by the subject's name
+
+
+def mean_over(values: Values) -> Mean:
+    """Return the mean over pictures with its bootstrap interval."""
+    return intervals.summarise({name: [value] for name, value in values.items()}).per_picture
+
+
+def statement(says: str, values: Values, sign: int) -> dict[str, Any]:
+    """Return a sentence with the mean it depends on, and a verdict: whether the whole interval has the sign.
+
+    Few pictures may agree by chance, and a bootstrap of few does not see it: under `DECIDING` nothing is decided.
+    """
+    mean, pictures = mean_over(values), sum(value is not None for value in values.values())
+    verdict = "not decided, the interval holds zero"
+    if mean.low is None or mean.high is None or pictures < DECIDING:
+        verdict = f"not decided, too few pictures ({pictures})"
+    elif min(sign * mean.low, sign * mean.high) > 0:
+        verdict = "borne out"
+    elif max(sign * mean.low, sign * mean.high) < 0:
+        verdict = "contradicted"
+    return {
+        "says": says,
+        "sign": sign,
+        "pictures": pictures,
+        "verdict": verdict,
+        "found": intervals.text(mean),
+        **asdict(mean),
+    }
+
+
+def run(folder: Path, experiments: Mapping[str, Experiment], choice: Choice, model: Path, workers: int) -> None:
+    """Do what is missing of the experiments, then make their pictures and numbers, and print what was found.
+
+    Raises ValueError as `runs.claim` does.
+    """
+    items = {name: experiment.items(choice) for name, experiment in experiments.items()}
+    settings = {name: experiment.settings(choice) for name, experiment in experiments.items()}
+    own = None if choice.own is None else {s.name: s.identity for s in choice.own}
+    for name in experiments:
+        runs.claim(folder / name, settings[name], model, seed=choice.seed, own=own)
+    missing = [
+        (experiment.do, item, settings[name])
+        for name, experiment in experiments.items()
+        for item in items[name]
+        if not (folder / name / item.name).exists()
+    ]
+    runs.each(partial(_do, folder), missing, model, workers)
+    for name, experiment in experiments.items():
+        finished = [Finished(item, folder / name / item.name) for item in items[name]]
+        report = experiment.report(choice, finished)
+        told = {
+            **json.loads((folder / name / "run.json").read_text()),
+            "model": str(model),
+            "summary": report.summary,
+            "items": {one.item.name: one.figures for one in finished},
+        }
+        pictures.save_picture(report.picture, folder / f"{name}.png", overwrite=True)
+        files.save_json(files.finite(told), folder / f"{name}.json", overwrite=True)
+        for line in report.summary["notes"]:
+            print(f"{name}: {line}")
+
+
+def configs_of(settings: Sequence[Setting]) -> dict[str, EditConfig]:
+    """Return the settings' configs by name, of those that edit."""
+    return {setting.name: setting.config for setting in settings if setting.config is not None}
+
+
+Work = tuple[Callable[[StableDiffusion, Item, Configs], Done], Item, list[Setting]]
+
+
+def _do(folder: Path, sd: StableDiffusion, work: Work) -> str:
+    """Do one item, write it whole or not at all, and return the line that says so."""
+    do, item, settings = work
+    begin = time.perf_counter()
+    done = do(sd, item, configs_of(settings))
+    with files.whole_folder(folder / item.experiment / item.name) as part:
+        for name, picture in done.pictures.items():
+            pictures.save_picture(picture, part / f"{name}.png")
+        files.save_json(files.finite(done.figures), part / "figures.json")
+    return f"{item.experiment} {item.name}  {time.perf_counter() - begin:.1f} s"

@@ -1,0 +1,189 @@
+"""Figures of an edit's result: how near it is to the exact truth, whoever made the edit.
+
+Where things are in a result is found by fitting the scene (`fit`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dragsa.evaluation import cases, fit, locate, quality, scenes, tables
+from dragsa.evaluation.cases import Case
+from dragsa.evaluation.fit import Fit
+from dragsa.loading import StableDiffusion
+from dragsa.pictures import open_picture, to_tensor
+
+OWN = ("source.png", "truth.png", "mask.png")  # a case's pictures that are no results
+
+
+def measure(result: Image.Image, case: Case) -> dict[str, Any]:
+    """Return every figure of one result that needs no model, for JSON; lengths in pixels, colours in 255ths.
+
+    `points`: for each measured point how far it had to go (`asked`), how far it still is (`left`) and the share of the
+    two; a point of something that cannot be found counts as not moved. `all_left`: the mean over all points of what
+    moves. `background_*`: against the truth where neither it nor the source has an object, two pixels away from them.
+    `outside_error`: the same where the mask lets nothing change. `object_colour`: of the objects where they are found,
+    against their own colours there. `object_tint`: the same of the medians over the object's pixels, which a misshapen
+    object leaves alone. `shape`: overlap of the found object with the truth's, when both stand at one
+    place. `overlap`: the same where each stands. `neighbour_*`: what became of a protected neighbour. `centre_moved`:
+    where the object should stay, how far it went. `yaw_left`: of a turn, the share of the angle; a head that is pushed
+    aside takes its nose to the target without turning.
+    """
+    if result.size != (case.size, case.size):
+        raise ValueError(f"{case.name}: a result of {result.size}, the case is of {(case.size, case.size)}")
+    picture, truth = (to_tensor(p)[0] for p in (result, case.truth))  # (3, H, W)
+    found = fit.fit(picture, case.before)
+    before, asked, at = (case.points(scene) for scene in (case.before, case.after, found.scene))
+
+    def left(name: str) -> float:
+        there = found.neighbour_found if name.startswith(cases.NEIGHBOUR) else found.found
+        there = there and (name != "nose" or found.nose_found)
+        return math.dist(at[name] if there else before[name], asked[name])
+
+    points: list[dict[str, Any]] = []
+    for name in case.measured:
+        distance, still = math.dist(before[name], asked[name]), left(name)
+        points.append({"name": name, "asked": distance, "left": still, "share": still / distance})
+    moving = [name for name in at if math.dist(before[name], asked[name]) > 0.5]
+
+    covered = torch.stack([scenes.object_mask(one, case.size) for pair in case.moving for one in pair]).amax(dim=0)
+    away = cases.dilated(covered, 2 / 128) == 0
+    errors = {
+        "background_db": quality.decibels(picture[:, away, None], truth[:, away, None]),
+        "background_error": 127.5 * (picture - truth)[:, away].abs().mean().item(),
+        "outside_error": 127.5 * (picture - truth)[:, case.mask == 0].abs().mean().item(),
+        "truth_db": quality.decibels(picture, truth),
+        "truth_ssim": quality.ssim(picture, truth),
+    }
+    judged = [_object_figures(picture, truth, case, found, beside=False)]
+    if case.kind == "two":
+        judged.append(_object_figures(picture, truth, case, found, beside=True))
+    figures: dict[str, Any] = {key: _mean(one[key] for one in judged) for key in judged[0]}
+    figures |= _kind_figures(picture, truth, case, found)
+    return {
+        "found": found.found and (case.kind != "two" or found.neighbour_found),
+        "nose_found": found.nose_found if case.kind == "turn" else None,
+        "points": points,
+        "left": _mean(point["left"] for point in points),
+        "share": _mean(point["share"] for point in points),
+        "all_left": _mean(left(name) for name in moving),
+        **errors,
+        **figures,
+        "scene": asdict(found.scene),
+    }
+
+
+def _kind_figures(picture: Tensor, truth: Tensor, case: Case, found: Fit) -> dict[str, float | None]:
+    """Return what is measured of edits of the case's kind alone: a neighbour that stays, a centre, a turn."""
+    before, asked, at = (case.points(scene) for scene in (case.before, case.after, found.scene))
+    figures: dict[str, float | None] = {}
+    if case.kind == "protect" and case.before.neighbour is not None:
+        inside = cases.dilated(scenes.object_mask(case.before.neighbour, case.size), 1 / 128) > 0
+        figures["neighbour_error"] = 127.5 * (picture - truth)[:, inside].abs().mean().item()
+        centre = cases.NEIGHBOUR + "centre"
+        figures["neighbour_moved"] = math.dist(at[centre], before[centre]) if found.neighbour_found else None
+    if case.kind in ("turn", "resize"):
+        figures["centre_moved"] = math.dist(at["centre"], before["centre"]) if found.found else None
+    if case.kind == "turn":
+        turned = found.scene.yaw if found.nose_found else case.before.yaw
+        figures["yaw_left"] = abs(turned - case.after.yaw) / abs(case.before.yaw - case.after.yaw)
+        nose = locate.locate_nose(picture, case.before)
+        figures["nose_left"] = None if math.isnan(nose.x) else math.dist(nose[:2], asked["nose"])
+    return figures
+
+
+def _object_figures(picture: Tensor, truth: Tensor, case: Case, found: Fit, beside: bool) -> dict[str, float | None]:
+    """Return colour, shape and overlap of one of the objects."""
+    size = case.size
+    true, at = (s.neighbour if beside else s for s in (case.after, found.scene))
+    if true is None or at is None:
+        raise ValueError(f"{case.name} has no neighbour")
+    colours, ground = fit.palette(case.before), scenes.draw_ground(replace(case.before, neighbour=None), size)
+
+    def mine(pixels: Tensor) -> Tensor:
+        return fit.own_colours(true, fit.memberships(pixels[None], ground, colours, sharpness=2)[0], colours)  # (H, W)
+
+    seen = mine(picture)
+    figures: dict[str, float | None] = {"object_colour": None, "object_tint": None, "shape": 0.0}
+    figures["overlap"] = quality.iou(seen, mine(truth))
+    if found.neighbour_found if beside else found.found:
+        core = scenes.object_mask(at, size) > 0.99
+        alone, moved = replace(at, neighbour=None), replace(true, x=at.x, y=at.y, neighbour=None)
+        drawn = scenes.draw_over([alone, moved], ground)  # (2, 3, H, W)
+        now, own = picture[:, core], drawn[0][:, core]  # (3, pixels)
+        figures["object_colour"] = 127.5 * (now - own).abs().mean().item()
+        figures["object_tint"] = 127.5 * (now.median(dim=1).values - own.median(dim=1).values).abs().mean().item()
+        figures["shape"] = quality.iou(seen, mine(drawn[1]))
+    return figures
+
+
+def _mean(numbers: Iterable[float | None]) -> float | None:
+    there = [number for number in numbers if number is not None and math.isfinite(number)]
+    return sum(there) / len(there) if there else None
+
+
+def check(listed: Sequence[Case], sd: StableDiffusion | None = None) -> dict[str, dict[str, list[float]]]:
+    """Return how far the measured points are found from where they are: drawing -> kind -> pixels of each point.
+
+    "source" and "truth" are the exact drawings, "… through the VAE" the same encoded and decoded by the model.
+    """
+    errors: dict[str, dict[str, list[float]]] = {}
+    for case in listed:
+        for name, scene, picture in (("source", case.before, case.source), ("truth", case.after, case.truth)):
+            pixels = to_tensor(picture)  # (1, 3, H, W)
+            pictures = {name: pixels[0]}
+            if sd is not None:
+                with torch.no_grad():
+                    pictures[f"{name} through the VAE"] = sd.decode(sd.encode(pixels))[0].clamp(-1, 1)
+            true = case.points(scene)
+            for what, drawn in pictures.items():
+                found = fit.fit(drawn, case.before)
+                at = case.points(found.scene)
+                there = found.found and (case.kind != "turn" or found.nose_found)
+                pixels_off = [math.dist(at[n], true[n]) if there else float(case.size) for n in case.measured]
+                errors.setdefault(what, {}).setdefault(case.kind, []).extend(pixels_off)
+    return errors
+
+
+def check_table(errors: dict[str, dict[str, list[float]]]) -> str:
+    """Return the evaluator's own error in pixels as a Markdown table."""
+    rows = []
+    for what, by_kind in errors.items():
+        for kind, row in {**by_kind, "all": [e for each in by_kind.values() for e in each]}.items():
+            ordered = sorted(row)
+            high = ordered[math.ceil(0.95 * len(row)) - 1]
+            error = {"mean px": sum(row) / len(row), "95 % px": high, "most px": ordered[-1]}
+            rows.append({"picture": what, "kind": kind, "points": len(row), **error})
+    return tables.markdown(rows)
+
+
+def measure_folder(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the figures of every result in a folder of cases: result's name -> case's name -> what `measure` gives."""
+    found: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob("*/case.json")):
+        case = cases.load(file.parent)
+        for picture in sorted(file.parent.glob("*.png")):
+            if picture.name not in OWN:
+                found.setdefault(picture.stem, {})[case.name] = measure(open_picture(picture), case)
+    if not found:
+        raise ValueError(f"{folder}: no results; there should be FOLDER/<case>/case.json and FOLDER/<case>/<name>.png")
+    return found
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Return means over the cases with their 95 % intervals as a Markdown table, a row for each result's name."""
+    columns = {"left": ("share", 2), "IoU": ("overlap", 2), "truth dB": ("truth_db", 1), "SSIM": ("truth_ssim", 3)}
+    columns |= {"object's colour": ("object_colour", 1), "background": ("background_error", 2), "shape": ("shape", 2)}
+    rows = []
+    for name, of_case in results.items():
+        means = {heading: tables.mean(of_case, figure, digits) for heading, (figure, digits) in columns.items()}
+        rows.append({"result": name, "cases": len(of_case), **means})
+    return tables.markdown(rows)

@@ -1,0 +1,215 @@
+"""Fitting a drawn scene to a picture: where its objects are, how large, and how they are turned.
+
+Objects are drawn at other places, sizes and angles until the drawing agrees with the picture. The fit starts from the
+edit's source and from what the picture shows, never from the truth. It compares which colour of the scene each pixel is
+nearest to, not how near, so that a result whose colours have drifted is found as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dragsa.evaluation import locate, scenes
+from dragsa.evaluation.scenes import Scene
+
+GRID = 64  # pixels of the pictures that are compared in the fit
+STARTS, ITERATIONS = 3, 24
+STEPS = {"x": 0.004, "y": 0.004, "size": 0.004, "rotation": 0.03, "yaw": 0.03}  # of the finite differences
+FURTHEST = {"x": 0.08, "y": 0.08, "size": 0.08, "rotation": 0.3, "yaw": 0.3}  # that one iteration may go
+SMALLER, LARGER = 0.4, 2.2  # of the source's size, and nothing beyond is looked for
+FURTHEST_YAW = math.radians(60)
+SHOWN = 0.5  # of an object's area must show its colours; a nose's likewise
+
+
+class Fit(NamedTuple):
+    """`scene`: the source's, with objects as they were found. The rest says whether they were there to be found."""
+
+    scene: Scene
+    found: bool
+    neighbour_found: bool  # False where the scene has none
+    nose_found: bool  # False where the object is no face
+
+
+class Fitted(NamedTuple):
+    """A number of a scene that is fitted: its name, and if it is the neighbour's."""
+
+    neighbour: bool
+    name: str
+
+
+def fit(picture: Tensor, before: Scene) -> Fit:
+    """Return the scene of a picture (3, H, H) in [-1, 1] that shows `before`, but elsewhere and otherwise turned.
+
+    Least squares over the memberships of the pixels (see `memberships`) by Levenberg and Marquardt's method, with
+    finite differences; all scenes of an iteration are drawn as one batch.
+    """
+    names = fitted(before)
+    ground = scenes.draw_ground(replace(before, neighbour=None), GRID)  # (3, G, G)
+    colours = palette(before)
+    small = F.interpolate(picture[None], size=(GRID, GRID), mode="area")
+    seen = memberships(small, ground, colours)  # (1, K, G, G)
+
+    def residuals(rows: Tensor) -> Tensor:
+        drawn = scenes.draw_over([placed(before, names, row) for row in rows.tolist()], ground)
+        return (memberships(drawn, ground, colours) - seen).flatten(1)  # (B, N)
+
+    def linearised(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return residuals (S, N) and their derivatives (S, N, P)."""
+        steps = torch.tensor([STEPS[name] for _, name in names])
+        around = torch.cat([rows[:, None], rows[:, None] + torch.diag(steps)], dim=1)  # (S, 1 + P, P)
+        at = residuals(around.flatten(0, 1)).unflatten(0, around.shape[:2])  # (S, 1 + P, N)
+        return at[:, 0], ((at[:, 1:] - at[:, :1]) / steps[:, None]).transpose(1, 2)
+
+    rows = starts(before, names, seen[0], colours)
+    rows = rows[residuals(rows).square().sum(dim=1).argsort()[:STARTS]]
+    least, most = limits(before, names)
+    furthest = torch.tensor([FURTHEST[name] for _, name in names])
+    residual, slope = linearised(rows)
+    cost, damping = residual.square().sum(dim=1), torch.full((len(rows),), 1e-2)
+    for _ in range(ITERATIONS):
+        curvature = slope.transpose(1, 2) @ slope  # (S, P, P)
+        scale = curvature.diagonal(dim1=1, dim2=2)
+        damped = curvature + torch.diag_embed(damping[:, None] * scale + 1e-3)
+        step = -torch.linalg.solve(damped, slope.transpose(1, 2) @ residual[..., None])[..., 0]
+        tried = (rows + step.clamp(-furthest, furthest)).clamp(least, most)
+        if ((tried - rows).abs().amax(dim=0) < 0.02 * torch.tensor([STEPS[name] for _, name in names])).all():
+            break
+        tried_residual, tried_slope = linearised(tried)
+        tried_cost = tried_residual.square().sum(dim=1)
+        better = tried_cost < cost
+        rows = torch.where(better[:, None], tried, rows)
+        residual = torch.where(better[:, None], tried_residual, residual)
+        slope = torch.where(better[:, None, None], tried_slope, slope)
+        cost, damping = torch.where(better, tried_cost, cost), torch.where(better, damping / 4, damping * 5)
+    scene = upright(placed(before, names, rows[cost.argmin()].tolist()), before)
+    return Fit(scene, *shown(scene, seen[0], colours))
+
+
+def fitted(scene: Scene) -> list[Fitted]:
+    """Return place and size of each object; the rotation of those that have one, and a face's yaw."""
+    names = []
+    for beside, one in ((False, scene), (True, scene.neighbour)):
+        if one is not None:
+            names += [Fitted(beside, name) for name in ("x", "y", "size")]
+            names += [Fitted(beside, "rotation")] if one.shape != "disc" else []
+            names += [Fitted(beside, "yaw")] if one.shape == "face" else []
+    return names
+
+
+def placed(scene: Scene, names: Sequence[Fitted], row: Sequence[float]) -> Scene:
+    """Return the scene with other values of the numbers that are fitted."""
+    own: dict[str, Any] = {name: value for (beside, name), value in zip(names, row, strict=True) if not beside}
+    theirs: dict[str, Any] = {name: value for (beside, name), value in zip(names, row, strict=True) if beside}
+    neighbour = scene.neighbour if scene.neighbour is None else replace(scene.neighbour, **theirs)
+    return replace(scene, **own, neighbour=neighbour)
+
+
+def values(scene: Scene, names: Sequence[Fitted]) -> list[float]:
+    return [getattr(scene.neighbour if beside else scene, name) for beside, name in names]
+
+
+def limits(before: Scene, names: Sequence[Fitted]) -> tuple[Tensor, Tensor]:
+    """Return the least and the greatest values that are looked at: (P,) each."""
+    least, most = [], []
+    for (_, name), value in zip(names, values(before, names), strict=True):
+        low, high = {
+            "size": (SMALLER * value, LARGER * value),
+            "rotation": (value - math.pi / 2, value + math.pi / 2),
+            "yaw": (-FURTHEST_YAW, FURTHEST_YAW),
+        }.get(name, (0.0, 1.0))
+        least.append(low)
+        most.append(high)
+    return torch.tensor(least), torch.tensor(most)
+
+
+def starts(before: Scene, names: Sequence[Fitted], seen: Tensor, colours: Tensor) -> Tensor:
+    """Return starts of the fit, (B, P): everything as in the source, or at its colours' densest place in the picture;
+    the object's size, rotation and yaw as before, or some steps away."""
+    found = replace(before, **densest(before, seen, colours))
+    if before.neighbour is not None:
+        found = replace(found, neighbour=replace(before.neighbour, **densest(before.neighbour, seen, colours)))
+    places = [before, found]
+    if before.neighbour is not None:
+        places += [replace(before, neighbour=found.neighbour), replace(found, neighbour=before.neighbour)]
+    half = math.pi / scenes.CORNERS[before.shape] if before.shape in scenes.CORNERS else 0.0
+    turned: list[dict[str, Any]] = [
+        {"rotation": before.rotation + share * half} for share in ((0, -0.6, 0.6) if half else (0,))
+    ]
+    if before.shape == "face":
+        turned += [{"yaw": math.radians(angle)} for angle in (-30, 0, 30)]
+    sizes = [before.size * scale for scale in (1, 0.7, 1.35)]
+    rows = [replace(place, **angles, size=size) for place in places for angles in turned for size in sizes]
+    return torch.tensor([values(row, names) for row in rows])
+
+
+def densest(scene: Scene, seen: Tensor, colours: Tensor) -> dict[str, Any]:
+    """Return the place with most of an object's colours, in fractions of the width; nothing if they are nowhere."""
+    place = locate.densest(own_colours(scene, seen, colours), 0.5 * scene.size * GRID)
+    return {} if math.isnan(place.x) else {"x": (place.x + 0.5) / GRID, "y": (place.y + 0.5) / GRID}
+
+
+def upright(scene: Scene, before: Scene) -> Scene:
+    """Return the same drawing by the rotation nearest to the source's: a square turned by 90° is the same square."""
+    changes: dict[str, Any] = {}
+    if scene.neighbour is not None and before.neighbour is not None:
+        changes["neighbour"] = upright(scene.neighbour, before.neighbour)
+    if scene.shape in scenes.CORNERS:
+        turned = math.remainder(scene.rotation - before.rotation, 2 * math.pi / scenes.CORNERS[scene.shape])
+        changes["rotation"] = before.rotation + turned
+    return replace(scene, **changes)
+
+
+def shown(scene: Scene, seen: Tensor, colours: Tensor) -> tuple[bool, bool, bool]:
+    """Return for object, neighbour and nose if most of each has its colours at its place in the scene."""
+
+    def share(one: Scene, part: Tensor) -> float:
+        inside = part > 0.5
+        return own_colours(one, seen, colours)[inside].mean().item() if inside.any() else 0.0
+
+    found = share(scene, scenes.object_mask(scene, GRID)) >= SHOWN
+    beside = scene.neighbour
+    neighbour = beside is not None and share(beside, scenes.object_mask(beside, GRID)) >= SHOWN
+    nose = False
+    if found and scene.shape == "face":
+        place = scenes.keypoints(scene, GRID)["nose"]
+        red = (colours == torch.tensor(scenes.NOSE)[:, None, None] * 2 - 1).all(dim=(1, 2, 3))
+        near = locate.disc(GRID, *place, 0.7 * scenes.NOSE_WIDTH * scene.size / 2 * GRID) > 0
+        nose = bool(near.any()) and seen[red].sum(dim=0)[near].mean().item() >= SHOWN
+    return found, neighbour, nose
+
+
+def palette(scene: Scene) -> Tensor:
+    """Return the colours of the scene's object and neighbour, each once: (K, 3, 1, 1) in [-1, 1]."""
+    colours = [*_colours_of(scene), *(() if scene.neighbour is None else _colours_of(scene.neighbour))]
+    return torch.tensor(list(dict.fromkeys(colours)))[..., None, None] * 2 - 1
+
+
+def _colours_of(scene: Scene) -> list[tuple[float, float, float]]:
+    return [scenes.PALETTE[scene.colour], *((scenes.NOSE, scenes.DARK) if scene.shape == "face" else ())]
+
+
+def memberships(pictures: Tensor, ground: Tensor, colours: Tensor, sharpness: int = 1) -> Tensor:
+    """Return each pixel's share, of (B, 3, H, W), in each colour (K, 3, 1, 1) against the others and the ground.
+
+    (B, K, H, W) in [0, 1]: shares in 1 / distance² to the power of `sharpness`, so that a colour which has drifted
+    still is its nearest one, and a mixture half and half is half of either. Sharper for masks, where a trace of an
+    object's colour in much ground would add up; smoother for the fit, which follows slopes.
+    """
+    all_colours = torch.cat([ground[None], colours.expand(-1, -1, *ground.shape[1:])])  # (1 + K, 3, H, W)
+    square = (pictures[:, None] - all_colours).square().sum(dim=2)  # (B, 1 + K, H, W)
+    share = (square + 1e-3).pow(-sharpness)
+    return share[:, 1:] / share.sum(dim=1, keepdim=True)
+
+
+def own_colours(scene: Scene, seen: Tensor, colours: Tensor) -> Tensor:
+    """Return the memberships (K, H, W) in one object's colours together: (H, W) in [0, 1]."""
+    own = torch.tensor(_colours_of(scene))[:, None, :] * 2 - 1  # (k, 1, 3)
+    mine = (own == colours[:, :, 0, 0]).all(dim=2).any(dim=0)  # (K,)
+    return seen[mine].sum(dim=0)
