@@ -145,17 +145,16 @@ class Guided(NamedTuple):
         conditional ones. Raises ValueError where a scale other than 1 comes without `uncond`, and for wrong shapes.
         """
         rows, context, uncond = z.shape[0], self.context, self.uncond
-        scales = [float(s) for s in self.scale] if isinstance(self.scale, Sequence) else [float(self.scale)] * rows
+        scales = [*map(float, self.scale)] if isinstance(self.scale, Sequence) else [float(self.scale)] * rows
         if len(scales) != rows:
             raise ValueError(f"guidance must be one scale, or one for each of the {rows} rows, came {len(scales)}")
         if context.ndim != 3 or context.shape[0] not in (1, rows):
             raise ValueError(f"context must be ({rows}, tokens, C) or (1, tokens, C), came {tuple(context.shape)}")
         context, guided = context.expand(rows, -1, -1), any(scale != 1.0 for scale in scales)
         if guided:
-            if uncond is None:
-                raise ValueError("guidance other than 1 needs `uncond`, the embedding of the empty prompt")
-            if uncond.shape != (1, *context.shape[1:]):
-                raise ValueError(f"uncond must be {(1, *context.shape[1:])}, came {tuple(uncond.shape)}")
+            if uncond is None or uncond.shape != (1, *context.shape[1:]):
+                came = None if uncond is None else tuple(uncond.shape)
+                raise ValueError(f"guidance other than 1 needs `uncond`, {(1, *context.shape[1:])}, came {came}")
             z, context = torch.cat([z, z]), torch.cat([uncond.expand_as(context), context])  # (2 B, ...)
         taps: dict[str, Any] = {"taps": tuple(f"{block_name(block)}.kv" for block in blocks)} if blocks else {}
         out = self.unet(z, t, context, attention=attention, **taps)
@@ -193,9 +192,6 @@ def recorder(record: Record | None, blocks: Sequence[int], z: Tensor, always: bo
     return Recorder(record, tuple(blocks), always)
 
 
-# --- inversion --------------------------------------------------------------------------------------------------------
-
-
 def invert(
     unet: Denoiser,
     z0: Tensor,
@@ -218,8 +214,7 @@ def invert(
 
 
 class FixedPointInversion(NamedTuple):
-    """latents: as `invert` gives. residuals (k,): the last iteration's change, relative to the latent's norm, by step.
-    converged: every residual is under the tolerance."""
+    """latents: as `invert` gives. residuals (k,): by step, the last iteration's change over the latent's norm."""
 
     latents: Tensor
     residuals: Tensor
@@ -244,8 +239,7 @@ def invert_fixed_point(
     """Invert with ε(z_k, τ_k), the exact inverse of sampling, found by fixed-point iteration.
 
     z_k ← the step from z_{k-1} with ε(z_k, τ_k), started at plain inversion's z_k, at most `iterations` times, fewer
-    where the change falls under `tolerance`. Says whether it converged; it need not. `record` as for `invert`, told
-    the last iteration's K/V.
+    where the change falls under `tolerance`. It need not converge. `record` is told the last iteration's K/V.
     """
     if not is_whole(iterations) or iterations < 1:
         raise ValueError(f"iterations must be a whole number from 1, came {iterations!r}")
@@ -289,9 +283,6 @@ def _ascend(
             progress(level, total)
     converged = all(residual < tolerance for residual in residuals)  # not so where one is NaN
     return FixedPointInversion(torch.stack(zs), torch.tensor(residuals), converged)
-
-
-# --- sampling ---------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

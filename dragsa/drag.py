@@ -18,14 +18,13 @@ Points are (x, y) on the supervision grid, four cells for each of the latent's i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from dragsa import ddim, kernels, motion, passes, tracking
@@ -168,9 +167,9 @@ def updates(
     """
     config, device = task.config, task.latent.device
     mode = "off" if config.compile == "auto" else config.compile  # on a CPU compiling costs more than an edit gains
-    run, descend = passes.prepare(unet, task.noise, task.context, config, mode), OPTIMIZERS[config.optimizer]
+    run, descend = passes.prepare(unet, task.noise, task.context, config, mode), passes.OPTIMIZERS[config.optimizer]
     latent, handles, state, done = task.latent, task.handles, None, 0
-    with weights_frozen(unet), kernels.kept(device):
+    with passes.weights_frozen(unet), kernels.kept(device):
         while True:
             now = task._replace(latent=latent, handles=handles.to(device))
             if mode == "whole" and first_pass is not None:
@@ -185,19 +184,6 @@ def updates(
             lap("optimiser")
             found = handles, step.distances.cpu(), latent, before, step.lost.cpu(), finite
             yield Update(done, config.updates, loss, *found)
-
-
-@contextmanager
-def weights_frozen(unet: FeatureExtractor) -> Iterator[None]:
-    """Freeze a module's parameters inside, so that nothing is kept for their gradient; then they are as they were."""
-    trained = [p for p in unet.parameters() if p.requires_grad] if isinstance(unet, nn.Module) else []
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
 
 
 class DragResult(NamedTuple):
@@ -255,7 +241,7 @@ def drag_latent(
     """
     schedule.check_level(level, lowest=1)
     check_config(config)
-    check_differentiable(unet)
+    passes.check_differentiable(unet)
     if z.ndim != 4 or z.shape[0] != 1:
         raise ValueError(f"one latent is dragged at a time: expected (1, 4, h, w), came {tuple(z.shape)}")
     grid = CELLS * z.shape[2], CELLS * z.shape[3]
@@ -364,53 +350,6 @@ def why_stop(active: Tensor, unmoved: int, lost: Tensor, stalled: int, config: D
     return None
 
 
-class AdamState(NamedTuple):
-    mean: Tensor  # of the gradient, decayed
-    square: Tensor  # of its square
-    steps: int
-
-
-def adam(
-    latent: Tensor,
-    gradient: Tensor,
-    state: AdamState | None,
-    lr: float,
-    squared: Callable[[Tensor], Tensor] = torch.square,
-) -> tuple[Tensor, AdamState]:
-    """Take one step of Adam (Kingma and Ba 2015, algorithm 1) with β = 0.9, 0.999 and ε = 1e-8.
-
-    squared: of the gradient, its square by elements or what stands for that.
-    """
-    if state is None:
-        state = AdamState(torch.zeros_like(gradient), torch.zeros_like(gradient), 0)
-    steps = state.steps + 1
-    mean = torch.lerp(state.mean, gradient, 1 - 0.9)
-    square = 0.999 * state.square + (1 - 0.999) * squared(gradient)
-    deviation = square.sqrt() / math.sqrt(1 - 0.999**steps) + 1e-8
-    return latent - lr / (1 - 0.9**steps) * mean / deviation, AdamState(mean, square, steps)
-
-
-def mean_square(gradient: Tensor) -> Tensor:
-    """Return one value for the whole latent: with it Adam is Adam-mini (Zhang et al. 2024) of a single block.
-
-    Adam moves every element by about η, however small its gradient: far from the handles too, where that is noise. By
-    one common scale a latent changes where the loss depends on it, and is kept elsewhere.
-    """
-    return gradient.square().mean()
-
-
-def sgd(latent: Tensor, gradient: Tensor, state: None, lr: float) -> tuple[Tensor, None]:
-    """Take the paper's plain gradient step, z ← z - η ∂L/∂z."""
-    return latent - lr * gradient, None
-
-
-OPTIMIZERS: dict[str, Callable[..., tuple[Tensor, Any]]] = {
-    "adam": adam,
-    "adam-mini": partial(adam, squared=mean_square),
-    "sgd": sgd,
-}
-
-
 def to_latent_grid(mask: Tensor, latent: Tensor) -> Tensor:
     """Bring a mask (H, W) on the supervision grid to (h, w), that of the latent (..., h, w), by nearest neighbour."""
     return F.interpolate(mask[None, None].to(latent), size=latent.shape[-2:], mode="nearest")[0, 0]
@@ -439,15 +378,6 @@ def check_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     if not ((mask >= 0) & (mask <= 1)).all():
         raise ValueError("the mask must hold numbers from 0 (stays) to 1 (may move)")
     return mask
-
-
-def check_differentiable(unet: FeatureExtractor) -> None:
-    """Raise a ValueError for a module whose weights are such that no gradient passes through it."""
-    if isinstance(unet, nn.Module) and any(parameter.is_inference() for parameter in unet.parameters()):
-        raise ValueError(
-            "the network was loaded under torch.inference_mode, and no gradient passes through such weights: load it "
-            "outside of that"
-        )
 
 
 def check_config(config: DragConfig) -> None:

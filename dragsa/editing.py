@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,16 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from dragsa import config as configuration
-from dragsa import ddim, drag, hooks, methods, source_kv
+from dragsa import ddim, drag, hooks, methods, pictures, source_kv
 from dragsa.config import EditConfig, LoRAConfig
 from dragsa.ddim import Guided, Schedule
 from dragsa.drag import DragResult
 from dragsa.hooks import AttentionHook
 from dragsa.loading import StableDiffusion
 from dragsa.model.unet import UNet
-from dragsa.pictures import images, trace
-from dragsa.pictures.images import Point, Size
-from dragsa.pictures.trace import Observer, Trace
+from dragsa.pictures import Observer, Point, Report, Size, Trace
 from dragsa.source_kv import INVERSION, Plan, Recording, SourcePasses
 
 Drag = tuple[Point, Point]  # handle and target, pixels of the picture as given
@@ -57,15 +53,14 @@ def edit(
     Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
     any work is done.
     """
-    config = EditConfig.paper() if config is None else config
-    given = image if isinstance(image, Source) else None
+    config, given = EditConfig.paper() if config is None else config, isinstance(image, Source)
     check_request(sd, image, drags, mask, prompt, target_prompt, config)
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
     source = prepare(sd, image, prompt, seed, config, observe=observe) if not isinstance(image, Source) else image
     report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
 
-    branch = leave(sd, source, target_prompt, drags, mask, config, keep=given is not None)
+    branch = leave(sd, source, target_prompt, drags, mask, config, keep=given)
     if drags:
         if branch.level > drag_level:
             with report.stage("denoising", branch.level - drag_level) as step:
@@ -76,9 +71,9 @@ def edit(
     with report.stage("denoising", branch.level) as step:
         z_0 = denoise(branch, 0, step).z_target
     with report.stage("decode", 1):
-        picture = images.restore(images.to_picture(sd.decode(z_0)), source.picture)
+        picture = pictures.restore(pictures.to_picture(sd.decode(z_0)), source.picture)
 
-    seconds = {**({} if given is not None else source.seconds), **report.seconds}
+    seconds = {**({} if given else source.seconds), **report.seconds}
     return EditResult(picture, source.picture, trace_of(sd, branch, drags, dragged, seconds))
 
 
@@ -151,14 +146,14 @@ def prepare(
         return generate(sd, prompt, seed, config, (config.size, config.size) if size is None else size, report)
     context, unet, adapted, residual = sd.embed(["", prompt])[1:], sd.unet, None, None  # (1, n, C)
     with report.stage("encode", 1):
-        working = images.working_size(*image.size, config.size)
-        z_0 = sd.encode(images.to_tensor(image, working).to(sd.device))  # (1, 4, h, w)
+        working = pictures.working_size(*image.size, config.size)
+        z_0 = sd.encode(pictures.to_tensor(image, working).to(sd.device))  # (1, 4, h, w)
     if config.lora_steps:
         with report.stage("lora", config.lora_steps) as step:
             adapted = methods.adapt(sd.unet, z_0, context, LoRAConfig(steps=config.lora_steps), seed, step)
             unet = adapted.unet
     recorded = Recording().of(unet)
-    told: dict[str, Any] = {"record": writer_of(recorded, config, INVERSION), "record_blocks": config.control_blocks}
+    told = source_kv.own_recording(recorded, config, INVERSION)
     with report.stage("inversion", config.steps) as step:
         if config.fixed_point:
             found = ddim.invert_fixed_point(
@@ -174,30 +169,23 @@ def prepare(
 def generate(sd: StableDiffusion, prompt: str, seed: int, config: EditConfig, size: Size, report: Report) -> Source:
     """Denoise a picture of `size` (width, height) from the seed's noise."""
     check_generated(config)
-    if min(size) < images.SMALLEST or size[0] % 8 or size[1] % 8:
-        least = images.SMALLEST
+    if min(size) < pictures.SMALLEST or size[0] % 8 or size[1] % 8:
+        least = pictures.SMALLEST
         raise ValueError(f"a generated picture's sides are multiples of 8 from {least}, came {size[0]}×{size[1]}")
     schedule, recorded = Schedule(config.steps, config.variant), Recording().of(sd.unet)
     uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
     generator = torch.Generator().manual_seed(seed)  # the CPU's, so that a seed is one picture on every device
     shape = 1, sd.unet.config.latent_channels, size[1] // 8, size[0] // 8
     z_T = torch.randn(shape, generator=generator).to(sd.device)
-    told: dict[str, Any] = {"record": writer_of(recorded, config, config.steps), "record_blocks": config.control_blocks}
+    told = source_kv.own_recording(recorded, config, config.steps)
     with report.stage("generation", config.steps) as step:
         down = ddim.sample(
             sd.unet, z_T, context, schedule, guidance=config.guidance, uncond=uncond, progress=step, **told
         )  # (T + 1, 1, 4, h, w), z_T first
     with report.stage("decode", 1):
-        picture = images.to_picture(sd.decode(down[-1]))
+        picture = pictures.to_picture(sd.decode(down[-1]))
     course: dict[str, Any] = {"seconds": report.seconds, "begun": recorded}
     return Source(picture, down.flip(0), prompt, seed, schedule, config.guidance, True, **course)
-
-
-def writer_of(recorded: Recording, config: EditConfig, trajectory: source_kv.Trajectory) -> ddim.Record | None:
-    """Return who keeps the K/V of `prepare`'s own passes, if they are to be kept."""
-    if config.source_kv != "inversion" or config.control != "mutual":
-        return None
-    return recorded.writer(trajectory, source_kv.controlled_levels(config, config.steps), config.source_kv_memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +205,7 @@ class Branch:
 
     @property
     def grid(self) -> Size:
-        return images.grid_size(self.source.working_size)
+        return pictures.grid_size(self.source.working_size)
 
     @property
     def target_guided(self) -> Guided:
@@ -244,11 +232,11 @@ def leave(
     changed, unet = target_prompt != source.prompt, source.unet_of(sd)
     level = config.steps - config.drag_step if drags and not changed else config.steps
     uncond, context = sd.embed(["", source.prompt, target_prompt]).split([1, 2])  # (1, n, C); (2, n, C)
-    may_move, grid = None, images.grid_size(source.working_size)
+    may_move, grid = None, pictures.grid_size(source.working_size)
     if mask is not None:
-        may_move = images.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
+        may_move = pictures.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
         if drags:
-            images.warn_unmasked(may_move, images.to_grid([pair[0] for pair in drags], source.picture.size, grid))
+            pictures.warn_unmasked(may_move, pictures.to_grid([pair[0] for pair in drags], source.picture.size, grid))
         may_move = may_move if may_move.any() else None  # an all-black mask is none
     passes = SourcePasses(source.recorded.of(unet), source.latents, source.generated)
     return Branch(
@@ -270,7 +258,7 @@ def drag_source(
 ) -> DragResult:
     """Drag the branch's target: optimise its latent until the features under the handles have come to the targets."""
     size, context = branch.source.picture.size, branch.target_guided.context
-    handles, targets = (images.to_grid([pair[end] for pair in drags], size, branch.grid) for end in (0, 1))
+    handles, targets = (pictures.to_grid([pair[end] for pair in drags], size, branch.grid) for end in (0, 1))
     unet: Any = branch.guided.unet
     return drag.drag_latent(
         unet, branch.z_target, branch.level, context, branch.source.schedule, handles, targets, branch.mask,
@@ -289,14 +277,11 @@ def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None
     if config.blend and branch.mask is not None:
         blend = drag.to_latent_grid(branch.mask, source.latents)  # (h, w)
     if plan.earlier is not None:
-        levels = ddim.levels_between(schedule, start, stop)
-        one = branch.target_guided
+        one, levels = branch.target_guided, ddim.levels_between(schedule, start, stop)
         zs = source_kv.replayed(one, branch.z_target, schedule, levels, plan.earlier, config, blend, progress)
         return replace(branch, level=stop, z_target=zs[-1])
     first = None if config.control_step is None else max(0, config.control_step - (config.steps - start))
-    hook_at = None
-    if new_hook is not None:
-        hook_at = partial(hook_from, first, new_hook)
+    hook_at = None if new_hook is None else partial(hook_from, first, new_hook)
     zs = ddim.sample_controlled(
         guided.unet, branch.z_source, branch.z_target, guided.context, schedule, start, stop, guided.scale,
         guided.uncond, first, config.control_blocks, blend, progress, plan.record, hook_at,
@@ -318,7 +303,7 @@ def trace_of(
     source, target_prompt = branch.source, branch.target_prompt
 
     def in_pixels(points: Tensor) -> tuple[tuple[Point, ...], ...]:
-        rows = images.from_grid(points, source.picture.size, branch.grid).tolist()
+        rows = pictures.from_grid(points, source.picture.size, branch.grid).tolist()
         return tuple(tuple((x, y) for x, y in row) for row in rows)
 
     return Trace(
@@ -342,41 +327,6 @@ def trace_of(
         source_kv=branch.kv.name,
         seconds=seconds,
     )
-
-
-class Report:
-    """Tells an observer how far the stages are, and keeps how long they took."""
-
-    def __init__(self, observe: Observer | None, device: torch.device) -> None:
-        self.observe = observe
-        self.device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[ddim.Progress]:
-        """Time a stage of `total` steps; gives the function that is told how many are done."""
-
-        def step(done: int, total: int = total) -> None:
-            if self.observe is not None:
-                self.observe(trace.StageProgress(name, done, total))
-
-        step(0)
-        begin = self._now()
-        yield step
-        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
-        step(total)
-
-    def _now(self) -> float:
-        """Seconds, once the device has done what it was given: a stage is not billed for the one before."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def update(self, update: drag.Update) -> None:
-        """Pass an update of the drag loop on."""
-        if self.observe is not None:
-            points, distances = update.handles.tolist(), update.distances.tolist()
-            self.observe(trace.DragProgress(update.update, update.total, update.loss, points, distances))
 
 
 def check_request(
@@ -410,9 +360,8 @@ def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = No
     hooks.check_blocks(config.mask_blocks)
     if config.control == "masked" and not config.object_words:
         raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
-    images.working_size(1, 1, config.size)
-    last = config.steps - 1
-    if len(drags) and config.drag_step > last:
+    pictures.working_size(1, 1, config.size)
+    if len(drags) and config.drag_step > (last := config.steps - 1):
         raise ValueError(f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}")
     for pair in drags:
         if np.shape(pair) != (2, 2):
@@ -420,9 +369,9 @@ def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = No
     if size is not None:
         if config.blend and mask is None:
             raise ValueError("blending keeps what lies outside of the mask, and there is no mask")
-        images.to_grid([point for pair in drags for point in pair], size, size)
+        pictures.to_grid([point for pair in drags for point in pair], size, size)
         if mask is not None:
-            images.open_mask(mask, size, (1, 1))
+            pictures.open_mask(mask, size, (1, 1))
 
 
 def check_generated(config: EditConfig) -> None:
@@ -442,7 +391,7 @@ def check_source(config: EditConfig, source: Source, prompt: str = "") -> None:
     if source.generated:
         expected["fixed_point"] = 0  # nothing was inverted
     else:
-        expected["working size"] = images.working_size(*source.picture.size, config.size)
+        expected["working size"] = pictures.working_size(*source.picture.size, config.size)
         made["working size"] = source.working_size
     for name, value in expected.items():
         if made[name] != value:

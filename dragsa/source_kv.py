@@ -260,6 +260,14 @@ def controlled_levels(config: EditConfig, start: int) -> range:
     return range(0) if config.control_step is None else range(min(start, config.steps - config.control_step), 0, -1)
 
 
+def own_recording(recorded: Recording, config: EditConfig, trajectory: Trajectory) -> dict[str, Any]:
+    """Return the arguments that have inversion or generation keep the K/V of its own passes, if the config wants it."""
+    if config.source_kv != "inversion" or config.control != "mutual":
+        return {}
+    record = recorded.writer(trajectory, controlled_levels(config, config.steps), config.source_kv_memory)
+    return {"record": record, "record_blocks": config.control_blocks}
+
+
 def replayed(
     guided: Guided,
     z_target: Tensor,

@@ -9,10 +9,8 @@ import torch
 from PIL import Image
 
 import dragsa
+from dragsa import drag, passes, pictures, tracking
 from dragsa.ddim import step_down
-from dragsa.drag import adam, to_latent_grid
-from dragsa.pictures import open_mask, to_grid, to_picture
-from dragsa.tracking import sample_points
 
 DRAGS = [((42, 79), (70, 59)), ((43, 65), (71, 45)), ((55, 80), (83, 60)), ((40, 93), (68, 73)), ((28, 77), (56, 57))]
 LOOP = dragsa.DragConfig(lr=0.05, radius=3, reach=0.7, updates=80, patience=None, lost_patience=None)
@@ -26,8 +24,8 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
 
     # The drag (3.2): z'_{T-S} is optimised, and the handles are tracked. Points are on a grid of half the picture.
     half, grid = (picture.width // 2, picture.height // 2), (picture.height // 2, picture.width // 2)
-    handles, targets = (to_grid([pair[end] for pair in DRAGS], picture.size, half) for end in (0, 1))  # (n, 2)
-    frozen = 1 - to_latent_grid(open_mask(mask, picture.size, half), latents)  # (h, w), 1 stays
+    handles, targets = (pictures.to_grid([pair[end] for pair in DRAGS], picture.size, half) for end in (0, 1))  # (n, 2)
+    frozen = 1 - drag.to_latent_grid(pictures.open_mask(mask, picture.size, half), latents)  # (h, w), 1 stays
     z, adam_state = latents[k], None
     for update in range(loop.updates):
         z = z.detach().requires_grad_()
@@ -35,7 +33,7 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
         features, z_prev = out.taps[loop.tap], step_down(z, out.eps, schedule, k)  # F(z_k) and z_{k-1}
         if update == 0:
             first_z_prev = z_prev.detach()
-            reference = sample_points(features.detach(), handles.trunc(), grid)  # (n, C)
+            reference = tracking.sample_points(features.detach(), handles.trunc(), grid)  # (n, C)
         else:
             handles = dragsa.track_points(features, reference, handles, loop.track_radius, grid)
         active = (targets - handles).norm(dim=1) >= loop.reach
@@ -43,7 +41,7 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
             break
         loss = dragsa.motion_supervision_loss(features, handles, targets, loop.radius, grid, active)
         loss = loss + loop.lam * ((z_prev - first_z_prev).abs() * frozen).sum()
-        z, adam_state = adam(z.detach(), torch.autograd.grad(loss, z)[0], adam_state, loop.lr)
+        z, adam_state = passes.adam(z.detach(), torch.autograd.grad(loss, z)[0], adam_state, loop.lr)
 
     # Denoising (3.4): side by side, the target's self-attention on the source's Key and Value.
     hook = dragsa.MutualSelfAttention(CONFIG.control_blocks)
@@ -52,7 +50,7 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
         for level in range(k, 0, -1):
             eps = sd.unet(pair, schedule.timesteps[level - 1], contexts, attention=hook).eps
             pair = step_down(pair, eps, schedule, level)
-    return to_picture(sd.decode(pair[1:]))
+    return pictures.to_picture(sd.decode(pair[1:]))
 
 
 if __name__ == "__main__":

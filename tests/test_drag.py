@@ -415,7 +415,7 @@ def test_adam_is_pytorchs():
     optimizer = torch.optim.Adam([parameter], lr=0.02)
     for seed in range(1, 9):
         gradient = latent(seed=seed) * 10.0 ** (seed - 5)
-        z, state = drag.adam(z, gradient, state, 0.02)
+        z, state = passes.adam(z, gradient, state, 0.02)
         parameter.grad = gradient
         optimizer.step()
         torch.testing.assert_close(z, parameter.detach(), rtol=1e-6, atol=1e-6)
@@ -425,7 +425,7 @@ def test_adam_mini_has_one_scale_for_the_whole_latent():
     """Steps are in proportion to the gradient, whatever its size, and nothing moves where it is zero."""
     z = latent()
     gradient = latent(seed=1) * (torch.arange(z.shape[-1]) < 3)
-    descend = drag.OPTIMIZERS["adam-mini"]
+    descend = passes.OPTIMIZERS["adam-mini"]
     first, state = descend(z, gradient, None, 0.02)
     torch.testing.assert_close(first, z - 0.02 * gradient / gradient.square().mean().sqrt())
     second, _ = descend(first, 1000 * gradient, state, 0.02)

@@ -167,9 +167,6 @@ class UNet(nn.Module):
         """
         time, cross = iter(conditioning.time), conditioning.kv
 
-        def res(stage: Stage, module: StageModules, layer: int, x: Tensor) -> Tensor:
-            return run(f"{stage.name}.res{layer + 1}", module.resnets[layer], x, next(time))
-
         def transform(module: StageModules, layer: int, x: Tensor, block: int) -> tuple[Tensor, KV]:
             return run(block_name(block), module.attentions[layer], x, cross[block - 1], block, attention)
 
@@ -177,7 +174,7 @@ class UNet(nn.Module):
         skips = [x]
         for stage, module in zip(ENCODER, self.down_blocks, strict=True):
             for layer, block in enumerate(stage.blocks):
-                x = res(stage, module, layer, x)
+                x = run(f"{stage.name}.res{layer + 1}", module.resnets[layer], x, next(time))
                 if block is not None:
                     x, kv = transform(module, layer, x, block)
                     yield f"{block_name(block)}.kv", kv
@@ -188,16 +185,17 @@ class UNet(nn.Module):
                 skips.append(x)
             yield stage.name, x
 
-        x = res(MIDDLE, self.mid_block, 0, x)
+        x = run("mid.res1", self.mid_block.resnets[0], x, next(time))
         x, kv = transform(self.mid_block, 0, x, 7)
         yield "block07.kv", kv
         yield "block07", x
-        x = res(MIDDLE, self.mid_block, 1, x)
-        yield MIDDLE.name, x
+        x = run("mid.res2", self.mid_block.resnets[1], x, next(time))
+        yield "mid", x
 
         for stage, module in zip(DECODER, self.up_blocks, strict=True):
             for layer, block in enumerate(stage.blocks):
-                x = res(stage, module, layer, torch.cat([x, skips.pop()], dim=1))
+                x = torch.cat([x, skips.pop()], dim=1)
+                x = run(f"{stage.name}.res{layer + 1}", module.resnets[layer], x, next(time))
                 if block is not None:
                     x, kv = transform(module, layer, x, block)
                     yield f"{block_name(block)}.kv", kv

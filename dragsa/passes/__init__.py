@@ -1,6 +1,8 @@
-"""How the drag loop runs a pass of the UNet: what is computed once, at which cells, and compiled or not."""
+"""How the drag loop does an update: its passes, prepared, at the cells it looks at, compiled or not; its optimisers."""
 
 from dragsa.passes.compiling import CompileError, whole
-from dragsa.passes.prepare import FeatureExtractor, PreparedPass, prepare, taps_of
+from dragsa.passes.optimizers import OPTIMIZERS, adam
+from dragsa.passes.prepare import FeatureExtractor, PreparedPass, check_differentiable, prepare, weights_frozen
 
-__all__ = ["CompileError", "FeatureExtractor", "PreparedPass", "prepare", "taps_of", "whole"]
+__all__ = ["OPTIMIZERS", "CompileError", "FeatureExtractor", "PreparedPass", "adam", "check_differentiable", "prepare"]
+__all__ += ["weights_frozen", "whole"]

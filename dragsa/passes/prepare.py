@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
@@ -114,3 +116,25 @@ def checkpointed(run: Run, name: str, region: nn.Module, *arguments: Any) -> Any
     if not torch.is_grad_enabled():
         return run(name, region, *arguments)
     return checkpoint(run, name, region, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+
+@contextmanager
+def weights_frozen(unet: FeatureExtractor) -> Iterator[None]:
+    """Freeze a module's parameters inside, so that nothing is kept for their gradient; then they are as they were."""
+    trained = [p for p in unet.parameters() if p.requires_grad] if isinstance(unet, nn.Module) else []
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def check_differentiable(unet: FeatureExtractor) -> None:
+    """Raise a ValueError for a module whose weights are such that no gradient passes through it."""
+    if isinstance(unet, nn.Module) and any(parameter.is_inference() for parameter in unet.parameters()):
+        raise ValueError(
+            "the network was loaded under torch.inference_mode, and no gradient passes through such weights: load it "
+            "outside of that"
+        )

@@ -20,9 +20,10 @@ from dragsa.pictures.images import (
     working_size,
 )
 from dragsa.pictures.panels import panels_of, sheet
+from dragsa.pictures.report import Report
 from dragsa.pictures.trace import STAGES, DragProgress, Observer, StageProgress, Trace, to_json, versions
 
-__all__ = ["SMALLEST", "STAGES", "DragProgress", "Observer", "Point", "Size", "StageProgress", "Trace", "check_format"]
-__all__ += ["draw_path", "from_grid", "grid_size", "open_mask", "open_picture", "panels_of", "restore", "save_picture"]
-__all__ += ["sheet", "to_grid", "to_json", "to_picture", "to_rgb", "to_tensor", "versions", "warn_unmasked"]
-__all__ += ["working_size"]
+__all__ = ["SMALLEST", "STAGES", "DragProgress", "Observer", "Point", "Report", "Size", "StageProgress", "Trace"]
+__all__ += ["check_format", "draw_path", "from_grid", "grid_size", "open_mask", "open_picture", "panels_of", "restore"]
+__all__ += ["save_picture", "sheet", "to_grid", "to_json", "to_picture", "to_rgb", "to_tensor", "versions"]
+__all__ += ["warn_unmasked", "working_size"]

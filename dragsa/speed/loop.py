@@ -42,7 +42,7 @@ def traced_updates(net: FeatureExtractor, task: Task, updates: int) -> Traced:
     step, state, places = drag.motion_supervision_step(run, task), None, set()
     first_pass = step.first_pass
     for update in range(1 + updates):
-        latent, state = drag.adam(task.latent, step.gradient, state, task.config.lr)
+        latent, state = passes.adam(task.latent, step.gradient, state, task.config.lr)
         handles = step.handles + 0.25 * (update % 3)  # moved, whatever tracking has found
         places.add(tuple(handles.flatten().tolist()))
         task = task._replace(latent=latent, handles=handles)

@@ -21,8 +21,8 @@ from dragsa.model.unet import UNet
 from dragsa.source_kv import EarlierPass
 from dragsa.speed.laps import Measurement, Say, again, interleaved, measured
 from dragsa.speed.loop import drag_laps, traced_updates
-from dragsa.speed.problems import LEVEL, MODES, TINY, UPDATES, WIDTHS, Network, Settings, problem, seeded
-from dragsa.speed.processes import ChildError, Task, children, in_child
+from dragsa.speed.problems import LEVEL, MODES, TINY, UPDATES, WIDTHS, Errand, Network, Settings, problem, seeded
+from dragsa.speed.processes import ChildError, children, in_child
 from dragsa.speed.roof import count_flops
 from dragsa.speed.whole import measure_whole
 
@@ -33,7 +33,7 @@ def case_name(mode: str, masked: bool) -> str:
 
 
 def in_turns(
-    part: str, settings: Settings, size: int, say: Say, tasks: Mapping[str, Task], repeats: int
+    part: str, settings: Settings, size: int, say: Say, tasks: Mapping[str, Errand], repeats: int
 ) -> list[Measurement]:
     """Measure the laps of each task, in turns. Where a process fails, all of them have failed."""
     try:

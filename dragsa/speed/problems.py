@@ -7,7 +7,7 @@ not depend.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -31,6 +31,7 @@ WIDTHS = {"sd15": (UNetConfig(), VAEConfig()), "tiny": TINY}
 
 M = TypeVar("M", bound=nn.Module)
 Network = Callable[[torch.dtype], UNet]
+Errand = Mapping[str, Any]  # of a child process: "task", its name in `tasks.TASKS`, and what else that asks for
 
 
 class Mode(NamedTuple):

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dragsa.speed.laps import Lap
-from dragsa.speed.problems import Settings
-
-Task = Mapping[str, Any]  # "task": its name in `tasks.TASKS`; and what else that asks for
+from dragsa.speed.problems import Errand, Settings
 
 
 class ChildError(RuntimeError):
@@ -25,7 +23,7 @@ class ChildError(RuntimeError):
 
 
 @contextmanager
-def child(task: Task, settings: Settings, name: str = "", **environment: str) -> Iterator[Iterator[Any]]:
+def child(task: Errand, settings: Settings, name: str = "", **environment: str) -> Iterator[Iterator[Any]]:
     """Start a fresh process for a task, and yield the iterator of its answers; it waits until the next one is taken.
 
     The iterator raises ChildError where the process ends instead.
@@ -56,14 +54,14 @@ def child(task: Task, settings: Settings, name: str = "", **environment: str) ->
         yield answers()
 
 
-def in_child(task: Task, settings: Settings, **environment: str) -> Any:
+def in_child(task: Errand, settings: Settings, **environment: str) -> Any:
     """Return the first answer of a task in a process of its own. Raises ChildError."""
     with child(task, settings, **environment) as answers:
         return next(answers)
 
 
 @contextmanager
-def children(tasks: Mapping[str, Task], settings: Settings) -> Iterator[dict[str, Iterator[Lap]]]:
+def children(tasks: Mapping[str, Errand], settings: Settings) -> Iterator[dict[str, Iterator[Lap]]]:
     """Start a process for each of several tasks, and yield the laps of each. They raise ChildError, with its name."""
     with ExitStack() as stack:
         yield {name: starmap(Lap, stack.enter_context(child(task, settings, name))) for name, task in tasks.items()}

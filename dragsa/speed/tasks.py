@@ -17,11 +17,10 @@ from dragsa.speed.baseline import FirstPass, as_published, baseline_step, baseli
 from dragsa.speed.laps import Clock, Lap, again
 from dragsa.speed.loop import drag_laps
 from dragsa.speed.machine import cores, peak_memory
-from dragsa.speed.problems import MODES, WIDTHS, Settings, network, problem
-from dragsa.speed.processes import Task
+from dragsa.speed.problems import MODES, WIDTHS, Errand, Settings, network, problem
 
 
-def drag_of(settings: Settings, task: Task) -> tuple[UNet, drag.Task]:
+def drag_of(settings: Settings, task: Errand) -> tuple[UNet, drag.Task]:
     """Return the network and the drag of a task's mode."""
     mode = MODES[task["mode"]]
     unet = network(settings, mode.dtype)
@@ -30,7 +29,7 @@ def drag_of(settings: Settings, task: Task) -> tuple[UNet, drag.Task]:
     return as_published(unet) if mode.baseline else unet, at
 
 
-def updates_of(settings: Settings, task: Task) -> Iterator[Lap]:
+def updates_of(settings: Settings, task: Errand) -> Iterator[Lap]:
     """Do updates of a mode, with a mask or without."""
     unet, at = drag_of(settings, task)
     if MODES[task["mode"]].baseline:
@@ -38,7 +37,7 @@ def updates_of(settings: Settings, task: Task) -> Iterator[Lap]:
     return drag_laps(unet, at)
 
 
-def one_handle_of(settings: Settings, task: Task) -> Iterator[Lap]:
+def one_handle_of(settings: Settings, task: Errand) -> Iterator[Lap]:
     """Do the patch loss and its gradient, or tracking, for one handle: on the whole map, or fused."""
     config, dense = WIDTHS[settings.width][0], task["dense"]
     at = problem(config, task["size"], settings.device, masked=False)
@@ -62,7 +61,7 @@ def one_handle_of(settings: Settings, task: Task) -> Iterator[Lap]:
     return again(action, features.device, times=1 if dense else 20)  # one of the fused is too short for the clock
 
 
-def memory_of(settings: Settings, task: Task) -> Iterator[int]:
+def memory_of(settings: Settings, task: Errand) -> Iterator[int]:
     """Do one update as it is from the second one on, with a first pass to compare with; yield the peak memory, bytes.
 
     Without a mode: load the network's weights alone, or without a type of these either, nothing.
@@ -84,7 +83,7 @@ def memory_of(settings: Settings, task: Task) -> Iterator[int]:
     yield peak_memory(settings.device)
 
 
-def compiled_of(settings: Settings, task: Task) -> Iterator[dict[str, Any]]:
+def compiled_of(settings: Settings, task: Errand) -> Iterator[dict[str, Any]]:
     """Do the first compiled update, and later ones in turns with eager ones; yield the seconds of all."""
     unet, at = drag_of(settings, task)
     compiled = at._replace(config=replace(at.config, compile=task["compile"]))
@@ -97,7 +96,7 @@ def compiled_of(settings: Settings, task: Task) -> Iterator[dict[str, Any]]:
     yield {"first": first, **{name: [turn[name] for turn in turns] for name in cases}}
 
 
-TASKS: dict[str, Callable[[Settings, Task], Iterator[Any]]] = {
+TASKS: dict[str, Callable[[Settings, Errand], Iterator[Any]]] = {
     "update": updates_of,
     "fused": one_handle_of,
     "tracking": one_handle_of,
