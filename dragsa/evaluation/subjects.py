@@ -157,10 +157,10 @@ def any_scenes(count: int, size: int, seed: int) -> list[Subject]:
     """Return held-out scenes with nothing asked of them."""
     first = FIRST["round trip"]
     drawn = [scenes.random_scene(n) for n in scenes.HELD_OUT_SEEDS[first : first + count]]
-    pictures = [pictures.to_picture(scenes.draw(scene, size)) for scene in drawn]
+    shown = [pictures.to_picture(scenes.draw(scene, size)) for scene in drawn]
     return [
         Subject(f"scene-{n:02d}", scenes.caption(scene), seed, picture)
-        for n, (scene, picture) in enumerate(zip(drawn, pictures, strict=True))
+        for n, (scene, picture) in enumerate(zip(drawn, shown, strict=True))
     ]
 
 

@@ -173,7 +173,7 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
     trained, asked, plain, edit = [], [], lora.train, editing.edit
 
     def train(*args: Any, **options: Any) -> lora.Trained:
-        trained.append(args[3])
+        trained.append(args[3].steps)
         return plain(*args, **options)
 
     def edited(sd: Any, source: Any, **options: Any) -> editing.EditResult:

@@ -168,7 +168,7 @@ def test_rivals_share_a_lora_and_each_pays_for_it(
     quick: None, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, plain = [], lora.train
-    monkeypatch.setattr(lora, "train", lambda *args, **more: trained.append(args[3]) or plain(*args, **more))
+    monkeypatch.setattr(lora, "train", lambda *args, **more: trained.append(args[3].steps) or plain(*args, **more))
     (subject,) = subjects.benchmark(1, 64, seed=3)
     choice = Choice(FAST, 2.0, 3, None, None)
     configs = experiments.configs_of(rivals.settings(choice))

@@ -51,7 +51,7 @@ load = cache(dragsa.load)
 @pytest.fixture
 def run(data, tmp_path, tiny_folder, capfd, monkeypatch):
     """Runs the program; gives its exit code, its JSON and what it printed."""
-    monkeypatch.setattr(run_dragbench.weights, "load", load)
+    monkeypatch.setattr(run_dragbench.loading, "load", load)
 
     def run(*more, results=tmp_path / "results"):
         report = tmp_path / "report.json"
