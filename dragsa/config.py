@@ -77,7 +77,7 @@ class DragConfig:
     stall: int | None = None  # and after so many without coming nearer, going back to where it was nearest
     anchor: float = 0.0  # share of F(z⁰)(h⁰) in what F(z)(h + d) is pulled to; the rest is sg F(z)(h), the paper's all
     checkpoint: bool = False  # gradient checkpointing: less memory, a third more time
-    compile: Compile = "auto"  # the update: "off" eager, "whole" or "regions" compiled, "auto" by what was measured
+    compile: Compile = "auto"  # the update: "off" eager, "whole" or "regions" compiled; "auto" is eager today
 
 
 @dataclass(frozen=True)

@@ -368,7 +368,7 @@ def sample_controlled(
     record: Record | None = None,
     hook_at: HookAt | None = None,
 ) -> Tensor:
-    """Denoise source and target side by side, the target's self-attention on the source's K and V (section 3.4).
+    """Denoise source and target side by side, the target's self-attention on the source's K and V (section 3.1).
 
     z_source and z_target are (1, C, h, w) at level `start`; context (2, n, C') is source's and target's. Control acts
     from the `control_step`-th step run here (counted from 0; None: never) in `control_blocks`. With guidance, the

@@ -1,4 +1,4 @@
-"""Dragging: one latent z_k optimised until the features under the handles have come to the targets (section 3.2).
+"""Dragging: one latent z_k optimised until the features under the handles have come to the targets (2.2, 3.1).
 
 Each update is one pass of the UNet. It tracks the handles in the current features, and pulls the patch about each one
 cell further: z_k ← z_k - η ∂L/∂z_k with

@@ -1,4 +1,4 @@
-"""Motion supervision (section 3.2): the loss that pulls the patch under each handle one cell towards its target.
+"""Motion supervision (section 2.2): the loss that pulls the patch under each handle one cell towards its target.
 
 With F the features brought to the supervision grid, h a handle, t its target and d = (t - h) / |t - h|, the loss of a
 handle is

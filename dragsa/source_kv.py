@@ -1,6 +1,6 @@
 """The store of the source's self-attention K/V, and its latents, by level: one denoising leaves them to later edits.
 
-The target of an edit attends to the source's K and V (section 3.4), and these do not depend on the target. They depend
+The target of an edit attends to the source's K and V (section 3.1), and these do not depend on the target. They depend
 on the network, the source's prompt and its latents. A source's latents at one level differ with the pass that made
 them, since inversion is not quite undone by sampling; so whatever is held is held under its *trajectory*: the level k
 whose z_k the source was denoised from, or the inversion itself, whose own K/V stand in for those of a denoising.

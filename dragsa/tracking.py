@@ -1,4 +1,4 @@
-"""Point tracking (section 3.2): where the features of a handle are after an update of the latent.
+"""Point tracking (section 2.2): where the features of a handle are after an update of the latent.
 
     h' = argmin over q ∈ Ω(h, r₂) of Σ_channels |F(q) - reference|,
 

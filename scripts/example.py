@@ -22,7 +22,7 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
     # Inversion (3.3): z_0, and from it z_1 ... z_T.
     latents = dragsa.invert(sd.unet, sd.encode(picture), context, schedule)  # (T + 1, 1, 4, h, w)
 
-    # The drag (3.2): z'_{T-S} is optimised, and the handles are tracked. Points are on a grid of half the picture.
+    # The drag (2.2, 3.1): z'_{T-S} is optimised, and the handles are tracked. Points are on a grid of half the picture.
     half, grid = (picture.width // 2, picture.height // 2), (picture.height // 2, picture.width // 2)
     handles, targets = (pictures.to_grid([pair[end] for pair in DRAGS], picture.size, half) for end in (0, 1))  # (n, 2)
     frozen = 1 - drag.to_latent_grid(pictures.open_mask(mask, picture.size, half), latents)  # (h, w), 1 stays
@@ -43,7 +43,7 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
         loss = loss + loop.lam * ((z_prev - first_z_prev).abs() * frozen).sum()
         z, adam_state = passes.adam(z.detach(), torch.autograd.grad(loss, z)[0], adam_state, loop.lr)
 
-    # Denoising (3.4): side by side, the target's self-attention on the source's Key and Value.
+    # Denoising (3.1): side by side, the target's self-attention on the source's Key and Value.
     hook = dragsa.MutualSelfAttention(CONFIG.control_blocks)
     pair, contexts = torch.cat([latents[k], z.detach()]), context.expand(2, -1, -1)  # (2, 4, h, w), (2, n, C)
     with torch.no_grad():

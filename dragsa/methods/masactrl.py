@@ -54,7 +54,7 @@ class UnionSelfAttention:
 
 @dataclass(frozen=True, eq=False)
 class MaskedSelfAttention:
-    """Mutual self-attention that does not mix object and background (the paper's section 3.3).
+    """Mutual self-attention that does not mix object and background (section 3.3 of MasaCtrl's paper).
 
     The target attends to the source's object alone, f_o, and to its background alone, f_b; f_o is taken where the
     target's object is, f_b elsewhere. The masks are (h, w) of any size, 1 (or true) on the object, brought to the
