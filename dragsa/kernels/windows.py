@@ -28,7 +28,7 @@ class Cells(NamedTuple):
 
 
 def index(cells: Cells, width: int) -> Tensor:
-    """Where they lie in the flattened map: (n K L)."""
+    """Return their places in the flattened map: (n K L)."""
     return (cells.rows[:, :, None] * width + cells.columns[:, None]).flatten()
 
 
@@ -47,7 +47,7 @@ def put(values: Tensor, at: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def coarser(cells: Cells, fine: Sequence[int], coarse: Sequence[int]) -> Cells:
-    """Of a coarse map (h', w'), the cells that nearest-neighbour upsampling makes these from and those round them."""
+    """Return the cells of a coarse map (h', w') that upsampling (nearest) makes these from, and those round them."""
     rows, columns = (_coarser(one, f, c) for one, f, c in zip(cells, fine, coarse, strict=True))  # (n, K'), (n, L')
     return Cells(rows, columns)
 
@@ -100,12 +100,12 @@ def window_about(points: Tensor, radius: int, grid: tuple[int, int]) -> Window:
 
 
 def cells_across(radius: int, margin: int, native: int, grid: int) -> int:
-    """As many native cells along one axis as reach any window of that radius, moved by up to `margin` cells."""
+    """Return how many native cells along one axis reach any window of that radius, moved by up to `margin` cells."""
     return min(native, -(-2 * (radius + margin) * native // grid) + 2)
 
 
 def cells_under(position: Tensor, margin: int, native: int, grid: int) -> Tensor:
-    """The native cells (n, K) along one axis that reach positions (n, P) of the grid moved by up to `margin` cells.
+    """Return the native cells (n, K) along one axis that reach grid positions (n, P) moved by up to `margin` cells.
 
     They are consecutive, as many for every window, and cells of the map: at its border more than need be.
     """
@@ -115,17 +115,17 @@ def cells_under(position: Tensor, margin: int, native: int, grid: int) -> Tensor
 
 
 def native_position(position: Tensor, native: int, grid: int) -> Tensor:
-    """Where cells of the grid lie among the native cells, edges clamped."""
+    """Return the places of the grid's cells among the native cells, edges clamped."""
     return ((position + 0.5) * (native / grid) - 0.5).clamp(0, native - 1)
 
 
 def along(at: Tensor, cells: Tensor) -> Tensor:
-    """The linear map of one axis, from native cells (n, K) to positions (n, P) among them: (n, P, K)."""
+    """Return the linear map of one axis, from native cells (n, K) to positions (n, P) among them: (n, P, K)."""
     return (1 - (at[:, :, None] - cells[:, None]).abs()).clamp(min=0)
 
 
 def along_moved(moved: Moved, cells: Tensor) -> Tensor:
-    """The same to where the samples have moved, between two cells of the grid."""
+    """Return the same to where the samples have moved, between two cells of the grid."""
     neighbours = along(moved.at, cells)  # (n, P + 1, K)
     fraction = moved.fraction[:, :, None]
     return neighbours[:, :-1] * (1 - fraction) + neighbours[:, 1:] * fraction  # (n, P, K)

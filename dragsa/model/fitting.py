@@ -16,12 +16,12 @@ class WeightsError(ValueError):
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, Shape]:
-    """Name -> shape."""
+    """Return name -> shape."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], left_over: Sequence[str] = ()) -> str:
-    """What is missing, left over or misshapen: the first ten of each, and how many. Empty if everything fits."""
+    """Say what is missing, left over or misshapen: the first ten of each, and how many. Empty if everything fits."""
     misshapen = [
         f"{name} {list(given[name])} instead of {list(shape)}"
         for name, shape in wanted.items()
@@ -36,12 +36,12 @@ def misfit(wanted: Mapping[str, Shape], given: Mapping[str, Shape], left_over: S
 
 
 def listed(what: str, names: Sequence[str]) -> str:
-    """How many names, and the first ten of them."""
+    """Say how many names there are, and the first ten of them."""
     more = f", and {len(names) - 10} more" if len(names) > 10 else ""
     return f"{len(names)} {what} ({', '.join(names[:10])}{more})"
 
 
 def adopt(module: M, tensors: Mapping[str, Tensor]) -> M:
-    """The module with these tensors as its own; frozen, in evaluation mode. The caller's stay as they are."""
+    """Return the module with these tensors as its own; frozen, in evaluation mode. The caller's stay as they are."""
     module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, assign=True)
     return module.requires_grad_(False).eval()

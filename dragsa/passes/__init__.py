@@ -2,7 +2,7 @@
 
 from dragsa.passes.compiling import CompileError, whole
 from dragsa.passes.optimizers import OPTIMIZERS, adam
-from dragsa.passes.prepare import FeatureExtractor, PreparedPass, check_differentiable, prepare, weights_frozen
+from dragsa.passes.prepare import FeatureExtractor, PreparedPass, prepare, weights_frozen
 
-__all__ = ["OPTIMIZERS", "CompileError", "FeatureExtractor", "PreparedPass", "adam", "check_differentiable", "prepare"]
-__all__ += ["weights_frozen", "whole"]
+__all__ = ["OPTIMIZERS", "CompileError", "FeatureExtractor", "PreparedPass", "adam", "prepare", "weights_frozen"]
+__all__ += ["whole"]

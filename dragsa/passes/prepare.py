@@ -51,8 +51,10 @@ def prepare(
 
     Of a UNet, the time embedding and cross-attention's K/V are computed here, once for all updates. Any other callable
     is called as it is. mode: "off" is eager; "regions" compiles each ResBlock and transformer now; "whole" is the
-    caller's to compile. Raises ValueError where another callable than a UNet is to be compiled or checkpointed.
+    caller's to compile. Raises ValueError where another callable than a UNet is to be compiled or checkpointed, and for
+    a module whose weights are such that no gradient passes through it.
     """
+    check_differentiable(unet)
     if not isinstance(unet, UNet):
         if config.checkpoint or mode != "off":
             what = "checkpoint" if config.checkpoint else "compile"
