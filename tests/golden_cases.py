@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from golden.weights_recipe import recipe_latent, recipe_tensor
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,9 +17,6 @@ from dragsa.model.unet import UNet
 
 FOLDER = Path(__file__).parent / "golden"
 CONTEXT_DIM = 48
-
-sys.path.append(str(FOLDER))
-from weights_recipe import recipe_latent, recipe_tensor  # noqa: E402
 
 
 class Case(NamedTuple):
@@ -77,3 +74,8 @@ def golden_unet() -> UNet:
     }
     unet.load_state_dict(state, strict=True, assign=True)
     return unet.requires_grad_(False).eval()
+
+
+def relative(came: Tensor, expected: Tensor) -> float:
+    """Return the largest difference, relative to the largest value."""
+    return ((came - expected).abs().max() / expected.abs().max()).item()

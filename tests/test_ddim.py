@@ -1,19 +1,15 @@
 """Schedule, inversion and sampling: stored numbers, and a Gaussian mixture whose noise prediction is exact."""
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import golden_cases
 import pytest
 import torch
 
 from dragsa import ddim, source_kv
-from dragsa.config import EditConfig
-from dragsa.ddim import Guided, Schedule
+from dragsa.config import EditConfig, Variant
+from dragsa.ddim import Guided, KVByBlock, Schedule
 from dragsa.source_kv import EarlierPass
-
-
-def relative(came, expected):
-    return ((came - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("case", golden_cases.cases("invert"), ids=lambda case: case.tag)
@@ -22,7 +18,7 @@ def test_golden_inversion(case):
     schedule = Schedule(settings["steps"], "dragdiffusion" if settings["steps_offset"] else "masactrl")
     z, text = case.input("z", 1, 4, *case.latent_hw), case.input("text", 1, 77, golden_cases.CONTEXT_DIM)
     latents = ddim.invert(golden_cases.golden_unet(), z, text, schedule, settings["actual_steps"])
-    assert relative(latents[:, 0], case.outputs["latents"]) < 2e-4
+    assert golden_cases.relative(latents[:, 0], case.outputs["latents"]) < 2e-4
 
 
 @pytest.mark.parametrize("case", golden_cases.cases("control"), ids=lambda case: case.tag)
@@ -42,7 +38,7 @@ def test_golden_control(case):
         control_step=settings["start_step"],
         control_blocks=range(settings["start_layer"] + 1, 17),
     )
-    assert relative(latents, case.outputs["latents"]) < 1e-3
+    assert golden_cases.relative(latents, case.outputs["latents"]) < 1e-3
 
 
 class Eps(NamedTuple):
@@ -132,7 +128,9 @@ def test_timesteps_and_clean_end_of_each_variant():
         "masactrl": (0, 980, training[0]),
         "omitted": (1, 981, training[0]),
     }
-    for variant, (first, last, clean) in expected.items():
+    assert set(expected) == set(get_args(Variant))
+    for variant in get_args(Variant):
+        first, last, clean = expected[variant]
         schedule = Schedule(50, variant)
         assert schedule.timesteps.tolist() == list(range(first, last + 1, 20))
         assert schedule.alpha_bars.shape == (51,) and schedule.alpha_bars[0] == clean
@@ -141,7 +139,8 @@ def test_timesteps_and_clean_end_of_each_variant():
 
 def test_which_timesteps_each_direction_asks_for():
     z_0 = data(1)
-    for variant, up in {"restored": [1, 101, 201, 301, 401], "omitted": [101, 201, 301, 401]}.items():
+    expected: dict[Variant, list[int]] = {"restored": [1, 101, 201, 301, 401], "omitted": [101, 201, 301, 401]}
+    for variant, up in expected.items():
         schedule, net = Schedule(10, variant), Mixture()
         zs = ddim.invert(net, z_0, CONTEXT, schedule, steps=5)
         assert net.asked == up and zs.shape == (6, *z_0.shape)
@@ -225,7 +224,8 @@ GUIDED = {"uncond": torch.full((1, 77, golden_cases.CONTEXT_DIM), 0.1)}
 )
 def test_replayed_is_the_target_of_the_side_by_side_pass(source, target, changes):
     """Recorded beside one target and taken up by another: float32, so equal but for the rounding of another batch."""
-    kept, case = {}, golden_cases.case("control_plain")
+    kept: dict[int, KVByBlock] = {}
+    case = golden_cases.case("control_plain")
     first = controlled(guidance=(source, target), record=kept.__setitem__, **changes)
     start, stop = changes.get("start", 3), changes.get("stop", 0)
     assert sorted(kept) == list(range(stop + 1, start + 1 - changes.get("control_step", 0)))
@@ -237,7 +237,7 @@ def test_replayed_is_the_target_of_the_side_by_side_pass(source, target, changes
     came = sample_replayed(net, other, text, kept, latents, guidance=target, **{"start": start, **changes})
     assert torch.equal(first[:, 0], expected[:, 0]) and not torch.equal(first[-1, 1], expected[-1, 1])
     assert came.shape == (start - stop + 1, 1, 4, 8, 8)
-    assert relative(came[:, 0], expected[:, 1]) < 1e-5
+    assert golden_cases.relative(came[:, 0], expected[:, 1]) < 1e-5
     assert net.rows == [1 if target == 1 else 2] * (start - stop)
 
 
@@ -267,8 +267,9 @@ def test_recording_changes_no_bit():
 
 
 def recorded(function, z, **changes):
-    """What `record` was told: the key of block12 by level. And what the function gave."""
-    kept, text = {}, golden_cases.case("control_plain").input("text", 1, 77, golden_cases.CONTEXT_DIM)
+    """Return what the function gave, and the key of block12 by level that `record` was told."""
+    kept: dict[int, KVByBlock] = {}
+    text = golden_cases.case("control_plain").input("text", 1, 77, golden_cases.CONTEXT_DIM)
     came = function(
         *(golden_cases.golden_unet(), z, text, Schedule(10)),
         record=kept.__setitem__,
@@ -289,18 +290,18 @@ def test_sampling_and_inversion_record_their_own_passes():
     z = golden_cases.case("control_plain").input("a", 1, 4, 8, 8)
     zs, keys = recorded(ddim.sample, z, start=3)
     assert sorted(keys) == [1, 2, 3]
-    assert all(relative(keys[level], key_of(zs[3 - level], level)) < 1e-5 for level in keys)
+    assert all(golden_cases.relative(keys[level], key_of(zs[3 - level], level)) < 1e-5 for level in keys)
     # Inversion comes to z_k by the timestep of z_k, from z_{k-1}.
     zs, keys = recorded(ddim.invert, z, steps=3)
     assert sorted(keys) == [1, 2, 3]
-    assert all(relative(keys[level], key_of(zs[level - 1], level)) < 1e-5 for level in keys)
+    assert all(golden_cases.relative(keys[level], key_of(zs[level - 1], level)) < 1e-5 for level in keys)
     # With fixed points the last pass tells, here the one from plain inversion's z_1.
     _, again = recorded(ddim.invert_fixed_point, z, steps=1, iterations=1, tolerance=0.0)
-    assert relative(again[1], key_of(zs[1], 1)) < 1e-5
+    assert golden_cases.relative(again[1], key_of(zs[1], 1)) < 1e-5
     # With guidance there are two rows, the unconditional one first.
     _, keys = recorded(ddim.sample, z, start=1, guidance=2.0, **GUIDED)
-    assert keys[1].shape[0] == 2 and relative(keys[1][1:], key_of(z, 1)) < 1e-5
-    assert relative(keys[1][:1], key_of(z, 1)) > 1e-3
+    assert keys[1].shape[0] == 2 and golden_cases.relative(keys[1][1:], key_of(z, 1)) < 1e-5
+    assert golden_cases.relative(keys[1][:1], key_of(z, 1)) > 1e-3
 
 
 def replayed(kept, **changes):
@@ -310,7 +311,7 @@ def replayed(kept, **changes):
 
 
 def test_what_was_not_recorded_is_refused():
-    kept = {}
+    kept: dict[int, KVByBlock] = {}
     controlled(record=kept.__setitem__, control_step=1, control_blocks=(12, 13))
     replayed(kept, control_step=1, control_blocks=(13,))
     with pytest.raises(ValueError, match=r"level 3: the source's K/V of blocks \[12\] were not all recorded"):
@@ -326,7 +327,7 @@ def test_what_was_not_recorded_is_refused():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: Schedule(50, "even-steven"), "unknown schedule variant 'even-steven'"),
+        (lambda: Schedule(50, "even-steven"), "unknown schedule variant 'even-steven'"),  # type: ignore[arg-type]
         (lambda: Schedule(0), "steps must be a whole number from 1 to 999, came 0"),
         (lambda: ddim.invert(Mixture(), data(1), CONTEXT, Schedule(5), steps=6), "from 0 to T = 5, came 6"),
         (lambda: ddim.sample(Mixture(), data(1), CONTEXT, Schedule(5), start=2, stop=3), "stop 3 lies above start 2"),

@@ -1,8 +1,9 @@
 """The whole edit on a tiny model: what it keeps, what it reports, what one inversion serves, what it refuses."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import golden_cases
 import numpy as np
@@ -19,7 +20,7 @@ from dragsa.methods import lora, prompt_to_prompt
 from dragsa.model.unet import UNet
 from dragsa.pictures import images, trace
 
-# Each edit denoises its source anew: what is equal is then equal to the bit. (Recorded K/V: test_recording.py.)
+# Each edit denoises its source anew: what is equal is then equal to the bit. (Recorded K/V: test_source_kv.py.)
 CONFIG = EditConfig.paper(
     size=64, steps=6, drag_step=2, control_step=2, source_kv="none", drag=DragConfig(updates=2, lr=0.05)
 )
@@ -61,8 +62,21 @@ def test_recorded_kv_change_no_more_than_the_rounding(sd, source):
     assert off.max() <= 1 and (off > 0).mean() < 1e-3  # of another batch: seldom a value is one off
 
 
+@contextmanager
+def passes_of(unet):
+    """Give a list that gets the latents and the attention hook of each pass of the network."""
+    seen = []
+
+    def note(_, given, options):
+        seen.append((given[0], options.get("attention")))
+
+    handle = unet.register_forward_pre_hook(note, with_kwargs=True)
+    yield seen
+    handle.remove()
+
+
 def captured(monkeypatch):
-    """What every call of sample_controlled is given as (source, target) and gives back."""
+    """Return a list that gets (source, target, latents) of every call of sample_controlled."""
     calls = []
     plain = ddim.sample_controlled
 
@@ -129,16 +143,16 @@ def test_generated_source_is_its_seeds_picture(sd):
 
 
 def test_guidance_is_the_targets_alone_on_a_real_picture(sd, source, monkeypatch):
-    seen = []
-    plain = ddim.Guided.__call__
-
-    def look(self, *arguments, **options):
-        seen.append(self.scale)
-        return plain(self, *arguments, **options)
-
-    monkeypatch.setattr(ddim.Guided, "__call__", look)
-    dragsa.edit(sd, source, target_prompt="a blue star", config=replace(CONFIG, guidance=3.0))
-    assert set(seen) == {(1.0, 3.0)} and len(seen) == CONFIG.steps
+    calls = captured(monkeypatch)
+    with passes_of(sd.unet) as passes:
+        dragsa.edit(sd, source, target_prompt="a blue star", config=replace(CONFIG, guidance=3.0))
+    assert [len(z) for z, _ in passes] == [4] * CONFIG.steps  # source and target, each without its prompt and with it
+    monkeypatch.undo()
+    ((z_source, z_target, zs),) = calls
+    context, uncond = sd.embed(["a red disc", "a blue star"]), sd.embed([""])
+    given = (sd.unet, z_source, z_target, context, source.schedule, CONFIG.steps)
+    expected = ddim.sample_controlled(*given, guidance=(1.0, 3.0), uncond=uncond, control_step=CONFIG.control_step)
+    assert torch.equal(zs, expected)
 
 
 def test_blending_keeps_what_lies_outside_of_the_mask(sd, source, monkeypatch):
@@ -167,11 +181,11 @@ def test_black_mask_is_none(sd, source):
 
 def test_fixed_point_inversion_reports_its_residual(sd, picture):
     result = dragsa.edit(sd, picture, config=replace(CONFIG, fixed_point=2))
-    assert result.trace.inversion_residual > 0
+    assert result.trace.inversion_residual is not None and result.trace.inversion_residual > 0
 
 
 def test_observer_sees_every_stage_to_its_end(sd, picture):
-    events = []
+    events: list[object] = []
     dragsa.edit(sd, picture, DRAGS, prompt="a red disc", config=CONFIG, observe=events.append)
     stages = [event for event in events if isinstance(event, trace.StageProgress)]
     assert [e.stage for e in stages if e.done == 0] == ["encode", "inversion", "drag", "denoising", "decode"]
@@ -202,8 +216,8 @@ def test_any_mode_comes_back_in_its_own_size(sd, picture, mode):
         ({"config": replace(CONFIG, fixed_point=1)}, "prepared with fixed_point 0"),
         ({"config": replace(CONFIG, size=72)}, r"prepared with working size \(48, 64\)"),
         ({"prompt": "a blue star"}, "prepared with the prompt 'a red disc'"),
-        ({"config": replace(CONFIG, drag_step=1.5)}, "drag_step must be a whole number from 0, came 1.5"),
-        ({"config": replace(CONFIG, control="other")}, "control must be one of mutual, union, masked, came 'other'"),
+        ({"config": replace(CONFIG, drag_step=1.5)}, "drag_step must be a whole number from 0, came 1.5"),  # type: ignore[arg-type]
+        ({"config": replace(CONFIG, control="other")}, "control must be one of mutual, union, masked, came 'other'"),  # type: ignore[arg-type]
         ({"config": replace(CONFIG, control="masked")}, "masked control tells the object by words"),
         (
             {"config": replace(CONFIG, control="masked", object_words=("red",)), "target_prompt": "a blue star"},
@@ -231,7 +245,8 @@ def test_arguments_are_checked_before_the_inversion(sd, picture, monkeypatch):
 
 
 def test_drags_may_be_an_array(sd, source):
-    listed, array = (dragsa.edit(sd, source, drags, config=CONFIG) for drags in (DRAGS, np.array(DRAGS)))
+    array_of_drags: Any = np.array(DRAGS)
+    listed, array = (dragsa.edit(sd, source, drags, config=CONFIG) for drags in (DRAGS, array_of_drags))
     assert listed.image.tobytes() == array.image.tobytes()
     json.dumps(trace.to_json(array.trace))
 
@@ -244,22 +259,15 @@ def test_generated_size_must_fit(sd):
 # --- rivals, as settings of the same edit -----------------------------------------------------------------------------
 
 
-def test_other_controls_are_their_hooks(sd, source, monkeypatch):
+def test_other_controls_are_their_hooks(sd, source):
     """The hook of every step, from A on alone, and what they make of one drag: three results."""
-    seen = []
-    plain = ddim.Guided.__call__
-
-    def look(self, z, t, attention=None, blocks=()):
-        seen.append(attention)
-        return plain(self, z, t, attention, blocks)
-
-    monkeypatch.setattr(ddim.Guided, "__call__", look)
-    words = {"object_words": ("disc", "star"), "mask_blocks": (5, 6), "mask_threshold": 0.4}
+    words: dict[str, Any] = {"object_words": ("disc", "star"), "mask_blocks": (5, 6), "mask_threshold": 0.4}
     made = {}
     for control in get_args(Control):
-        seen.clear()
         config = replace(CONFIG, control_step=4, control=control, **words, source_kv="exact")
-        made[control] = dragsa.edit(sd, source, DRAGS, target_prompt="a blue star", config=config)
+        with passes_of(sd.unet) as passes:
+            made[control] = dragsa.edit(sd, source, DRAGS, target_prompt="a blue star", config=config)
+        seen = [attention for z, attention in passes if len(z) > 1]  # of source and target, not the drag's
         assert [hook is not None for hook in seen] == [False] * 4 + [True] * 2
         assert made[control].trace.source_kv == "computed"
         if control == "masked":
@@ -277,24 +285,30 @@ def test_other_controls_are_their_hooks(sd, source, monkeypatch):
 
 def test_a_lora_is_trained_once_and_everything_runs_under_it(sd, picture, monkeypatch):
     before = {name: x.clone() for name, x in sd.unet.state_dict().items()}
-    used = []
-    plain = ddim.Guided.__call__
-    monkeypatch.setattr(
-        ddim.Guided, "__call__", lambda self, *rest, **more: used.append(self.unet) or plain(self, *rest, **more)
-    )
+    used, dragged_under = [], []
+    guided, drag_latent = ddim.Guided.__call__, drag.drag_latent
+
+    def noting_guided(self, *rest, **more):
+        used.append(self.unet)
+        return guided(self, *rest, **more)
+
+    def noting_drag(unet, *rest):
+        dragged_under.append(unet)
+        return drag_latent(unet, *rest)
+
+    monkeypatch.setattr(ddim.Guided, "__call__", noting_guided)
     config = replace(CONFIG, lora_steps=3)
-    events = []
+    events: list[object] = []
     source = dragsa.prepare(sd, picture, "a red disc", 7, config, observe=events.append)
     z_0, context = source.latents[0], sd.embed(["a red disc"])
     trained = lora.train(sd.unet, z_0, context, LoRAConfig(steps=3), seed=7)
+    assert source.adapted is not None
     assert torch.equal(source.adapted.losses, trained.losses)
     assert all(torch.equal(up, trained.lora.up[name]) for name, up in source.adapted.lora.up.items())
     stages = [event for event in events if isinstance(event, trace.StageProgress) and event.stage == "lora"]
     assert [event.done for event in stages] == [0, 1, 2, 3, 3] and source.seconds["lora"] > 0
 
-    dragged_under = []
-    drag_latent = drag.drag_latent
-    monkeypatch.setattr(drag, "drag_latent", lambda unet, *rest: dragged_under.append(unet) or drag_latent(unet, *rest))
+    monkeypatch.setattr(drag, "drag_latent", noting_drag)
     results = [dragsa.edit(sd, source, DRAGS, config=config) for _ in range(2)]
     assert {id(unet) for unet in used + dragged_under} == {id(source.adapted.unet)} and len(dragged_under) == 2
     assert results[0].image.tobytes() == results[1].image.tobytes()
@@ -326,7 +340,7 @@ def test_no_lora_of_a_picture_that_is_yet_to_be_drawn(sd, monkeypatch):
     with pytest.raises(ValueError, match="a LoRA is trained on a picture that is there"):
         dragsa.edit(sd, None, DRAGS, prompt="a red disc", config=replace(CONFIG, lora_steps=2))
     with pytest.raises(ValueError, match=r"lora_steps must be a whole number from 0, came 1\.5"):
-        dragsa.edit(sd, None, DRAGS, prompt="a red disc", config=replace(CONFIG, lora_steps=1.5))
+        dragsa.edit(sd, None, DRAGS, prompt="a red disc", config=replace(CONFIG, lora_steps=1.5))  # type: ignore[arg-type]
 
 
 class GoldenModel(NamedTuple):
@@ -369,12 +383,13 @@ def test_the_dragdiffusion_presets_edit_is_its_programs(monkeypatch):
         return torch.stack([z_source, z_target], dim=1)
 
     monkeypatch.setattr(ddim, "sample_controlled", look)
-    model = GoldenModel(golden_cases.golden_unet(), case.input("text", 1, 77, golden_cases.CONTEXT_DIM))
-    for changes in ({}, {"control_step": None}):
+    model: Any = GoldenModel(golden_cases.golden_unet(), case.input("text", 1, 77, golden_cases.CONTEXT_DIM))
+    every_changes: list[dict[str, Any]] = [{}, {"control_step": None}]
+    for changes in every_changes:
         calls.clear()
         made = dragsa.edit(model, source, drags, mask, config=replace(config, **changes, source_kv="none")).trace
         assert made.losses == pytest.approx(case.outputs["loss"].tolist(), rel=1e-4)
-        tracked = images.to_grid(np.array(made.handles[1:]).reshape(-1, 2), size, grid)
+        tracked = images.to_grid(torch.tensor(made.handles[1:]).reshape(-1, 2), size, grid)
         assert torch.allclose(tracked.flip(1), case.outputs["track"].flatten(0, 1), atol=1e-3)
         ((z_target, _, _, start, stop, guidance, _, first, blocks, *_),) = calls
         assert torch.allclose(z_target, case.outputs["z_out"], atol=1e-4 * case.outputs["z_out"].abs().max().item())

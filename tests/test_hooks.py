@@ -122,6 +122,7 @@ def test_wrong_shapes_name_the_site(hook, batch, says):
 
 
 def test_unknown_blocks_are_refused():
-    for make in (lambda: MutualSelfAttention((0, 11)), lambda: ReplayKV({17: None})):
+    kv = KV(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4))
+    for make in (lambda: MutualSelfAttention((0, 11)), lambda: ReplayKV({17: kv})):
         with pytest.raises(ValueError, match="no transformer block"):
             make()

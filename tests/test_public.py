@@ -1,4 +1,4 @@
-"""What other programs call: the public names, their parameters and defaults, the commands and their options."""
+"""The interface for other programs: the public names, their parameters and defaults, the commands and their options."""
 
 from __future__ import annotations
 
@@ -102,11 +102,12 @@ def written(value: Any) -> str:
 
 
 def signature(function: Any) -> str:
-    parts = []
+    stars_of: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    parts: list[str] = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts and not any(p[0] == "*" for p in parts):
             parts.append("*")
-        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        stars = stars_of.get(parameter.kind, "")
         default = "" if parameter.default is parameter.empty else f"={written(parameter.default)}"
         parts.append(f"{stars}{parameter.name}{default}")
     return ", ".join(parts)

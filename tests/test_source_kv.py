@@ -16,7 +16,7 @@ import dragsa
 from dragsa import ddim, drag
 from dragsa import source_kv as recording
 from dragsa.config import DragConfig, EditConfig
-from dragsa.ddim import Guided
+from dragsa.ddim import Guided, KVByBlock
 from dragsa.hooks import KV
 from dragsa.pictures import images
 from dragsa.source_kv import INVERSION, EarlierPass, Recording
@@ -72,7 +72,8 @@ class Came(NamedTuple):
 
 @pytest.fixture
 def run(sd, monkeypatch):
-    decoded, rows = [], []
+    decoded: list[Tensor] = []
+    rows: list[int] = []
     drag_latent = drag.drag_latent
 
     def decode(self, z):
@@ -146,7 +147,7 @@ def test_blending_takes_the_recorded_latents(run, prepared, mask):
 
 
 def test_what_guidance_recorded_serves_an_edit_without(run, prepared):
-    """Of K/V with guidance the conditional row alone serves an edit without."""
+    """An edit without guidance takes only the conditional row of K/V that were recorded with it."""
     check(run, prepared, "recorded", edit_of(DRAGS, guidance=3.0), OTHER)
 
 
@@ -176,7 +177,7 @@ def test_what_is_missing_is_added_and_serves_too(run, prepared):
 
 
 def test_an_edit_decides_once_which_pass_serves(run, prepared):
-    """What its first half records beside what is there would suffice for its second; the source is denoised anyway."""
+    """Its first half records enough for its second, yet the source is denoised in both: it is decided once."""
     source, changed = replace(prepared), {"target_prompt": BLUE, "drag_step": 2}
     # under which all of an edit's second half is that has control from its first step on
     assert run(source, DRAGS, control_step=2, **changed).source_kv == "computed"
@@ -228,7 +229,8 @@ def test_inversions_kv_cost_no_pass(sd, run, prepared, mask):
     assert not source.recorded.covers(INVERSION, (4,), (11,), 1)  # above the levels under control
     source = replace(source, latents=prepared.latents, begun=source.recorded)
 
-    kept, context = {}, sd.embed(["a red disc"])
+    kept: dict[int, KVByBlock] = {}
+    context = sd.embed(["a red disc"])
     ddim.invert(sd.unet, prepared.latents[0].float(), context, source.schedule, record=kept.__setitem__)
     guided, levels = Guided(sd.unet, sd.embed([BLUE])), ddim.levels_between(source.schedule, 4, 0)
     earlier = EarlierPass("inversion", kept.__getitem__, {})

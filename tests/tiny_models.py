@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -41,7 +42,7 @@ LETTERS = [chr(n) for n in range(ord("a"), ord("z") + 1)]
 MERGES = ["r e", "re d</w>", "d o", "do t</w>", "c a", "ca t</w>"]
 VOCABULARY = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), *(merge.replace(" ", "") for merge in MERGES)]
 VOCABULARY += ["<|startoftext|>", "<|endoftext|>"]
-TEXT_SETTINGS = {
+TEXT_SETTINGS: dict[str, Any] = {
     "model_type": "clip_text_model",
     "vocab_size": len(VOCABULARY),
     "hidden_size": UNET.context_dim,
@@ -91,7 +92,7 @@ def vae_state() -> dict[str, Tensor]:
 def text_state() -> dict[str, Tensor]:
     """By the names without a prefix, with `position_ids`."""
     width, inner = TEXT_SETTINGS["hidden_size"], TEXT_SETTINGS["intermediate_size"]
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "embeddings.token_embedding.weight": (len(VOCABULARY), width),
         "embeddings.position_embedding.weight": (TOKENS, width),
         "final_layer_norm.weight": (width,),

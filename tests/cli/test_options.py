@@ -1,3 +1,5 @@
+from typing import Any
+
 from command_line import options
 
 from dragsa import cli
@@ -16,10 +18,28 @@ def test_every_number_has_an_option() -> None:
         *("--compile", "regions", "--checkpoint", "--source-kv", "inversion", "--source-kv-memory", "16"),
     )
     drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5, True, "regions")
-    masked = {"control": "masked", "object_words": ("disc", "star"), "mask_blocks": (14, 15, 16), "mask_threshold": 0.5}
-    schedule = {"steps": 9, "variant": "even", "guidance": 12.0, "fixed_point": 13, "size": 140, "lora_steps": 15}
+    masked: dict[str, Any] = {
+        "control": "masked",
+        "object_words": ("disc", "star"),
+        "mask_blocks": (14, 15, 16),
+        "mask_threshold": 0.5,
+    }
+    schedule: dict[str, Any] = {
+        "steps": 9,
+        "variant": "even",
+        "guidance": 12.0,
+        "fixed_point": 13,
+        "size": 140,
+        "lora_steps": 15,
+    }
     schedule |= {"source_kv": "inversion", "source_kv_memory": 16}
-    control = {"drag_step": 10, "control_step": 11, "control_blocks": (1, 3, 4, 5), "blend": True, **masked}
+    control: dict[str, Any] = {
+        "drag_step": 10,
+        "control_step": 11,
+        "control_blocks": (1, 3, 4, 5),
+        "blend": True,
+        **masked,
+    }
     assert cli.config_of(given) == EditConfig(drag, **schedule, **control)
 
 

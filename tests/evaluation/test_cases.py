@@ -70,6 +70,7 @@ def test_the_mask_holds_both_places_and_every_handle_and_keeps_off_a_protected_n
             for point in [point for drag in case.drags(variant) for point in drag]:
                 assert case.mask[round(point[1]), round(point[0])] == 1
         if case.kind == "protect":
+            assert case.before.neighbour is not None
             beside = scenes.object_mask(case.before.neighbour)
             assert (case.mask[beside > 0] == 0).all()
             # What is kept of the neighbour's surroundings is all that the object may lose.

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,7 @@ def test_three_distances_of_one_name():
     mask[11:13, 10:20] = 1
     found = distances.distances(source, edited, [(handle, target)], size, mask)
     assert found.found_whole == ((36, 2),) and found.whole_px[0] == pytest.approx(math.hypot(20, 8))
+    assert found.masked_px is not None
     assert found.found_masked == ((15, 12),) and found.masked_px[0] == pytest.approx(math.hypot(1, 2))
     assert found.found_near == ((17, 14),) and found.normalised[0] == pytest.approx(math.hypot(1 / 40, 4 / 20))
     for none in (None, torch.zeros(20, 40)):
@@ -85,6 +87,7 @@ def test_every_handle_is_found_where_nothing_moved():
     features, size = random_features(1, 16, 8, 8), (64, 64)
     handles = [(13, 20), (33.0, 41.0), (50, 11)]
     found = distances.distances(features, features, [(h, (30, 30)) for h in handles], size, torch.ones(64, 64))
+    assert found.found_masked is not None
     assert [*found.found_whole] == [*found.found_masked] == handles
     assert list(found.whole_px) == pytest.approx([math.dist(h, (30, 30)) for h in handles])
 
@@ -94,7 +97,7 @@ def test_features_are_the_mean_over_noise_at_that_timestep(tiny):
     found = distances.dift(tiny, picture, "red dot", seed=5, size=80)
     z_0 = tiny.encode(images.to_tensor(picture, images.working_size(90, 70, 80)))
     noise = torch.randn(8, *z_0.shape[1:], generator=torch.Generator().manual_seed(5))
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    scheduler: Any = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     context = tiny.embed(["red dot"])
     expected = []
     for draw in noise:
@@ -201,4 +204,4 @@ def test_without_lpips_there_is_a_reason(with_lpips, error, words):
     with_lpips(None if error is None else SimpleNamespace(LPIPS=LPIPS))
     black = Image.new("RGB", (50, 40))
     assert distances.fidelity(black, black) is None
-    assert re.search(words, distances.why_no_fidelity())
+    assert re.search(words, distances.why_no_fidelity() or "")

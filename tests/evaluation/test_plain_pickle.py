@@ -4,6 +4,7 @@ import datetime
 import os
 import pickle
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_plain_values_come_back(load, protocol):
 
 
 def test_a_value_that_holds_itself(load):
-    circle = [1]
+    circle: list[Any] = [1]
     circle.append(circle)
     assert load(pickle.dumps(circle))[1][0] == 1
 

@@ -96,7 +96,12 @@ def test_later_edits_of_a_case_take_the_sources_pass_from_the_first(
 
 def test_the_first_drag_alone_is_explained(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[EditConfig] = []
-    monkeypatch.setattr(truth, "drawable", lambda sd, case, config: asked.append(config) or {"share": 0.0})
+
+    def drawable(sd: object, case: object, config: EditConfig) -> dict[str, float]:
+        asked.append(config)
+        return {"share": 0.0}
+
+    monkeypatch.setattr(truth, "drawable", drawable)
     still = replace(FAST, drag=replace(FAST.drag, updates=0))
     settings = [
         SETTINGS[1],

@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from dragsa.kernels import attention, cpu_attention
@@ -11,14 +12,15 @@ from dragsa.kernels import attention, cpu_attention
 SHAPES = [(1, 2, 64, 64, 8), (2, 3, 37, 53, 5), (1, 1, 70, 7, 16), (1, 2, 5, 90, 4), (1, 1, 1, 1, 1)]
 
 
-def drawn(shape, dtype=torch.bfloat16, sharpness=1.0):
+def drawn(shape, dtype=torch.bfloat16, sharpness=1.0) -> list[Tensor]:
     b, heads, n, m, d = shape
     generator = torch.Generator().manual_seed(0)
     q, k, v, gradient = (torch.randn(b, heads, size, d, generator=generator) for size in (n, m, m, n))
     return [x.to(dtype) for x in (sharpness * q, k, v, gradient)]
 
 
-def gradients(attend, q, k, v, gradient, wanted=(True, True, True)):
+def gradients(attend, inputs, wanted=(True, True, True)):
+    q, k, v, gradient = inputs
     leaves = [x.detach().requires_grad_(want) for x, want in zip((q, k, v), wanted, strict=True)]
     out = attend(*leaves)
     return out.detach(), torch.autograd.grad(out, [x for x in leaves if x.requires_grad], gradient)
@@ -47,7 +49,7 @@ def test_in_float32_the_products_are_exact(shape, few_at_a_time):
 @pytest.mark.parametrize("sharpness", [0.3, 1.0, 2.0, 4.0])
 def test_in_bfloat16_the_products_round_as_little_as_they_can(sharpness):
     q, k, v, _ = drawn((1, 2, 512, 2048, 40), sharpness=sharpness)
-    right = F.scaled_dot_product_attention(*(x.double() for x in (q, k + 1, v)))
+    right = F.scaled_dot_product_attention(q.double(), (k + 1).double(), v.double())
     ours, theirs = cpu_attention.attend(q, k + 1, v), F.scaled_dot_product_attention(q, k + 1, v)
     assert not torch.equal(ours, theirs)
     assert error(ours, right) < 3 * error(theirs, right)
@@ -69,8 +71,8 @@ def test_where_the_products_would_not_do_a_head_is_pytorchs():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_float32_it_is_the_exact_gradient(shape, few_at_a_time):
     inputs = drawn(shape, torch.float32)
-    out, came = gradients(cpu_attention.attend, *inputs)
-    exact_out, exact = gradients(F.scaled_dot_product_attention, *(x.double() for x in inputs))
+    out, came = gradients(cpu_attention.attend, inputs)
+    exact_out, exact = gradients(F.scaled_dot_product_attention, [x.double() for x in inputs])
     assert error(out, exact_out) < 1e-6
     for one, other in zip(came, exact, strict=True):
         assert (one.double() - other).norm() < 1e-5 * max(other.norm(), 1.0)
@@ -80,9 +82,9 @@ def test_in_float32_it_is_the_exact_gradient(shape, few_at_a_time):
 @pytest.mark.parametrize("shape", [(1, 2, 512, 512, 40), (2, 1, 300, 77, 80)])
 def test_in_bfloat16_it_is_about_as_exact_as_pytorchs(shape, sharpness):
     inputs = drawn(shape, sharpness=sharpness)
-    _, exact = gradients(F.scaled_dot_product_attention, *(x.double() for x in inputs))
-    _, theirs = gradients(F.scaled_dot_product_attention, *inputs)
-    _, ours = gradients(cpu_attention.attend, *inputs)
+    _, exact = gradients(F.scaled_dot_product_attention, [x.double() for x in inputs])
+    _, theirs = gradients(F.scaled_dot_product_attention, inputs)
+    _, ours = gradients(cpu_attention.attend, inputs)
     for came, other, right in zip(ours, theirs, exact, strict=True):
         assert error(came, right) < 2 * error(other, right) + 1e-3
 
@@ -90,18 +92,18 @@ def test_in_bfloat16_it_is_about_as_exact_as_pytorchs(shape, sharpness):
 def test_scores_far_from_zero_overflow_nothing(few_at_a_time):
     q, k, v, gradient = drawn((1, 2, 64, 64, 8))
     q, k = q + 40, k + 40  # scores about 4500, that differ by some tens
-    _, exact = gradients(F.scaled_dot_product_attention, *(x.double() for x in (q, k, v, gradient)))
-    _, ours = gradients(cpu_attention.attend, q, k, v, gradient)
+    _, exact = gradients(F.scaled_dot_product_attention, [x.double() for x in (q, k, v, gradient)])
+    _, ours = gradients(cpu_attention.attend, [q, k, v, gradient])
     for came, right in zip(ours, exact, strict=True):
         assert came.isfinite().all() and came.float().norm() < 2 * right.norm()
 
 
 def test_of_the_query_alone():
     inputs = drawn((1, 2, 60, 11, 8))
-    _, (alone,) = gradients(cpu_attention.attend, *inputs, wanted=(True, False, False))
-    _, (to_q, _, _) = gradients(cpu_attention.attend, *inputs)
+    _, (alone,) = gradients(cpu_attention.attend, inputs, wanted=(True, False, False))
+    _, (to_q, _, _) = gradients(cpu_attention.attend, inputs)
     assert torch.equal(alone, to_q)
-    _, (value,) = gradients(cpu_attention.attend, *inputs, wanted=(False, False, True))
+    _, (value,) = gradients(cpu_attention.attend, inputs, wanted=(False, False, True))
     assert value.shape == inputs[2].shape
 
 
@@ -109,8 +111,8 @@ def test_heads_that_lie_between_one_another(few_at_a_time):
     inputs = drawn((2, 3, 37, 53, 8))
     apart = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
     assert not apart[0].is_contiguous()
-    _, came = gradients(cpu_attention.attend, *apart)
-    _, expected = gradients(cpu_attention.attend, *inputs)
+    _, came = gradients(cpu_attention.attend, apart)
+    _, expected = gradients(cpu_attention.attend, inputs)
     for one, other in zip(came, expected, strict=True):
         assert torch.allclose(one.float(), other.float(), atol=1e-2)
 
@@ -138,15 +140,16 @@ def test_threads_share_the_heads_and_change_no_number(threads, few_at_a_time, mo
     monkeypatch.setattr(cpu_attention, "_attend_head", noted(head))
     monkeypatch.setattr(cpu_attention, "_head_backward", noted(backward))
     threads(1)
-    expected = gradients(cpu_attention.attend, *inputs)
+    expected = gradients(cpu_attention.attend, inputs)
     assert names == {(threading.current_thread().name, 1)}
     names.clear()
     threads(3)
-    out, came = gradients(cpu_attention.attend, *inputs)
+    out, came = gradients(cpu_attention.attend, inputs)
     assert {count for _, count in names} == {1} and threading.current_thread().name not in {name for name, _ in names}
     assert torch.get_num_threads() == 3
     alone = threading.Thread(target=lambda: names.add(("after", torch.get_num_threads())))
-    alone.start(), alone.join()
+    alone.start()
+    alone.join()
     assert ("after", 3) in names  # what the pool's threads have is theirs alone
     for one, other in zip((out, *came), (expected[0], *expected[1]), strict=True):
         assert torch.equal(one, other)
@@ -158,7 +161,7 @@ def test_threads_work_on_tensors_of_inference(threads, monkeypatch):
     with torch.inference_mode():
         q, k, v, _ = drawn((1, 2, 64, 48, 8))
         out = cpu_attention.attend(q, k, v)
-    assert error(out, F.scaled_dot_product_attention(*(x.double() for x in (q, k, v)))) < 0.01
+    assert error(out, F.scaled_dot_product_attention(q.double(), k.double(), v.double())) < 0.01
 
 
 def test_with_more_threads_than_heads_it_is_pytorchs(threads, monkeypatch):
@@ -166,8 +169,8 @@ def test_with_more_threads_than_heads_it_is_pytorchs(threads, monkeypatch):
     inputs = drawn((1, 2, 64, 64, 8))
     threads(3)
     for wanted in ((True, True, True), (True, False, False)):
-        out, came = gradients(cpu_attention.attend, *inputs, wanted=wanted)
-        expected_out, expected = gradients(F.scaled_dot_product_attention, *inputs, wanted=wanted)
+        out, came = gradients(cpu_attention.attend, inputs, wanted=wanted)
+        expected_out, expected = gradients(F.scaled_dot_product_attention, inputs, wanted=wanted)
         for one, other in zip((out, *came), (expected_out, *expected), strict=True):
             assert torch.equal(one, other)
 
@@ -185,7 +188,12 @@ def test_the_operators_are_what_tracing_takes_them_for(heads, threaded, threads,
 
 def test_a_layer_takes_it_where_it_is_faster_and_a_gradient_is_wanted(monkeypatch):
     taken = []
-    monkeypatch.setattr(cpu_attention, "attend", lambda q, k, v: taken.append(q) or q)
+
+    def attend(q, k, v):
+        taken.append(q)
+        return q
+
+    monkeypatch.setattr(cpu_attention, "attend", attend)
     q = torch.zeros(1, 1, 512, 4, dtype=torch.bfloat16)
     wanting = q.clone().requires_grad_()
     attention.attend(q, q, q)
@@ -207,8 +215,8 @@ def test_compiled_it_is_one_graph_with_the_same_gradient(monkeypatch):
     inputs = drawn((1, 2, 32, 24, 8))
     torch._dynamo.reset()
     compiled = torch.compile(attention.attend, fullgraph=True, backend="aot_eager")
-    out, came = gradients(compiled, *inputs)
-    expected_out, expected = gradients(attention.attend, *inputs)
+    out, came = gradients(compiled, inputs)
+    expected_out, expected = gradients(attention.attend, inputs)
     assert torch.equal(out, expected_out)
     for one, other in zip(came, expected, strict=True):
         assert torch.equal(one, other)

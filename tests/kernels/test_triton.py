@@ -33,7 +33,7 @@ def test_in_the_interpreter():
 
 @pytest.mark.parametrize("feature, accumulated", [("fp32", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")])
 def test_compiles_for_cuda(feature, accumulated, tmp_path, monkeypatch):
-    """What the interpreter lets pass need not compile. No GPU is asked for, the result is not run."""
+    """Compile each kernel, since the interpreter lets pass what does not. No GPU is needed: the result is not run."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     extents = kernels._extents(1, 1, 640, (64, 64), (256, 256))
     constants = {

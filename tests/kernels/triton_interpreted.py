@@ -6,28 +6,25 @@ The tests that are imported are those of the CPU, through the same operators.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import cycle
+from typing import Any
 
 import golden_cases
 import pytest
 import test_motion
 import torch
 import triton.language as tl
+from feature_maps import SIZES, border_points, drawn, drawn_targets, with_gradient
+from kernels.test_patch_loss import test_overlapping_patches_add_up_before_they_are_rounded  # noqa: F401
 from test_motion import (  # noqa: F401
-    SIZES,
-    border_points,
-    drawn,
-    drawn_targets,
-    relative,
     test_a_handle_at_its_target_adds_nothing,
     test_a_ramp_moves_by_its_slope,
     test_half_precision_is_accumulated_in_float32,
     test_only_the_cells_under_the_patch_are_touched,
-    test_overlapping_patches_add_up_before_they_are_rounded,
     test_the_first_corner_is_rounded_as_stored,
     test_the_layout_in_memory_is_of_no_account,
     test_upstream_gradient,
-    with_gradient,
 )
 from test_tracking import (  # noqa: F401
     test_bfloat16_features,
@@ -42,7 +39,7 @@ from dragsa import tracking as point_tracking
 from dragsa.kernels import patch_loss, tracking, triton
 
 CASES = {case.tag: case for case in golden_cases.cases("patch")}
-TORCH = {"pull": patch_loss.pull, "spread": patch_loss.spread, "search": tracking.search}
+TORCH: dict[str, Callable[..., Any]] = {"pull": patch_loss.pull, "spread": patch_loss.spread, "search": tracking.search}
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +79,10 @@ def test_loss_and_gradient_equal_those_of_torch(native, grid, radius, channels):
     arguments = features, None, handles, directions, torch.arange(len(handles)) % 5 != 3, radius, grid
     came, expected = patch_loss.Pull(*triton.pull(*arguments)), TORCH["pull"](*arguments)
     assert torch.equal(came.first, expected.first)
-    assert relative(came.loss, expected.loss) < 1e-5
-    assert relative(came.gradient, expected.gradient) < 1e-5
-    arguments = came.gradient, came.first, torch.tensor(-2.5), native, torch.float32
-    assert relative(patch_loss.spread(*arguments), TORCH["spread"](*arguments)) < 1e-6
+    assert golden_cases.relative(came.loss, expected.loss) < 1e-5
+    assert golden_cases.relative(came.gradient, expected.gradient) < 1e-5
+    upstream = came.gradient, came.first, torch.tensor(-2.5), native, torch.float32
+    assert golden_cases.relative(patch_loss.spread(*upstream), TORCH["spread"](*upstream)) < 1e-6
 
 
 @pytest.mark.parametrize("native, grid, radius, channels", cases((3, 4, 0)))
@@ -122,8 +119,8 @@ def test_twenty_handles_in_several_blocks(monkeypatch):
         loss, gradient = with_gradient(loss_of, features, handles, targets, 2, grid)
         if loss_of is motion.motion_supervision_loss:
             came = loss, gradient
-    assert relative(came[0], loss) < 1e-5
-    assert relative(came[1], gradient) < 1e-5
+    assert golden_cases.relative(came[0], loss) < 1e-5
+    assert golden_cases.relative(came[1], gradient) < 1e-5
     found = point_tracking.track_points(features, reference, handles, 2, grid)
     assert torch.equal(found, point_tracking.track_points_reference(features, reference, handles, 2, grid))
 
@@ -135,8 +132,8 @@ def test_equals_the_reference_with_patches_that_stay():
     arguments = handles, drawn_targets(6, grid), 1, grid, None, target_patch
     came = with_gradient(motion.motion_supervision_loss, features, *arguments)
     expected = with_gradient(motion.motion_supervision_loss_reference, features, *arguments)
-    assert relative(came[0], expected[0]) < 1e-5
-    assert relative(came[1], expected[1]) < 1e-5
+    assert golden_cases.relative(came[0], expected[0]) < 1e-5
+    assert golden_cases.relative(came[1], expected[1]) < 1e-5
 
 
 def test_gradcheck():

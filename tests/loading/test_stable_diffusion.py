@@ -14,7 +14,7 @@ from dragsa import loading
 
 
 def mappings(file: Path) -> list[range]:
-    """Where the file lies in this process's memory."""
+    """Return the addresses at which the file is mapped into this process's memory."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     spans = [line.split()[0].split("-") for line in lines if line.endswith(str(file.resolve()))]
     return [range(int(begin, 16), int(end, 16)) for begin, end in spans]

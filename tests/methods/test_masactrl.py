@@ -21,7 +21,8 @@ def drawn(seed: int, *shape: int) -> Tensor:
 
 def qkv(rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """Two heads of width 3, six tokens."""
-    return tuple(drawn(seed, rows, 2, 6, 3) for seed in (1, 2, 3))
+    q, k, v = (drawn(seed, rows, 2, 6, 3) for seed in (1, 2, 3))
+    return q, k, v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -143,8 +144,8 @@ def test_maps_of_a_pass_guide_the_same_pass():
     assert [tuple(m.shape) for m in maps] == [(2, 4, 4, 77)] * 5
     assert torch.allclose(maps[0].sum(dim=-1), torch.ones(2, 4, 4))
     # The maps of blocks 5 … 10 lie before the controlled blocks, and so are those of a plain pass.
-    masks = [masactrl.object_mask(maps, tokens)[row] for row, tokens in enumerate(((1, 2), (5,)))]
-    by_hand = net(z, 401, context, attention=MaskedSelfAttention(*masks)).eps
+    source, target = masactrl.object_mask(maps, (1, 2))[0], masactrl.object_mask(maps, (5,))[1]
+    by_hand = net(z, 401, context, attention=MaskedSelfAttention(source, target)).eps
     by_prompt = net(z, 401, context, attention=masactrl.masked_by_prompt((1, 2), (5,))).eps
     assert torch.allclose(by_prompt, by_hand, atol=1e-6)
     assert not torch.allclose(by_prompt, net(z, 401, context, attention=MutualSelfAttention()).eps, atol=1e-4)
@@ -156,14 +157,13 @@ def test_maps_of_a_pass_guide_the_same_pass():
 def test_controlled_sampling_under_any_hook():
     net, (z, context) = golden_cases.golden_unet(), scene()
     schedule, uncond = ddim.Schedule(6), context[:1].flip(1)
-    given = (net, z[:1], z[1:], context, schedule)
     asked, calls = [], []
 
     def hook_at(step):
         asked.append(step)
         return MutualSelfAttention() if step >= 2 else None
 
-    given = (*given, 5, 1, (1.0, 3.0), uncond)
+    given = (net, z[:1], z[1:], context, schedule, 5, 1, (1.0, 3.0), uncond)
     came = ddim.sample_controlled(*given, progress=lambda *at: calls.append(at), hook_at=hook_at)
     expected = ddim.sample_controlled(*given, control_step=2)
     assert torch.equal(came, expected) and came.shape == (5, 2, 4, 16, 16)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import golden_cases
 import pytest
 import torch
@@ -171,9 +173,9 @@ def test_self_attention_takes_the_sources_maps_and_its_own_values():
 def test_wrong_batches_and_contexts_name_the_site():
     hook = PromptToPrompt(Alignment(torch.eye(3), ONE), ONE, ONE)
     with pytest.raises(ValueError, match=r"block09 cross-attention: expected one pair .* came 3 rows"):
-        hook(CROSS, *(drawn(n, 3, 2, 3, 4) for n in range(3)), attend)
+        hook(CROSS, drawn(0, 3, 2, 3, 4), drawn(1, 3, 2, 3, 4), drawn(2, 3, 2, 3, 4), attend)
     with pytest.raises(ValueError, match="block09 cross-attention: expected 3 tokens of context, came 5"):
-        hook(CROSS, *(drawn(n, 2, 2, 5, 4) for n in range(3)), attend)
+        hook(CROSS, drawn(0, 2, 2, 5, 4), drawn(1, 2, 2, 5, 4), drawn(2, 2, 2, 5, 4), attend)
 
 
 # --- steps ------------------------------------------------------------------------------------------------------------
@@ -183,14 +185,14 @@ def test_each_step_has_its_hook(encoder):
     edit = prompt_edit(
         encoder, "a cat", "a dot", cross_replace=0.8, self_replace=(0.1, 0.3), word_replace={"dot": (0.2, 0.5)}
     )
-    hooks = [edit.hook_at(step, 10) for step in range(10)]
+    hooks: list[Any] = [edit.hook_at(step, 10) for step in range(10)]
     assert [hook is not None for hook in hooks] == [True] * 8 + [False] * 2
     assert [step for step in range(8) if hooks[step].self_blocks] == [1, 2]
     assert [step for step in range(8) if hooks[step].replaced[2]] == [2, 3, 4]
     assert all(hooks[step].replaced[[0, 1, 3, 15]].all() for step in range(8))
     assert sum(edit.hook_at(step, 50) is not None for step in range(50)) == 40
     late = prompt_edit(encoder, "a cat", "a dot", cross_replace=0.0, self_replace=0.5).hook_at(0, 10)
-    assert late.self_blocks and not late.replaced.any()
+    assert late is not None and late.self_blocks and not late.replaced.any()
 
 
 def test_what_cannot_be_edited(encoder):

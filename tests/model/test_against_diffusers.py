@@ -59,7 +59,8 @@ def peers() -> Peers:
     )
     settings = tiny_models.TEXT_SETTINGS | {"hidden_size": CONTEXT, "num_attention_heads": 5}
     text = CLIPTextModel(CLIPTextConfig(**settings))
-    for network in (unet, vae, text):
+    networks: tuple[Any, ...] = (unet, vae, text)
+    for network in networks:
         for name, value in network.named_parameters():
             if value.ndim == 1:  # norms and biases begin at exactly 1 and 0, where a mistake can hide
                 value.data += 0.1 * drawn(len(name), *value.shape)

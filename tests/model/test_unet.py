@@ -9,10 +9,6 @@ from dragsa.config import UNetConfig
 from dragsa.model import blocks, unet
 
 
-def relative(came, expected):
-    return ((came - expected).abs().max() / expected.abs().max()).item()
-
-
 @pytest.mark.parametrize("case", golden_cases.cases("unet"), ids=lambda case: case.tag)
 def test_golden(case):
     batch = case.settings["batch"]
@@ -20,11 +16,11 @@ def test_golden(case):
     blocks = [hooks.block_name(n) for n in range(1, 17)]
     stages = ["mid", "decoder1", "decoder2", "decoder3", "decoder4"]
     out = golden_cases.golden_unet()(z, case.settings["timestep"], text, taps=(*blocks, *stages))
-    assert relative(out.eps, case.outputs["eps"]) < 2e-4
+    assert golden_cases.relative(out.eps, case.outputs["eps"]) < 2e-4
     for n, name in enumerate(blocks):
-        assert relative(out.taps[name], case.outputs[f"transformer_{n:02d}"]) < 2e-4, name
+        assert golden_cases.relative(out.taps[name], case.outputs[f"transformer_{n:02d}"]) < 2e-4, name
     for n, name in enumerate(stages):
-        assert relative(out.taps[name], case.outputs[f"decoder_stage_{n}"]) < 2e-4, name
+        assert golden_cases.relative(out.taps[name], case.outputs[f"decoder_stage_{n}"]) < 2e-4, name
 
 
 def inputs(height=16, width=16, batch=1):
@@ -76,7 +72,7 @@ def test_timestep_may_be_a_number_or_one_for_each_row():
     mixed = net(z, torch.tensor([21, 401]), text).eps
     for row, t in enumerate((21, 401)):
         alone = net(z[row : row + 1], t, text[row : row + 1]).eps
-        assert relative(mixed[row : row + 1], alone) < 1e-5
+        assert golden_cases.relative(mixed[row : row + 1], alone) < 1e-5
 
 
 @pytest.mark.parametrize("size", [(9, 13), (5, 20), (12, 7), (2, 3)])

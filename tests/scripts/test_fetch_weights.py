@@ -18,7 +18,7 @@ NAME = "model.safetensors"
 
 @pytest.fixture
 def hub(monkeypatch):
-    """What the hub was asked for; it answers every file with CONTENT."""
+    """Return the list of files that the hub was asked for; it answers each with CONTENT."""
     asked = []
 
     def hf_hub_download(repository: str, name: str, local_dir: Path) -> None:

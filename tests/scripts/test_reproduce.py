@@ -33,7 +33,7 @@ from dragsa.methods import lora
 from dragsa.pictures import images
 
 FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=2, size=64, mask_blocks=(5, 6))
-JOBS = [
+JOBS: list[dict[str, Any]] = [
     {
         "image": "dot.png",
         "mask": "mask.png",
@@ -168,7 +168,12 @@ def test_rivals_share_a_lora_and_each_pays_for_it(
     quick: None, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, plain = [], lora.train
-    monkeypatch.setattr(lora, "train", lambda *args, **more: trained.append(args[3].steps) or plain(*args, **more))
+
+    def train(*args: Any, **more: Any) -> lora.Trained:
+        trained.append(args[3].steps)
+        return plain(*args, **more)
+
+    monkeypatch.setattr(lora, "train", train)
     (subject,) = subjects.benchmark(1, 64, seed=3)
     choice = Choice(FAST, 2.0, 3, None, None)
     configs = experiments.configs_of(rivals.settings(choice))
@@ -207,6 +212,7 @@ def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None
     apart = np.abs(np.asarray(column.pictures["control-1"], int) - np.asarray(alone.image, int))
     assert apart.max() <= 1  # of another batch
     figures = column.figures["results"]
+    assert subject.picture is not None
     assert (
         figures[steps_table.FREE][steps_table.OWN] == pytest.approx(1) and figures["control-1"][steps_table.OWN] < 0.999
     )

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,7 @@ def test_every_sample_is_edited_and_evaluated(run, data, tmp_path, tiny_folder):
     alone = editing.edit(sd, sample.picture, sample.drags, sample.mask, sample.prompt, config=config)
     assert result.size == (72, 64) and result.tobytes() == alone.image.tobytes()
     found = distances.measure(sd, sample, result, 7, 64)
+    assert found.masked_px is not None
     row = report["samples"][NAMES[1]]
     assert row["whole_px"] == list(found.whole_px) and row["masked_px"] == list(found.masked_px)
     assert row["normalised"] == list(found.normalised) and row["seconds"] > 0
@@ -134,7 +136,7 @@ def test_a_sample_that_fails_is_named_and_does_not_lose_the_others(run, data, tm
         def __reduce__(self):
             return os.system, (f"touch {tmp_path}/ran",)
 
-    bad = {
+    bad: dict[str, tuple[dict[str, Any], str]] = {
         "points outside": ({"points": [[20, 30], [90, 30]]}, "point 90,30 lies outside"),
         "a point alone": ({"points": [[20, 30], [21, 30], [1, 1]]}, "handle and target by turns"),
         "no points": ({"points": []}, "handle and target by turns"),
@@ -201,7 +203,7 @@ def test_masks_as_they_are_found(data, tmp_path):
     ):
         write_sample(data / "masks" / str(n), mask=mask)
         found = dragbench.read_sample(data, f"masks/{n}").mask
-        assert (found if expected is None else int(found.sum())) == expected
+        assert (None if found is None else int(found.sum())) == expected
 
 
 @pytest.mark.parametrize(
