@@ -238,13 +238,13 @@ def leave(
         if drags:
             pictures.warn_unmasked(may_move, pictures.to_grid([pair[0] for pair in drags], source.picture.size, grid))
         may_move = may_move if may_move.any() else None  # an all-black mask is none
-    passes = SourcePasses(source.recorded.of(unet), source.latents, source.generated)
+    of_source = SourcePasses(source.recorded.of(unet), source.latents, source.generated)
     return Branch(
         source=source,
         config=config,
         guided=Guided(unet, context, uncond, (source.guidance, config.guidance)),
         new_hook=methods.control_hook(config, sd.text, source.prompt, target_prompt),
-        kv=passes.plan(config, level, config.blend and may_move is not None, keep),
+        kv=of_source.plan(config, level, config.blend and may_move is not None, keep),
         mask=may_move,
         level=level,
         z_source=source.latents[level],
