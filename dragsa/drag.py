@@ -34,7 +34,6 @@ from dragsa.ddim import Noise, Schedule
 from dragsa.model.blocks import ACTIVATIONS, STAGES
 from dragsa.passes import FeatureExtractor, PreparedPass
 
-CELLS = 4  # of the supervision grid for one of the latent
 Lap = Callable[[str], None]  # told the name of each part of an update when it is done
 
 
@@ -56,7 +55,7 @@ class Task(NamedTuple):
     @property
     def grid(self) -> tuple[int, int]:
         """The supervision grid (H, W)."""
-        return CELLS * self.latent.shape[2], CELLS * self.latent.shape[3]
+        return motion.CELLS * self.latent.shape[2], motion.CELLS * self.latent.shape[3]
 
 
 class FirstPass(NamedTuple):
@@ -243,7 +242,7 @@ def drag_latent(
     check_config(config)
     if z.ndim != 4 or z.shape[0] != 1:
         raise ValueError(f"one latent is dragged at a time: expected (1, 4, h, w), came {tuple(z.shape)}")
-    grid = CELLS * z.shape[2], CELLS * z.shape[3]
+    grid = motion.CELLS * z.shape[2], motion.CELLS * z.shape[3]
     handles, targets = (check_points(points, name, grid) for points, name in ((handles, "handle"), (targets, "target")))
     if handles.shape != targets.shape:
         raise ValueError(f"as many targets as handles are needed, came {len(handles)} handles, {len(targets)} targets")

@@ -22,6 +22,8 @@ from torch.nn import functional as F
 
 from dragsa import kernels
 
+CELLS = 4  # of the supervision grid for one of the latent, in each direction
+
 
 def motion_supervision_loss(
     features: Tensor,

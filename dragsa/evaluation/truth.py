@@ -33,7 +33,7 @@ class Dragged(NamedTuple):
 
 def drag_source(branch: Branch, drags: Sequence[Drag]) -> Dragged:
     """Drag a branch's target, and time it."""
-    begin, drags = time.perf_counter(), list(drags)
+    begin = time.perf_counter()
     dragged = editing.drag_source(branch, drags)
     size = branch.source.picture.size
     handles, targets = (pictures.to_grid([pair[end] for pair in drags], size, branch.grid) for end in (0, 1))

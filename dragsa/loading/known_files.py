@@ -13,7 +13,6 @@ from dragsa.model.fitting import WeightsError
 
 REPOSITORY = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 TOKENIZER_REPOSITORY = "openai/clip-vit-large-patch14"
-SMALL = Path(__file__).resolve().parents[2] / "weights" / "small"  # the small model that ships with a checkout
 
 
 class KnownFile(NamedTuple):

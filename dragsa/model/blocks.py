@@ -41,25 +41,20 @@ STAGES = tuple(stage.name for stage in (*ENCODER, MIDDLE, *DECODER))
 
 
 class Block(NamedTuple):
-    """A transformer block: its name in diffusers and in the original program, and its level of width and grid."""
+    """A transformer block's name in diffusers and in the original program."""
 
     diffusers: str
     original: str
-    level: int
 
 
 def _blocks() -> dict[int, Block]:
-    found = {7: Block("mid_block.attentions.0", "middle_block.1", MIDDLE.level)}
-    for n, stage in enumerate(ENCODER):
-        for layer, block in enumerate(stage.blocks):
-            if block is not None:
-                names = f"down_blocks.{n}.attentions.{layer}", f"input_blocks.{1 + 3 * n + layer}.1"
-                found[block] = Block(*names, stage.level)
-    for n, stage in enumerate(DECODER):
-        for layer, block in enumerate(stage.blocks):
-            if block is not None:
-                names = f"up_blocks.{n}.attentions.{layer}", f"output_blocks.{3 * n + layer}.1"
-                found[block] = Block(*names, stage.level)
+    found = {7: Block("mid_block.attentions.0", "middle_block.1")}
+    for stages, ours, theirs, first in ((ENCODER, "down", "input", 1), (DECODER, "up", "output", 0)):
+        for n, stage in enumerate(stages):
+            for layer, block in enumerate(stage.blocks):
+                if block is not None:
+                    original = f"{theirs}_blocks.{first + 3 * n + layer}.1"
+                    found[block] = Block(f"{ours}_blocks.{n}.attentions.{layer}", original)
     return dict(sorted(found.items()))
 
 

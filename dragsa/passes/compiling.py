@@ -14,7 +14,6 @@ import torch
 
 from dragsa.model import unet as networks
 
-MODES = ("whole", "regions")
 SHAPES = 64  # that one function may be compiled for: a network has some 20 kinds of region
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dragsa import motion
 from dragsa.config import DragConfig
 from dragsa.ddim import Noise
 from dragsa.model import unet as networks
@@ -93,7 +94,7 @@ class Conditioned:
     def __call__(self, latent: Tensor, handles: Tensor, whole: bool, size: tuple[int, int] | None = None) -> Pass:
         taps, run = taps_of(self.config), self.run
         if not whole and size is not None and len(taps) == 1:
-            grid = 4 * latent.shape[2], 4 * latent.shape[3]
+            grid = motion.CELLS * latent.shape[2], motion.CELLS * latent.shape[3]
             cells = near.looked_at(handles, size, grid, self.config.radius, self.config.track_radius)
             run = near.run_near(run, taps[0], cells)
         activations = self.unet.walk(latent, self.conditioning, None, run)

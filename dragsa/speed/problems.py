@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dragsa import ddim, drag, loading
+from dragsa import ddim, loading, motion
 from dragsa.config import DragConfig, UNetConfig, VAEConfig, is_whole
 from dragsa.ddim import Schedule
 from dragsa.drag import Task
@@ -136,7 +136,7 @@ def problem(config: UNetConfig, size: int, device: str, masked: bool, handles: i
     if masked:
         frozen = torch.ones(side, side, device=there)
         frozen[side // 4 : -(side // 4), side // 8 :] = 0
-    first, last = lattice(handles, drag.CELLS * side)
+    first, last = lattice(handles, motion.CELLS * side)
     noise = ddim.noise_at(Schedule(50, "dragdiffusion"), LEVEL, there)
     drag_config = DragConfig(**{"tap": "decoder3", "reach": 0.0, **changes})
     return Task(latent, noise, context, first.to(there), last.to(there), frozen, drag_config)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from dragsa import drag
+from dragsa import motion
 from dragsa.config import DragConfig, UNetConfig
 from dragsa.model.unet import UNet, call, read
 from dragsa.passes import near
@@ -31,7 +31,7 @@ def count_flops(config: UNetConfig, size: int, tap: str, masked: bool, baseline:
         until, run = None if masked or baseline else tap, call
         if until is not None:  # the last layers are computed for the cells that are looked at
             h, w = unet(z, t, context, taps=(tap,), until=tap).taps[tap].shape[-2:]
-            config_drag, grid = DragConfig(tap=tap), (drag.CELLS * z.shape[2], drag.CELLS * z.shape[3])
+            config_drag, grid = DragConfig(tap=tap), (motion.CELLS * z.shape[2], motion.CELLS * z.shape[3])
             radii = config_drag.radius, config_drag.track_radius
             run = near.run_near(call, tap, near.looked_at(torch.empty(1, 2), (h, w), grid, *radii))
         with torch.enable_grad():
