@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from dragsa.drag import DragResult, drag_latent
     from dragsa.editing import EditResult, Source, edit, prepare
     from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, ReplayKV, Site, compose
+    from dragsa.layouts import WeightsError
     from dragsa.loading import StableDiffusion, load
-    from dragsa.model.fitting import WeightsError
     from dragsa.model.unet import UNet, UNetOutput
     from dragsa.model.vae import VAE
     from dragsa.motion import motion_supervision_loss
@@ -60,7 +60,7 @@ _HOMES = {
     "hooks": ("KV", "AttentionHook", "MutualSelfAttention", "ReplayKV", "Site", "compose"),
     "motion": ("motion_supervision_loss",),
     "loading": ("StableDiffusion", "load"),
-    "model.fitting": ("WeightsError",),
+    "layouts": ("WeightsError",),
     "model.unet": ("UNet", "UNetOutput"),
     "model.vae": ("VAE",),
     "tracking": ("track_points",),

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from dragsa.layouts.fitting import WeightsError
 from dragsa.loading import known_files, names
 from dragsa.loading.names import TEXT, UNET, VAE
 from dragsa.loading.parts import Opened, Part, build, squeezed
 from dragsa.loading.safetensors import PICKLES, TensorInfo, read_header
 from dragsa.loading.settings import read_settings
 from dragsa.loading.tokenizer import has_tokenizer
-from dragsa.model.fitting import WeightsError
 
 # The noise schedule that SD 1.5 was trained on, and `ddim.Schedule` has.
 NOISE = {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}

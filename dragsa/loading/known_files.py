@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from dragsa.layouts.fitting import WeightsError
 from dragsa.loading.names import LDM, UNET
 from dragsa.loading.safetensors import TensorInfo
-from dragsa.model.fitting import WeightsError
 
 REPOSITORY = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 TOKENIZER_REPOSITORY = "openai/clip-vit-large-patch14"

@@ -15,9 +15,9 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from dragsa import files
+from dragsa.layouts import fitting
+from dragsa.layouts.fitting import WeightsError
 from dragsa.loading.safetensors import read_header
-from dragsa.model import fitting
-from dragsa.model.fitting import WeightsError
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from dragsa.layouts import diffusers, fitting
+from dragsa.layouts.fitting import WeightsError
 from dragsa.loading import names
 from dragsa.loading.names import UNET, VAE
 from dragsa.loading.safetensors import DTYPES, TensorInfo, one_line
-from dragsa.model import diffusers, fitting, text, unet, vae
-from dragsa.model.fitting import WeightsError
+from dragsa.model import text, unet, vae
 
 
 class Part(NamedTuple):

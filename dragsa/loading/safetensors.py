@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dragsa.model.fitting import Shape, WeightsError
+from dragsa.layouts.fitting import Shape, WeightsError
 
 DTYPES = {
     "F64": torch.float64,

@@ -9,9 +9,9 @@ from statistics import mode
 from typing import Any
 
 from dragsa.config import UNetConfig, VAEConfig
+from dragsa.layouts.fitting import Shape, WeightsError
 from dragsa.loading.safetensors import one_line
 from dragsa.model import text
-from dragsa.model.fitting import Shape, WeightsError
 
 
 def read_settings(file: Path) -> dict[str, Any]:

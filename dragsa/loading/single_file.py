@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from dragsa.layouts.fitting import Shape, WeightsError
 from dragsa.loading import known_files, names, settings
 from dragsa.loading.names import TEXT, UNET, VAE
 from dragsa.loading.parts import Opened, Part, build, squeezed
 from dragsa.loading.safetensors import TensorInfo, read_header
 from dragsa.model import unet
-from dragsa.model.fitting import Shape, WeightsError
 
 
 def open_single_file(path: Path) -> Opened:

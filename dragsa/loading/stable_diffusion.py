@@ -16,14 +16,15 @@ from torch import Tensor
 
 from dragsa import pictures
 from dragsa.config import UNetConfig, VAEConfig
+from dragsa.layouts import fitting
+from dragsa.layouts.fitting import WeightsError
 from dragsa.loading import names
 from dragsa.loading.folder import open_folder
 from dragsa.loading.parts import check_fit
 from dragsa.loading.safetensors import one_line, read_tensors
 from dragsa.loading.single_file import open_single_file
 from dragsa.loading.tokenizer import find_tokenizer
-from dragsa.model import fitting, text
-from dragsa.model.fitting import WeightsError
+from dragsa.model import text
 from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
 

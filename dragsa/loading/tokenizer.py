@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from dragsa.layouts.fitting import WeightsError
 from dragsa.loading.known_files import REPOSITORY, TOKENIZER_REPOSITORY
 from dragsa.loading.safetensors import one_line
-from dragsa.model.fitting import WeightsError
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from dragsa import ddim
 from dragsa.config import LoRAConfig
 from dragsa.hooks import AttentionHook
+from dragsa.layouts import fitting
+from dragsa.layouts.fitting import Shape, WeightsError
 from dragsa.loading import LoRA
-from dragsa.model import fitting
-from dragsa.model.fitting import Shape, WeightsError
 from dragsa.model.layers import Attention
 from dragsa.model.unet import UNet, UNetOutput
 

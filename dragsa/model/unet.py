@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dragsa import layouts
 from dragsa.config import UNetConfig
 from dragsa.hooks import KV, AttentionHook, block_name
-from dragsa.model import diffusers, fitting
 from dragsa.model.blocks import DECODER, ENCODER, MIDDLE, Stage, check_taps
 from dragsa.model.layers import Downsample, GroupNorm, ResBlock, TimeEmbedding, Transformer, Upsample
 
@@ -109,11 +109,8 @@ class UNet(nn.Module):
         Raises a WeightsError that lists what is missing, left over or misshapen, or says which setting is not SD 1.5's.
         """
         with torch.device("meta"):
-            unet = cls(diffusers.unet_config(config))
-        problem = fitting.misfit(fitting.shapes(unet.state_dict()), fitting.shapes(state))
-        if problem:
-            raise fitting.WeightsError(f"the tensors do not fit the UNet: {problem}")
-        return fitting.adopt(unet, state)
+            unet = cls(layouts.unet_config(config))
+        return layouts.fit(unet, state)
 
     @property
     def dtype(self) -> torch.dtype:

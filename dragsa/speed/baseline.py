@@ -18,7 +18,7 @@ from dragsa import ddim, kernels, motion
 from dragsa.drag import Task
 from dragsa.hooks import Attend, Site
 from dragsa.kernels import Convolution
-from dragsa.model import fitting
+from dragsa.layouts import fitting
 from dragsa.model.layers import GEGLU
 from dragsa.model.unet import UNet
 from dragsa.speed.laps import Clock, Lap

@@ -41,6 +41,13 @@ def listed(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what} ({', '.join(names[:10])}{more})"
 
 
+def fit(module: M, tensors: Mapping[str, Tensor]) -> M:
+    """Return the module with these tensors as `adopt` does. Raises WeightsError that lists those which do not fit."""
+    if problem := misfit(shapes(module.state_dict()), shapes(tensors)):
+        raise WeightsError(f"the tensors do not fit the {type(module).__name__}: {problem}")
+    return adopt(module, tensors)
+
+
 def adopt(module: M, tensors: Mapping[str, Tensor]) -> M:
     """Return the module with these tensors as its own; frozen, in evaluation mode. The caller's stay as they are."""
     module.load_state_dict({name: tensor.detach() for name, tensor in tensors.items()}, assign=True)

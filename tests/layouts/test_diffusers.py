@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dragsa.config import UNetConfig
-from dragsa.model import diffusers
+from dragsa.layouts import diffusers
 
 SD15 = {"block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 48, "attention_head_dim": 8}
 
