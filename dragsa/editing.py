@@ -13,8 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa import config as configuration
-from dragsa import ddim, drag, hooks, methods, pictures, source_kv
+from dragsa import checks, ddim, drag, methods, pictures, source_kv
 from dragsa.config import EditConfig, LoRAConfig
 from dragsa.ddim import Guided, Schedule
 from dragsa.drag import DragResult
@@ -54,7 +53,9 @@ def edit(
     any work is done.
     """
     config, given = EditConfig.paper() if config is None else config, isinstance(image, Source)
-    check_request(sd, image, drags, mask, prompt, target_prompt, config)
+    checks.request(config, image, drags, mask, prompt)
+    of_source = image.prompt if isinstance(image, Source) else prompt
+    methods.control_hook(config, sd.text, of_source, target_prompt or of_source)  # it raises, too
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
     source = prepare(sd, image, prompt, seed, config, observe=observe) if not isinstance(image, Source) else image
@@ -140,7 +141,7 @@ def prepare(
     generated.
     """
     config = EditConfig.paper() if config is None else config
-    check(config)
+    checks.settings(config)
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
     if image is None:
         return generate(sd, prompt, seed, config, (config.size, config.size) if size is None else size, report)
@@ -168,10 +169,7 @@ def prepare(
 
 def generate(sd: StableDiffusion, prompt: str, seed: int, config: EditConfig, size: Size, report: Report) -> Source:
     """Denoise a picture of `size` (width, height) from the seed's noise."""
-    check_generated(config)
-    if min(size) < pictures.SMALLEST or size[0] % 8 or size[1] % 8:
-        least = pictures.SMALLEST
-        raise ValueError(f"a generated picture's sides are multiples of 8 from {least}, came {size[0]}×{size[1]}")
+    checks.generation(config, size)
     schedule, recorded = Schedule(config.steps, config.variant), Recording().of(sd.unet)
     uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
     generator = torch.Generator().manual_seed(seed)  # the CPU's, so that a seed is one picture on every device
@@ -327,74 +325,3 @@ def trace_of(
         source_kv=branch.kv.name,
         seconds=seconds,
     )
-
-
-def check_request(
-    sd: StableDiffusion,
-    image: Image.Image | Source | None,
-    drags: Sequence[Drag],
-    mask: Mask | None,
-    prompt: str,
-    target_prompt: str | None,
-    config: EditConfig,
-) -> None:
-    """Raise a ValueError for an edit that cannot be made, before any work is done."""
-    if isinstance(image, Source):
-        check_source(config, image, prompt)
-        size, prompt = image.picture.size, image.prompt
-    else:
-        size = (config.size, config.size) if image is None else image.size
-    check(config, drags, mask, size)
-    methods.control_hook(config, sd.text, prompt, prompt if target_prompt is None else target_prompt)
-
-
-def check(config: EditConfig, drags: Sequence[Drag] = (), mask: Mask | None = None, size: Size | None = None) -> None:
-    """Raise a ValueError for settings that no edit can be made with, and drags and a mask that do not fit a picture.
-
-    `size` is the picture's; without it only what holds for any picture is looked at.
-    """
-    Schedule(config.steps, config.variant)
-    configuration.check(config)
-    drag.check_config(config.drag)
-    hooks.check_blocks(config.control_blocks)
-    hooks.check_blocks(config.mask_blocks)
-    if config.control == "masked" and not config.object_words:
-        raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
-    pictures.working_size(1, 1, config.size)
-    if len(drags) and config.drag_step > (last := config.steps - 1):
-        raise ValueError(f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}")
-    for pair in drags:
-        if np.shape(pair) != (2, 2):
-            raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")
-    if size is not None:
-        if config.blend and mask is None:
-            raise ValueError("blending keeps what lies outside of the mask, and there is no mask")
-        pictures.to_grid([point for pair in drags for point in pair], size, size)
-        if mask is not None:
-            pictures.open_mask(mask, size, (1, 1))
-
-
-def check_generated(config: EditConfig) -> None:
-    """Raise a ValueError where a picture is to be generated and learnt by a LoRA, which is there to learn one given."""
-    if config.lora_steps:
-        raise ValueError("a LoRA is trained on a picture that is there: save the generated one and edit that")
-
-
-def check_source(config: EditConfig, source: Source, prompt: str = "") -> None:
-    """Raise a ValueError where a prepared source was made under other settings than the edit's."""
-    expected: dict[str, Any] = {"steps": config.steps, "variant": config.variant, "fixed_point": config.fixed_point}
-    schedule = source.schedule
-    made: dict[str, Any] = {"steps": schedule.steps, "variant": schedule.variant, "fixed_point": source.fixed_point}
-    expected["lora_steps"], made["lora_steps"] = config.lora_steps, 0
-    if source.adapted is not None:
-        made["lora_steps"] = len(source.adapted.losses)
-    if source.generated:
-        expected["fixed_point"] = 0  # nothing was inverted
-    else:
-        expected["working size"] = pictures.working_size(*source.picture.size, config.size)
-        made["working size"] = source.working_size
-    for name, value in expected.items():
-        if made[name] != value:
-            raise ValueError(f"the source was prepared with {name} {made[name]!r}, and the edit has {value!r}")
-    if prompt not in ("", source.prompt):
-        raise ValueError(f"the source was prepared with the prompt {source.prompt!r}; prepare one for {prompt!r}")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa import kernels
+from dragsa import checks, kernels
 
 CELLS = 4  # of the supervision grid for one of the latent, in each direction
 
@@ -46,7 +46,7 @@ def motion_supervision_loss(
     native cells, where the border makes the map flat: the dense map blends such a cell with itself, and there the sign
     of its rounding decides. Raises ValueError for a wrong shape, or a point outside of the grid.
     """
-    height, width = _check(features, handles, targets, radius, grid, target_patch)
+    height, width = checks.motion(features, handles, targets, radius, grid, target_patch)
     dtype = _accumulated(features)
     handles = handles.detach().to(dtype)
     directions = direction(handles, targets.detach().to(dtype))  # (n, 2)
@@ -66,7 +66,7 @@ def motion_supervision_loss_reference(
     target_patch: Tensor | None = None,
 ) -> Tensor:
     """Return the same number from the whole map on the grid, one handle after the other."""
-    height, width = grid = _check(features, handles, targets, radius, grid, target_patch)
+    height, width = grid = checks.motion(features, handles, targets, radius, grid, target_patch)
     dense = upsampled(features, grid)  # (1, C, H, W)
     handles, targets = handles.to(dense.dtype), targets.to(dense.dtype)
     loss = dense.new_zeros(())
@@ -93,7 +93,7 @@ def patches(features: Tensor, handles: Tensor, radius: int = 1, grid: tuple[int,
 
     What lies beyond the border counts nowhere.
     """
-    return kernels.patches(features, handles, radius, check_points(features, handles, radius, grid))
+    return kernels.patches(features, handles, radius, checks.points_of(features, handles, radius, grid))
 
 
 def direction(handles: Tensor, targets: Tensor) -> Tensor:
@@ -119,43 +119,3 @@ def _shifted_slice(first: int, end: int, shift: Tensor, size: int) -> tuple[Tens
     cell = start.long() + torch.arange(end - first + 1, device=shift.device)  # (P + 1,)
     clamped = (cell[:-1] < 0) | (cell[:-1] >= size - 1)
     return cell.clamp(0, size - 1), torch.where(clamped, 0, first + shift - start)[None]
-
-
-def _check(
-    features: Tensor,
-    handles: Tensor,
-    targets: Tensor,
-    radius: int,
-    grid: tuple[int, int] | None,
-    target_patch: Tensor | None,
-) -> tuple[int, int]:
-    """Raise a ValueError unless the arguments fit together; return the grid."""
-    if handles.shape != targets.shape:
-        came = f"{tuple(handles.shape)} and {tuple(targets.shape)}"
-        raise ValueError(f"handles and targets must be (n, 2) of (x, y), as many of each, came {came}")
-    grid = check_points(features, handles, radius, grid)
-    expected = len(handles), features.shape[1], 2 * radius + 1, 2 * radius + 1
-    if target_patch is not None and target_patch.shape != expected:
-        came = str(tuple(target_patch.shape))
-        raise ValueError(f"the target patches must be {expected}, one for each handle, came {came}")
-    return grid
-
-
-def check_points(features: Tensor, points: Tensor, radius: int, grid: tuple[int, int] | None) -> tuple[int, int]:
-    """Raise a ValueError unless these are a map, points of its grid and a radius; return the grid.
-
-    Where a point lies is not looked at where that would stop a device or a trace.
-    """
-    if features.ndim != 4 or features.shape[0] != 1:
-        raise ValueError(f"features must be (1, C, h, w), came {tuple(features.shape)}")
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"points must be (n, 2) of (x, y), came {tuple(points.shape)}")
-    if radius < 0:
-        raise ValueError(f"the radius must be 0 or more, came {radius}")
-    grid = (features.shape[2], features.shape[3]) if grid is None else grid
-    if points.device.type == "cpu" and not torch.compiler.is_compiling():
-        for x, y in points.tolist():
-            if not (-0.5 <= x <= grid[1] - 0.5 and -0.5 <= y <= grid[0] - 0.5):  # NaN is nowhere
-                there = f"outside of the grid, {grid[1]} cells wide and {grid[0]} high"
-                raise ValueError(f"point ({x:g}, {y:g}) lies {there}")
-    return grid

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dragsa import kernels
-from dragsa.motion import check_points, upsampled
+from dragsa import checks, kernels
+from dragsa.motion import upsampled
 
 
 class Track(NamedTuple):
@@ -43,7 +43,7 @@ def track(
     features: (1, C, h, w) at any resolution. reference: (n, C), what to look for. handles: (n, 2). radius: r₂. grid:
     (H, W), by default that of the features. Raises ValueError for a wrong shape.
     """
-    height, width = _check(features, reference, handles, radius, grid)
+    height, width = checks.tracking(features, reference, handles, radius, grid)
     return Track(*kernels.search(features, reference, handles, radius, height, width))
 
 
@@ -52,7 +52,7 @@ def track_points_reference(
     features: Tensor, reference: Tensor, handles: Tensor, radius: int = 3, grid: tuple[int, int] | None = None
 ) -> Tensor:
     """Return the same from the whole map on the grid, one handle after the other."""
-    height, width = grid = _check(features, reference, handles, radius, grid)
+    height, width = grid = checks.tracking(features, reference, handles, radius, grid)
     dense = upsampled(features, grid)  # (1, C, H, W)
     points = []
     for (x, y), sought in zip(handles.tolist(), reference.to(dense.dtype), strict=True):
@@ -69,7 +69,7 @@ def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int] | None
 
     Between cells of the grid they are bilinear, beyond its border those of the border.
     """
-    return kernels.sample_points(features, points, check_points(features, points, 0, grid))
+    return kernels.sample_points(features, points, checks.points_of(features, points, 0, grid))
 
 
 @torch.no_grad()
@@ -82,14 +82,3 @@ def chance(features: Tensor, reference: Tensor) -> Tensor:
     _, _, h, w = features.shape
     cells = features[0, :, :: max(1, h // 16), :: max(1, w // 16)].flatten(1).T  # (cells, C)
     return torch.cdist(reference.to(dtype), cells.to(dtype), p=1).mean(dim=1)
-
-
-def _check(
-    features: Tensor, reference: Tensor, handles: Tensor, radius: int, grid: tuple[int, int] | None
-) -> tuple[int, int]:
-    """Raise a ValueError unless the arguments fit together; return the grid."""
-    grid = check_points(features, handles, radius, grid)
-    if reference.shape != (len(handles), features.shape[1]):
-        expected = (len(handles), features.shape[1])
-        raise ValueError(f"reference must be {expected}, a feature for each handle, came {tuple(reference.shape)}")
-    return grid

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from dragsa import cli, editing, files, loading, pictures
+from dragsa import checks, cli, files, loading, pictures
 from dragsa.config import EditConfig
 from dragsa.evaluation import distances, dragbench
 from dragsa.evaluation.processes import Outcome, Processes, each
@@ -112,7 +112,7 @@ def checked(options: dict[str, Any]) -> EditConfig:
     if options["json"] is not None:
         files.check_output(options["json"], overwrite=True)
     config = cli.config_of(options)
-    editing.check(config, [((0, 0), (0, 0))])  # as every sample's, which has drags
+    checks.settings(config, [((0, 0), (0, 0))])  # as every sample's, which has drags
     check_taps((options["metric_tap"],), None)
     return config
 

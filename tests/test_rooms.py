@@ -17,6 +17,7 @@ PLACES = (
     ("dragsa.model",),
     ("dragsa.ddim",),
     ("dragsa.pictures", "dragsa.loading"),
+    ("dragsa.checks",),
     ("dragsa.motion",),
     ("dragsa.tracking",),
     ("dragsa.passes",),

@@ -162,7 +162,7 @@ def run_edit(given: Options, progress: Progress) -> int:
 
 def check_job(options: Options, taken: set[Path]) -> None:
     """Raise an error for a mistake that can be found before the weights are loaded."""
-    from dragsa import editing, pictures
+    from dragsa import checks, pictures
 
     if ("image" in options) == options.get("from_noise", False):
         raise ValueError("give either IMAGE or --from-noise")
@@ -171,13 +171,13 @@ def check_job(options: Options, taken: set[Path]) -> None:
     check_outputs(options, taken)
     config = config_of(options)
     if options.get("from_noise"):
-        editing.check_generated(config)
         size = options["size"] if isinstance(options.get("size"), tuple) else (config.size, config.size)
+        checks.generation(config, size)
     elif isinstance(options.get("size"), tuple):
         raise ValueError("--size: one number; a picture keeps its aspect")
     else:
         size = pictures.open_picture(options["image"]).size
-    editing.check(config, options.get("drag", ()), options.get("mask"), size)
+    checks.settings(config, options.get("drag", ()), options.get("mask"), size)
 
 
 def edit_one(options: Options, session: Session) -> None:
@@ -222,11 +222,11 @@ def write(options: Options, made: Mapping[str, Image.Image], report: dict[str, A
 
 
 def run_generate(options: Options, progress: Progress) -> int:
-    from dragsa import editing, pictures
+    from dragsa import checks, pictures
 
     check_outputs(options, set())
     config = config_of(options)
-    editing.check(config, (), None)
+    checks.settings(config, (), None)
     begin = time.perf_counter()
     session = Session(progress)
     sd = session.model(options)

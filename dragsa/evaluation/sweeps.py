@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from dragsa import editing, files, pictures
+from dragsa import checks, files, pictures
 from dragsa.config import DragConfig, EditConfig
 from dragsa.evaluation import cases, intervals, runs, sheets, tables, truth_tables
 from dragsa.evaluation.intervals import Mean
@@ -74,7 +74,7 @@ def changed(setting: Setting, change: Change, name: str) -> Setting:
             raise ValueError(f"no setting {key!r}; there are {known}")
     if handles not in ("one", "five"):
         raise ValueError(f"handles must be one or five, came {handles!r}")
-    editing.check(config)
+    checks.settings(config)
     return Setting(name, config, handles)
 
 

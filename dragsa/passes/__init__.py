@@ -1,8 +1,9 @@
-"""How the drag loop does an update: its passes, prepared, at the cells it looks at, compiled or not; its optimisers."""
+"""How the drag loop does an update: its passes, prepared, at the cells it looks at, compiled or not; its end."""
 
 from dragsa.passes.compiling import CompileError, whole
+from dragsa.passes.course import Course, DragResult, Update
 from dragsa.passes.optimizers import OPTIMIZERS, adam
-from dragsa.passes.prepare import FeatureExtractor, PreparedPass, prepare, weights_frozen
+from dragsa.passes.prepare import FeatureExtractor, PreparedPass, looping, prepare
 
-__all__ = ["OPTIMIZERS", "CompileError", "FeatureExtractor", "PreparedPass", "adam", "prepare", "weights_frozen"]
-__all__ += ["whole"]
+__all__ = ["OPTIMIZERS", "CompileError", "Course", "DragResult", "FeatureExtractor", "PreparedPass", "Update", "adam"]
+__all__ += ["looping", "prepare", "whole"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dragsa import motion
+from dragsa import kernels, motion
 from dragsa.config import DragConfig
 from dragsa.ddim import Noise
 from dragsa.model import unet as networks
@@ -122,13 +122,14 @@ def checkpointed(run: Run, name: str, region: nn.Module, *arguments: Any) -> Any
 
 
 @contextmanager
-def weights_frozen(unet: FeatureExtractor) -> Iterator[None]:
-    """Freeze a module's parameters inside, so that nothing is kept for their gradient; then they are as they were."""
+def looping(unet: FeatureExtractor, device: torch.device) -> Iterator[None]:
+    """Within it nothing is kept for the gradient of a module's parameters, and freed memory stays with the process."""
     trained = [p for p in unet.parameters() if p.requires_grad] if isinstance(unet, nn.Module) else []
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
-        yield
+        with kernels.kept(device):
+            yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)

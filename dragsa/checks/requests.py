@@ -1,0 +1,83 @@
+"""Checks of an edit's settings, drags and mask, and of the source that it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dragsa import config as configuration
+from dragsa import hooks, pictures
+from dragsa.checks.tensors import drag_settings
+from dragsa.config import EditConfig
+from dragsa.ddim import Schedule
+from dragsa.pictures import Size
+
+
+def request(config: EditConfig, image: Any, drags: Sequence[Any], mask: Any, prompt: str) -> None:
+    """Raise a ValueError for an edit that cannot be made.
+
+    image: a picture, an `editing.Source`, or None where one is to be generated. mask: as `pictures.open_mask` takes it.
+    """
+    if image is not None and not isinstance(image, Image.Image):
+        made_for(config, image, prompt)
+        image = image.picture
+    settings(config, drags, mask, (config.size, config.size) if image is None else image.size)
+
+
+def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, size: Size | None = None) -> None:
+    """Raise a ValueError for settings that no edit can be made with, and drags and a mask that do not fit a picture.
+
+    `size` is the picture's; without it only what holds for any picture is looked at.
+    """
+    Schedule(config.steps, config.variant)
+    configuration.check(config)
+    drag_settings(config.drag)
+    hooks.check_blocks(config.control_blocks)
+    hooks.check_blocks(config.mask_blocks)
+    if config.control == "masked" and not config.object_words:
+        raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
+    pictures.working_size(1, 1, config.size)
+    if len(drags) and config.drag_step > (last := config.steps - 1):
+        raise ValueError(f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}")
+    for pair in drags:
+        if np.shape(pair) != (2, 2):
+            raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")
+    if size is not None:
+        if config.blend and mask is None:
+            raise ValueError("blending keeps what lies outside of the mask, and there is no mask")
+        pictures.to_grid([point for pair in drags for point in pair], size, size)
+        if mask is not None:
+            pictures.open_mask(mask, size, (1, 1))
+
+
+def generation(config: EditConfig, size: Size) -> None:
+    """Raise a ValueError where no picture of this size can be generated, or one to be learnt by a LoRA."""
+    if config.lora_steps:
+        raise ValueError("a LoRA is trained on a picture that is there: save the generated one and edit that")
+    if min(size) < pictures.SMALLEST or size[0] % 8 or size[1] % 8:
+        least = pictures.SMALLEST
+        raise ValueError(f"a generated picture's sides are multiples of 8 from {least}, came {size[0]}×{size[1]}")
+
+
+def made_for(config: EditConfig, source: Any, prompt: str = "") -> None:
+    """Raise a ValueError where a source was prepared under other settings than the edit's."""
+    expected: dict[str, Any] = {"steps": config.steps, "variant": config.variant, "fixed_point": config.fixed_point}
+    schedule = source.schedule
+    made: dict[str, Any] = {"steps": schedule.steps, "variant": schedule.variant, "fixed_point": source.fixed_point}
+    expected["lora_steps"], made["lora_steps"] = config.lora_steps, 0
+    if source.adapted is not None:
+        made["lora_steps"] = len(source.adapted.losses)
+    if source.generated:
+        expected["fixed_point"] = 0  # nothing was inverted
+    else:
+        width, height = source.picture.size
+        expected["working size"] = pictures.working_size(width, height, config.size)
+        made["working size"] = source.working_size
+    for name, value in expected.items():
+        if made[name] != value:
+            raise ValueError(f"the source was prepared with {name} {made[name]!r}, and the edit has {value!r}")
+    if prompt not in ("", source.prompt):
+        raise ValueError(f"the source was prepared with the prompt {source.prompt!r}; prepare one for {prompt!r}")
