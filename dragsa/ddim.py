@@ -1,25 +1,27 @@
-"""DDIM: the schedule, one step each way, inversion and sampling, as functions of tensors.
+"""DDIM: inversion and sampling, with classifier-free guidance, as functions of tensors.
 
-Levels count noise: z_0 is the clean latent and z_T the noisiest, z_k stands at timestep τ_k with ᾱ_k. Sampling goes
-z_k -> z_{k-1} with ε(z_k, τ_k), inversion z_{k-1} -> z_k with ε(z_{k-1}, τ_k): T steps each, mirrors of one another.
+Sampling goes z_k -> z_{k-1} with ε(z_k, τ_k), inversion z_{k-1} -> z_k with ε(z_{k-1}, τ_k): T steps each, mirrors of
+one another. The levels k and one step are `schedule`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol, get_args
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from dragsa.config import CONTROL_BLOCKS, Variant, is_whole
-from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, block_name, check_blocks
+from dragsa.config import CONTROL_BLOCKS, is_whole
+from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, Named
+from dragsa.model.blocks import block_name, check_blocks
+from dragsa.schedule import TRAINING_STEPS, VARIANTS, Noise, Schedule, ddim, noise_at, step_down, training_alpha_bars
 
-TRAINING_STEPS = 1000
-VARIANTS = get_args(Variant)
+# The schedule's names are ddim's, too.
+__all__ = ["TRAINING_STEPS", "VARIANTS", "Noise", "Schedule", "ddim", "noise_at", "step_down", "training_alpha_bars"]
 
+PAIR = "source", "target"  # the rows of an edit's passes
 Progress = Callable[[int, int], None]  # steps done, steps in all
 Guidance = float | Sequence[float]  # one scale, or one for each row of the latent
 # The K/V of self-attention in one latent's pass: (1, heads, n, d), with guidance (2, …), the unconditional row first.
@@ -37,87 +39,6 @@ class Denoiser(Protocol):
     def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, attention: AttentionHook | None = None) -> Any: ...
 
 
-def training_alpha_bars() -> Tensor:
-    """Return ᾱ of timesteps 0 … 999, float64 (1000,): β scaled-linear from 0.00085 to 0.012."""
-    beta = torch.linspace(0.00085**0.5, 0.012**0.5, TRAINING_STEPS, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - beta, dim=0)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """T levels of noise above the clean end, and which timestep each stands at.
-
-    `steps` is T; `variant` one of
-
-    - "restored": timesteps 1, 21, …, 981 (for T = 50) and z_0 clean, ᾱ_0 = 1;
-    - "even": 19, 39, …, 999, z_0 clean;
-    - "dragdiffusion": 1, 21, …, 981, z_0 at the ᾱ of timestep 0, as DragDiffusion's program has it;
-    - "masactrl": 0, 20, …, 980, z_0 likewise, so that the first step is none, as MasaCtrl's settings make it;
-    - "omitted": as "dragdiffusion", but inversion leaves out z_0 -> z_1 and its labels shift by one: the fault that
-      section 3.3 of the paper repairs, kept for comparison.
-
-    Raises ValueError for an unknown variant or a T that does not fit 1000 training steps.
-    """
-
-    steps: int = 50
-    variant: Variant = "restored"
-
-    def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise ValueError(f"unknown schedule variant {self.variant!r}: known are {', '.join(VARIANTS)}")
-        if not is_whole(self.steps) or not 1 <= self.steps < TRAINING_STEPS:
-            raise ValueError(f"steps must be a whole number from 1 to {TRAINING_STEPS - 1}, came {self.steps!r}")
-
-    @cached_property
-    def timesteps(self) -> Tensor:
-        """τ_1 … τ_T, ascending, long (T,)."""
-        if self.variant == "even":
-            return torch.round((torch.arange(self.steps) + 1) * (TRAINING_STEPS / self.steps)).long() - 1
-        first = 0 if self.variant == "masactrl" else 1
-        return torch.arange(self.steps) * (TRAINING_STEPS // self.steps) + first
-
-    @cached_property
-    def alpha_bars(self) -> Tensor:
-        """ᾱ_0 … ᾱ_T, the clean end first, float32 (T + 1,)."""
-        training = training_alpha_bars()
-        clean = torch.ones(1, dtype=torch.float64) if self.variant in ("restored", "even") else training[:1]
-        return torch.cat([clean, training[self.timesteps]]).float()
-
-    def check_level(self, level: int, name: str = "level", lowest: int = 0) -> None:
-        """Raise a ValueError unless lowest ≤ level ≤ T."""
-        if not is_whole(level) or not lowest <= level <= self.steps:
-            raise ValueError(f"{name} must be a whole number from {lowest} to T = {self.steps}, came {level!r}")
-
-
-class Noise(NamedTuple):
-    """How noisy a latent z_k is, as 0-dimensional tensors: its timestep, and ᾱ of z_k and of z_{k-1}."""
-
-    timestep: Tensor
-    alpha_bar: Tensor
-    alpha_bar_prev: Tensor
-
-
-def noise_at(schedule: Schedule, level: int, device: torch.device) -> Noise:
-    """Return the noise of z_k, k = `level` ≥ 1."""
-    # Copies: a schedule made under torch.inference_mode has tensors that no gradient's pass may keep.
-    prev, here = schedule.alpha_bars[level - 1 : level + 1].to(device, copy=True)
-    return Noise(schedule.timesteps[level - 1].to(device, copy=True), here, prev)
-
-
-def ddim(z: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Tensor:
-    """Take the deterministic DDIM step from ᾱ to ᾱ', up or down (Song et al. 2021, equation 12 with σ = 0).
-
-    z' = √ᾱ' (z - √(1-ᾱ) ε) / √ᾱ + √(1-ᾱ') ε. The ᾱ are scalars (0-dimensional tensors).
-    """
-    z_0 = (z - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
-    return alpha_bar_to.sqrt() * z_0 + (1 - alpha_bar_to).sqrt() * eps
-
-
-def step_down(z: Tensor, eps: Tensor, schedule: Schedule, level: int) -> Tensor:
-    """Step down, z_k -> z_{k-1}, with eps = ε(z_k, τ_k) and k = `level` ≥ 1."""
-    return ddim(z, eps, schedule.alpha_bars[level], schedule.alpha_bars[level - 1])
-
-
 class Prediction(NamedTuple):
     """ε (B, C, h, w), and by block the K/V of self-attention for all rows of the pass, B or with guidance 2 B."""
 
@@ -129,12 +50,14 @@ class Guided(NamedTuple):
     """A network under its prompts, with classifier-free guidance: ε_∅ + s (ε - ε_∅).
 
     context: (B, n, C') or (1, n, C'). uncond: (1, n, C'), that of the empty prompt. scale: one s, or one for each row.
+    rows: the names of the B rows that sites tell a hook (`hooks.Site.rows`); without names one row is "latent".
     """
 
     unet: Denoiser
     context: Tensor
     uncond: Tensor | None = None
     scale: Guidance = 1.0
+    rows: tuple[str, ...] = ()
 
     def __call__(
         self, z: Tensor, t: Tensor, attention: AttentionHook | None = None, blocks: Sequence[int] = ()
@@ -156,14 +79,32 @@ class Guided(NamedTuple):
                 came = None if uncond is None else tuple(uncond.shape)
                 raise ValueError(f"guidance other than 1 needs `uncond`, {(1, *context.shape[1:])}, came {came}")
             z, context = torch.cat([z, z]), torch.cat([uncond.expand_as(context), context])  # (2 B, ...)
-        taps: dict[str, Any] = {"taps": tuple(f"{block_name(block)}.kv" for block in blocks)} if blocks else {}
-        out = self.unet(z, t, context, attention=attention, **taps)
+        told: dict[str, Any] = {"taps": tuple(f"{block_name(block)}.kv" for block in blocks)} if blocks else {}
+        if attention is not None:
+            if isinstance(self.unet, partial) and "attention" in self.unet.keywords:
+                raise ValueError("two hooks, one bound to the network by functools.partial and one given: compose them")
+            names = self.rows or ("latent",) * (rows == 1)
+            told["attention"] = Named(attention, (*(f"{name} uncond" for name in names if guided), *names))
+        out = self.unet(z, t, context, **told)
         kv = {block: out.taps[f"{block_name(block)}.kv"] for block in blocks}
         if not guided:
             return Prediction(out.eps, kv)
         eps_uncond, eps = out.eps.chunk(2)
         scale = torch.tensor(scales, dtype=z.dtype, device=z.device).view(rows, 1, 1, 1)
         return Prediction(eps_uncond + scale * (eps - eps_uncond), kv)
+
+
+def predict(
+    unet: Denoiser,
+    z: Tensor,
+    t: Tensor,
+    context: Tensor,
+    guidance: Guidance = 1.0,
+    uncond: Tensor | None = None,
+    attention: AttentionHook | None = None,
+) -> Tensor:
+    """Return ε of z (B, C, h, w) at timestep t, with guidance as `Guided` has it."""
+    return Guided(unet, context, uncond, guidance)(z, t, attention).eps
 
 
 class Recorder(NamedTuple):
@@ -203,14 +144,17 @@ def invert(
     progress: Progress | None = None,
     record: Record | None = None,
     record_blocks: Sequence[int] = CONTROL_BLOCKS,
+    *,
+    attention: AttentionHook | None = None,
 ) -> Tensor:
     """Invert by DDIM (section 3.3): z_0 (B, C, h, w) -> z_0 … z_k, (k + 1, B, C, h, w), k = `steps` of the T (all).
 
-    `record` is told the K/V of `record_blocks` in the step to z_k, for one latent (B = 1). They are those of z_{k-1},
-    where sampling would have those of z_k at the same timestep: an approximation of a sampling pass that costs none.
+    `attention` is given to every pass. `record` is told the K/V of `record_blocks` in the step to z_k, for one latent
+    (B = 1). They are those of z_{k-1}, where sampling would have those of z_k at the same timestep: an approximation of
+    a sampling pass that costs none.
     """
     guided, telling = Guided(unet, context, uncond, guidance), recorder(record, record_blocks, z0)
-    return _ascend(guided, z0, schedule, steps, telling, progress).latents
+    return _ascend(guided, z0, schedule, steps, telling, progress, attention=attention).latents
 
 
 class FixedPointInversion(NamedTuple):
@@ -235,6 +179,7 @@ def invert_fixed_point(
     *,
     iterations: int = 5,
     tolerance: float = 1e-3,
+    attention: AttentionHook | None = None,
 ) -> FixedPointInversion:
     """Invert with ε(z_k, τ_k), the exact inverse of sampling, found by fixed-point iteration.
 
@@ -244,7 +189,7 @@ def invert_fixed_point(
     if not is_whole(iterations) or iterations < 1:
         raise ValueError(f"iterations must be a whole number from 1, came {iterations!r}")
     guided, telling = Guided(unet, context, uncond, guidance), recorder(record, record_blocks, z0)
-    return _ascend(guided, z0, schedule, steps, telling, progress, (iterations, tolerance))
+    return _ascend(guided, z0, schedule, steps, telling, progress, (iterations, tolerance), attention)
 
 
 @torch.no_grad()
@@ -256,6 +201,7 @@ def _ascend(
     telling: Recorder | None,
     progress: Progress | None,
     fixed_point: tuple[int, float] = (0, 0.0),
+    attention: AttentionHook | None = None,
 ) -> FixedPointInversion:
     """Invert, by no fixed-point iteration or by so many down to a tolerance."""
     total, (iterations, tolerance) = schedule.steps if steps is None else steps, fixed_point
@@ -267,10 +213,10 @@ def _ascend(
         k, residual = level - 1 if schedule.variant == "omitted" else level, 0.0
         if k > 0:
             (alpha_bar, alpha_bar_to), timestep = schedule.alpha_bars[k - 1 : k + 1], schedule.timesteps[level - 1]
-            out = guided(z, timestep, blocks=blocks)
+            out = guided(z, timestep, attention, blocks)
             z_prev, z = z, ddim(z, out.eps, alpha_bar, alpha_bar_to)
             for _ in range(iterations):
-                out = guided(z, timestep, blocks=blocks)
+                out = guided(z, timestep, attention, blocks)
                 before, z = z, ddim(z_prev, out.eps, alpha_bar, alpha_bar_to)
                 residual = ((z - before).norm() / z.norm()).item()
                 if residual < tolerance:
@@ -340,15 +286,23 @@ def sample(
     progress: Progress | None = None,
     record: Record | None = None,
     record_blocks: Sequence[int] = CONTROL_BLOCKS,
+    *,
+    hook_at: HookAt | None = None,
+    rows: Sequence[str] = (),
 ) -> Tensor:
     """Sample by DDIM from level `start` (T) down to `stop`: (start - stop + 1, B, C, h, w), the start first.
 
-    `attention` is given to every step; where it should act at some steps only, call once for each stretch of levels.
-    `record` is told the K/V of `record_blocks` in the step from z_k, for one latent (B = 1).
+    `attention` is given to every step; `hook_at` in its place is asked before each step, counted from 0 at the first.
+    `record` is told the K/V of `record_blocks` in the step from z_k, for one latent (B = 1). rows: the latents' names,
+    which a hook's sites tell.
     """
+    if attention is not None and hook_at is not None:
+        raise ValueError("give one hook for all steps (attention) or one by step (hook_at), not both")
+    if rows and len(rows) != z.shape[0]:
+        raise ValueError(f"rows: expected a name for each of the {z.shape[0]} latents, came {len(rows)}")
     levels, telling = levels_between(schedule, start, stop), recorder(record, record_blocks, z)
-    guided = Guided(unet, context, uncond, guidance)
-    return descend(guided, z, schedule, levels, lambda step: attention, telling, progress=progress)
+    guided = Guided(unet, context, uncond, guidance, tuple(rows))
+    return descend(guided, z, schedule, levels, hook_at or (lambda step: attention), telling, progress=progress)
 
 
 def sample_controlled(
@@ -393,6 +347,6 @@ def sample_controlled(
     def blended(z: Tensor, level: int) -> Tensor:
         return z if may_move is None else torch.stack([z[0], z[0] + may_move * (z[1] - z[0])])
 
-    guided, z = Guided(unet, context, uncond, guidance), torch.cat([z_source, z_target])  # (2, C, h, w)
+    guided, z = Guided(unet, context, uncond, guidance, PAIR), torch.cat([z_source, z_target])  # (2, C, h, w)
     telling = recorder(record, control.blocks, z_source, always=False)
     return descend(guided, z, schedule, levels, hook_at or mutual_at, telling, blended, progress)

@@ -28,7 +28,8 @@ from torch.nn import functional as F
 from dragsa import checks, ddim, motion, passes, tracking
 from dragsa.config import DragConfig
 from dragsa.ddim import Noise, Schedule
-from dragsa.passes import Course, DragResult, FeatureExtractor, PreparedPass, Update
+from dragsa.hooks import AttentionHook
+from dragsa.passes import Course, Descend, DragResult, FeatureExtractor, PreparedPass, Update
 
 Lap = Callable[[str], None]  # told the name of each part of an update when it is done
 
@@ -122,13 +123,20 @@ class Step(NamedTuple):
     first_pass: FirstPass
 
 
+Supervise = Callable[[PreparedPass, Task, FirstPass | None, Lap], Supervision]
+
+
 def motion_supervision_step(
-    run: PreparedPass, task: Task, first_pass: FirstPass | None = None, lap: Lap = no_lap
+    run: PreparedPass,
+    task: Task,
+    first_pass: FirstPass | None = None,
+    lap: Lap = no_lap,
+    supervise: Supervise = motion_supervision,
 ) -> Step:
-    """Compute `motion_supervision` and the gradient of its loss with respect to the latent."""
+    """Compute `motion_supervision`, or another, and the gradient of its loss with respect to the latent."""
     with torch.enable_grad():
         latent = task.latent.detach().requires_grad_()
-        at = motion_supervision(run, task._replace(latent=latent), first_pass, lap)
+        at = supervise(run, task._replace(latent=latent), first_pass, lap)
         (gradient,) = torch.autograd.grad(at.loss, latent)
     loss = at.loss.detach()
     finite = loss.isfinite() & gradient.isfinite().all()
@@ -137,26 +145,33 @@ def motion_supervision_step(
 
 
 def updates(
-    unet: FeatureExtractor, task: Task, lap: Lap = no_lap, first_pass: FirstPass | None = None
+    unet: FeatureExtractor,
+    task: Task,
+    lap: Lap = no_lap,
+    first_pass: FirstPass | None = None,
+    attention: AttentionHook | None = None,
+    supervision: Supervise | None = None,
+    optimizer: Descend | None = None,
 ) -> Generator[Update, None, None]:
     """Optimise the task's latent, update after update without end; who takes them decides when to stop.
 
     No gradient is taken for the network's weights meanwhile. With `config.compile` "whole" the steps but the first,
     which has nothing to be compared with, are a single graph: with other handles, targets, latents and conditioning it
-    is not compiled again.
+    is not compiled again. attention: a hook of every pass. supervision, optimizer: others than the config's.
     """
     config, device = task.config, task.latent.device
     mode = "off" if config.compile == "auto" else config.compile  # on a CPU compiling costs more than an edit gains
-    run, descend = passes.prepare(unet, task.noise, task.context, config, mode), passes.OPTIMIZERS[config.optimizer]
+    run = passes.prepare(unet, task.noise, task.context, config, mode, attention)
+    supervise, descend = supervision or motion_supervision, optimizer or passes.OPTIMIZERS[config.optimizer]
     latent, handles, state, done = task.latent, task.handles, None, 0
     with passes.looping(unet, device):
         while True:
             now = task._replace(latent=latent, handles=handles.to(device))
             if mode == "whole" and first_pass is not None:
-                step = passes.whole(motion_supervision_step, device.type)(run, now, first_pass)
+                step = passes.whole(motion_supervision_step, device.type)(run, now, first_pass, no_lap, supervise)
                 lap("step")
             else:
-                step = motion_supervision_step(run, now, first_pass, lap)
+                step = motion_supervision_step(run, now, first_pass, lap, supervise)
             first_pass = first_pass or step.first_pass
             before, (latent, state) = latent, descend(latent, step.gradient, state, config.lr)
             handles, done = step.handles.cpu(), done + 1  # here the update waits for the device
@@ -178,6 +193,10 @@ def drag_latent(
     mask: Tensor | None = None,
     config: DragConfig = DragConfig(),  # noqa: B008 (a frozen value)
     observe: Callable[[Update], None] | None = None,
+    *,
+    attention: AttentionHook | None = None,
+    supervision: Supervise | None = None,
+    optimizer: Descend | None = None,
 ) -> DragResult:
     """Optimise z_k until the features under the handles have come to the targets.
 
@@ -186,6 +205,10 @@ def drag_latent(
     called after every update. Latent, optimiser and loss are float32 (float64 for a float64 latent), whatever the
     network's type. It may be called under `torch.no_grad` and `torch.inference_mode`, and of a module whose parameters
     want a gradient: none is taken for them.
+
+    attention: a hook for every pass. supervision: in place of `motion_supervision`, with its parameters and its result;
+    of the map it finds all cells where it calls `run` without a size. optimizer: in place of the config's, a function
+    (latent, gradient, state, η) -> (latent, state) whose state is None at first. All else of the loop stays.
 
     The loop ends for one of the reasons that `DragResult` lists. With `config.stall`, one that has not reached the
     targets gives back the latent in which they were nearest.
@@ -207,7 +230,9 @@ def drag_latent(
     noise = ddim.noise_at(schedule, level, z.device)
 
     course = Course(latent, handles, targets, config)
-    with closing(updates(unet, Task(latent, noise, context, handles, targets.to(z.device), frozen, config))) as coming:
+    task = Task(latent, noise, context, handles, targets.to(z.device), frozen, config)
+    own = updates(unet, task, attention=attention, supervision=supervision, optimizer=optimizer)
+    with closing(own) as coming:
         while course.reason is None:
             update = next(coming)
             if course.go_on(update) and observe is not None:

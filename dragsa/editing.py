@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from dragsa import checks, ddim, drag, methods, pictures, source_kv
 from dragsa.config import EditConfig, LoRAConfig
-from dragsa.ddim import Guided, Schedule
-from dragsa.drag import DragResult
-from dragsa.hooks import AttentionHook
+from dragsa.ddim import Guided, HookAt, Schedule
+from dragsa.drag import DragResult, Supervise
 from dragsa.loading import StableDiffusion
 from dragsa.model.unet import UNet
+from dragsa.passes import Descend
 from dragsa.pictures import Observer, Point, Report, Size, Trace
 from dragsa.source_kv import INVERSION, Plan, Recording, SourcePasses
 
@@ -38,6 +37,9 @@ def edit(
     config: EditConfig | None = None,
     *,
     observe: Observer | None = None,
+    control: str | HookAt | None = None,
+    supervision: Supervise | None = None,
+    optimizer: Descend | None = None,
 ) -> EditResult:
     """Edit a picture by dragging points, by changing its prompt, or by both, without training anything.
 
@@ -49,25 +51,31 @@ def edit(
     The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
     alone with these (`config.source_kv`), equal but for rounding.
 
+    control: in place of the config's, a name, or a function that is asked for the hook of source and target before each
+    denoising step, counted from z_T; the source is then denoised beside its target. supervision, optimizer: the drag
+    loop's, as `drag.drag_latent` takes them.
+
     Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
     any work is done.
     """
     config, given = EditConfig.paper() if config is None else config, isinstance(image, Source)
+    if isinstance(control, str):
+        config, control = replace(config, control=control), None  # type: ignore[arg-type]
     checks.request(config, image, drags, mask, prompt)
     of_source = image.prompt if isinstance(image, Source) else prompt
-    methods.control_hook(config, sd.text, of_source, target_prompt or of_source)  # it raises, too
+    methods.control_at(config, sd.text, of_source, target_prompt or of_source)  # it raises, too
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
     source = prepare(sd, image, prompt, seed, config, observe=observe) if not isinstance(image, Source) else image
     report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
 
-    branch = leave(sd, source, target_prompt, drags, mask, config, keep=given)
+    branch = leave(sd, source, target_prompt, drags, mask, config, keep=given, control=control)
     if drags:
         if branch.level > drag_level:
             with report.stage("denoising", branch.level - drag_level) as step:
                 branch = denoise(branch, drag_level, step)
         with report.stage("drag", config.drag.updates):
-            dragged = drag_source(branch, drags, report.update)
+            dragged = drag_source(branch, drags, report.update, supervision, optimizer)
         branch = replace(branch, z_target=dragged.latent)
     with report.stage("denoising", branch.level) as step:
         z_0 = denoise(branch, 0, step).z_target
@@ -193,7 +201,8 @@ class Branch:
     source: Source
     config: EditConfig
     guided: Guided  # the network under both prompts: context (2, n, C), source and target; their two scales
-    new_hook: Callable[[], AttentionHook] | None  # of each controlled step; None for mutual self-attention
+    hook_at: HookAt  # the control, by steps counted from z_T
+    own_control: bool  # it is none of those that the config names
     kv: Plan  # where the source's K/V come from
     mask: Tensor | None  # (H, W) on the supervision grid, 1 may move
     level: int
@@ -208,7 +217,8 @@ class Branch:
     @property
     def target_guided(self) -> Guided:
         """The network under the target's prompt alone."""
-        return self.guided._replace(context=self.guided.context[1:], scale=self.config.guidance)
+        one = ddim.PAIR[1:]
+        return self.guided._replace(context=self.guided.context[1:], scale=self.config.guidance, rows=one)
 
 
 def leave(
@@ -220,10 +230,12 @@ def leave(
     config: EditConfig | None = None,
     *,
     keep: bool = True,
+    control: HookAt | None = None,
 ) -> Branch:
     """Begin an edit where it leaves its source, z'_k = z_k: at z_T if the prompt changes, else where the drag begins.
 
-    keep: the source's K/V for later edits, if the config wants that.
+    keep: the source's K/V for later edits, if the config wants that. control: in place of the config's, as `edit` takes
+    it; then no K/V are kept or taken from an earlier pass.
     """
     config = EditConfig.paper() if config is None else config
     target_prompt = source.prompt if target_prompt is None else target_prompt
@@ -236,13 +248,15 @@ def leave(
         if drags:
             pictures.warn_unmasked(may_move, pictures.to_grid([pair[0] for pair in drags], source.picture.size, grid))
         may_move = may_move if may_move.any() else None  # an all-black mask is none
+    shared = config if control is None else replace(config, source_kv="none")
     of_source = SourcePasses(source.recorded.of(unet), source.latents, source.generated)
     return Branch(
         source=source,
         config=config,
         guided=Guided(unet, context, uncond, (source.guidance, config.guidance)),
-        new_hook=methods.control_hook(config, sd.text, source.prompt, target_prompt),
-        kv=of_source.plan(config, level, config.blend and may_move is not None, keep),
+        hook_at=control or methods.control_at(config, sd.text, source.prompt, target_prompt),
+        own_control=control is not None,
+        kv=of_source.plan(shared, level, config.blend and may_move is not None, keep),
         mask=may_move,
         level=level,
         z_source=source.latents[level],
@@ -252,7 +266,11 @@ def leave(
 
 
 def drag_source(
-    branch: Branch, drags: Sequence[Drag], observe: Callable[[drag.Update], None] | None = None
+    branch: Branch,
+    drags: Sequence[Drag],
+    observe: Callable[[drag.Update], None] | None = None,
+    supervision: Supervise | None = None,
+    optimizer: Descend | None = None,
 ) -> DragResult:
     """Drag the branch's target: optimise its latent until the features under the handles have come to the targets."""
     size, context = branch.source.picture.size, branch.target_guided.context
@@ -260,38 +278,33 @@ def drag_source(
     unet: Any = branch.guided.unet
     return drag.drag_latent(
         unet, branch.z_target, branch.level, context, branch.source.schedule, handles, targets, branch.mask,
-        branch.config.drag, observe,
+        branch.config.drag, observe, supervision=supervision, optimizer=optimizer,
     )  # fmt: skip
 
 
 @torch.no_grad()
 def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None) -> Branch:
-    """Denoise source and target to z_stop, under control from denoising step A on, counted from z_T.
+    """Denoise source and target to z_stop under the branch's control.
 
     Where an earlier pass stands in for the source's, the target goes alone and z_source stays.
     """
     config, source, guided, plan = branch.config, branch.source, branch.guided, branch.kv
-    schedule, start, blend, new_hook = source.schedule, branch.level, None, branch.new_hook
+    schedule, start, blend = source.schedule, branch.level, None
     if config.blend and branch.mask is not None:
         blend = drag.to_latent_grid(branch.mask, source.latents)  # (h, w)
     if plan.earlier is not None:
         one, levels = branch.target_guided, ddim.levels_between(schedule, start, stop)
         zs = source_kv.replayed(one, branch.z_target, schedule, levels, plan.earlier, config, blend, progress)
         return replace(branch, level=stop, z_target=zs[-1])
-    first = None if config.control_step is None else max(0, config.control_step - (config.steps - start))
-    hook_at = None if new_hook is None else partial(hook_from, first, new_hook)
+    done = config.steps - start  # steps from z_T that lie behind
     zs = ddim.sample_controlled(
         guided.unet, branch.z_source, branch.z_target, guided.context, schedule, start, stop, guided.scale,
-        guided.uncond, first, config.control_blocks, blend, progress, plan.record, hook_at,
+        guided.uncond, None, config.control_blocks, blend, progress, plan.record,
+        lambda step: branch.hook_at(done + step),
     )  # (start - stop + 1, 2, 4, h, w)  # fmt: skip
     if plan.record is not None:
         source.recorded.keep_latents(plan.trajectory, start, zs[:, :1])
     return replace(branch, level=stop, z_source=zs[-1, :1], z_target=zs[-1, 1:])
-
-
-def hook_from(first: int | None, new_hook: Callable[[], AttentionHook], step: int) -> AttentionHook | None:
-    """Make a new hook for each step from the `first` on; None is none of them."""
-    return new_hook() if first is not None and step >= first else None
 
 
 def trace_of(
@@ -322,6 +335,7 @@ def trace_of(
         stop=None if dragged is None else dragged.reason,
         inversion_residual=source.residual,
         lora_losses=() if source.adapted is None else tuple(source.adapted.losses.tolist()),
+        control=repr(branch.hook_at) if branch.own_control else None,
         source_kv=branch.kv.name,
         seconds=seconds,
     )

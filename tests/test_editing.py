@@ -271,12 +271,13 @@ def test_other_controls_are_their_hooks(sd, source):
         assert [hook is not None for hook in seen] == [False] * 4 + [True] * 2
         assert made[control].trace.source_kv == "computed"
         if control == "masked":
-            maps, masked = seen[-1].hooks
+            assert seen[-1].rows == ("source", "target")
+            maps, masked = seen[-1].hook.hooks
             assert (maps.blocks, masked.blocks, masked.threshold) == ((5, 6), CONFIG.control_blocks, 0.4)
             assert masked.source_tokens == prompt_to_prompt.tokens_of(sd.text, "a red disc", "disc")
             assert masked.target_tokens == prompt_to_prompt.tokens_of(sd.text, "a blue star", "star")
             assert len(masked.maps) == 2
-            assert seen[-2].hooks[0].maps is not maps.maps  # each step looks anew
+            assert seen[-2].hook.hooks[0].found is not maps.found  # each step looks anew
     assert len({result.image.tobytes() for result in made.values()}) == 3
     # The K/V that the plain form left are not the other forms' to replay.
     again = dragsa.edit(sd, source, DRAGS, target_prompt="a blue star", config=replace(config, control="union"))
@@ -292,9 +293,9 @@ def test_a_lora_is_trained_once_and_everything_runs_under_it(sd, picture, monkey
         used.append(self.unet)
         return guided(self, *rest, **more)
 
-    def noting_drag(unet, *rest):
+    def noting_drag(unet, *rest, **more):
         dragged_under.append(unet)
-        return drag_latent(unet, *rest)
+        return drag_latent(unet, *rest, **more)
 
     monkeypatch.setattr(ddim.Guided, "__call__", noting_guided)
     config = replace(CONFIG, lora_steps=3)

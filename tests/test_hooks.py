@@ -46,7 +46,7 @@ def test_mutual_self_attention_is_the_source_attended_by_the_target():
     q, k, v = (torch.randn(4, 2, 6, 3, generator=generator, dtype=torch.float64) for _ in range(3))
     hook = MutualSelfAttention((12,))
 
-    def attend(q, k, v):
+    def attend(q, k, v, bias=None):
         return (q @ k.transpose(-1, -2) / 3**0.5).softmax(-1) @ v
 
     out = hook(hooks.Site(12, "self", (2, 3)), q, k, v, attend)
@@ -87,7 +87,7 @@ def test_composition_is_from_the_outside_in():
         return hook
 
     q = torch.zeros(1, 1, 1, 1)
-    out = compose(named("outer"), named("inner"))(hooks.Site(1, "self", (1, 1)), q, q, q, lambda q, k, v: q)
+    out = compose(named("outer"), named("inner"))(hooks.Site(1, "self", (1, 1)), q, q, q, lambda q, k, v, bias=None: q)
     assert calls == ["outer", "inner"] and out.item() == 8  # ((0 + 1 + 1) · 2) · 2
 
 

@@ -35,7 +35,7 @@ SIGNATURES = {
     "MutualSelfAttention": "blocks=(11, 12, 13, 14, 15, 16)",
     "ReplayKV": "recorded",
     "Schedule": "steps=50, variant='restored'",
-    "Site": "block, kind, grid",
+    "Site": "block, kind, grid, rows=()",
     "StableDiffusion.encode": "self, image",
     "StableDiffusion.decode": "self, z0",
     "StableDiffusion.embed": "self, prompts",
@@ -48,23 +48,27 @@ SIGNATURES = {
     "VAEConfig": "widths=(128, 256, 512, 512), groups=32, latent_channels=4, scaling_factor=0.18215",
     "compose": "*hooks",
     "drag_latent": (
-        "unet, z, level, context, schedule, handles, targets, mask=None, config=DragConfig(), observe=None"
+        "unet, z, level, context, schedule, handles, targets, mask=None, config=DragConfig(), observe=None, "
+        "*, attention=None, supervision=None, optimizer=None"
     ),
-    "edit": "sd, image, drags=(), mask=None, prompt='', target_prompt=None, seed=42, config=None, *, observe=None",
+    "edit": (
+        "sd, image, drags=(), mask=None, prompt='', target_prompt=None, seed=42, config=None, *, observe=None, "
+        "control=None, supervision=None, optimizer=None"
+    ),
     "invert": (
         "unet, z0, context, schedule, steps=None, guidance=1.0, uncond=None, progress=None, record=None, "
-        "record_blocks=(11, 12, 13, 14, 15, 16)"
+        "record_blocks=(11, 12, 13, 14, 15, 16), *, attention=None"
     ),
     "invert_fixed_point": (
         "unet, z0, context, schedule, steps=None, guidance=1.0, uncond=None, progress=None, record=None, "
-        "record_blocks=(11, 12, 13, 14, 15, 16), *, iterations=5, tolerance=0.001"
+        "record_blocks=(11, 12, 13, 14, 15, 16), *, iterations=5, tolerance=0.001, attention=None"
     ),
     "load": "path, device='cpu', dtype=torch.float32",
     "motion_supervision_loss": "features, handles, targets, radius=1, grid=None, active=None, target_patch=None",
     "prepare": "sd, image, prompt='', seed=42, config=None, *, size=None, observe=None",
     "sample": (
         "unet, z, context, schedule, start=None, stop=0, guidance=1.0, uncond=None, attention=None, "
-        "progress=None, record=None, record_blocks=(11, 12, 13, 14, 15, 16)"
+        "progress=None, record=None, record_blocks=(11, 12, 13, 14, 15, 16), *, hook_at=None, rows=()"
     ),
     "sample_controlled": (
         "unet, z_source, z_target, context, schedule, start=None, stop=0, guidance=1.0, uncond=None, "

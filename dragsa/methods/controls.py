@@ -1,4 +1,4 @@
-"""The controls that an edit names, each as attention hooks."""
+"""The controls that an edit names: each gives, step by step, the attention hook of source and target."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from dragsa.config import EditConfig
-from dragsa.hooks import AttentionHook
+from dragsa.ddim import HookAt
+from dragsa.hooks import AttentionHook, MutualSelfAttention
 from dragsa.methods import masactrl, prompt_to_prompt
 from dragsa.model.text import TextEncoder
 
+Control = Callable[[EditConfig, TextEncoder, str, str], Callable[[], AttentionHook]]
 
-def control_hook(
-    config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str
-) -> Callable[[], AttentionHook] | None:
-    """Return a function that makes a step's hook, for the control that the config names.
 
-    None for "mutual", `hooks.MutualSelfAttention`, which the samplers have themselves. Raises ValueError for a "masked"
-    control if a prompt has none of the object's words.
-    """
-    if config.control == "mutual":
-        return None
-    if config.control == "union":
-        return partial(masactrl.UnionSelfAttention, config.control_blocks)
+def mutual(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str) -> Callable[[], AttentionHook]:
+    """Return a function that makes a step's hook: the target attends to the source."""
+    return partial(MutualSelfAttention, config.control_blocks)
+
+
+def union(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str) -> Callable[[], AttentionHook]:
+    """Return the same for a target that attends to the source and to itself."""
+    return partial(masactrl.UnionSelfAttention, config.control_blocks)
+
+
+def masked(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str) -> Callable[[], AttentionHook]:
+    """Return the same for object and ground apart. Raises ValueError if a prompt has none of the object's words."""
     return partial(
         masactrl.masked_by_prompt,
         _object_tokens(text, prompt, config.object_words),
@@ -31,6 +34,21 @@ def control_hook(
         config.mask_blocks,
         config.mask_threshold,
     )
+
+
+CONTROLS: dict[str, Control] = {"mutual": mutual, "union": union, "masked": masked}
+
+
+def control_at(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str) -> HookAt:
+    """Return the hook of each denoising step, counted from z_T: from the A-th on a new one of the control named.
+
+    Raises ValueError for a "masked" control if a prompt has none of the object's words.
+    """
+    return partial(_from_step, config.control_step, CONTROLS[config.control](config, text, prompt, target_prompt))
+
+
+def _from_step(first: int | None, new_hook: Callable[[], AttentionHook], step: int) -> AttentionHook | None:
+    return new_hook() if first is not None and step >= first else None
 
 
 def _object_tokens(text: TextEncoder, prompt: str, wanted: Sequence[str]) -> tuple[int, ...]:

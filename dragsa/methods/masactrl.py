@@ -14,16 +14,14 @@ from torch.nn import functional as F
 
 from dragsa import hooks
 from dragsa.config import CONTROL_BLOCKS, EditConfig
-from dragsa.hooks import Attend, AttentionHook, Site, check_blocks
+from dragsa.hooks import Attend, AttentionHook, Map, Site, check_blocks, check_pairs
 
 MASK_BLOCKS, THRESHOLD = EditConfig.mask_blocks, EditConfig.mask_threshold
 
 
 def split_pairs(site: Site, *tensors: Tensor) -> list[Tensor]:
     """Split each (2 p, …) of pairs into the source's rows (p, …) and the target's, flat: [q_s, q_t, k_s, k_t, …]."""
-    rows = tensors[0].shape[0]
-    if rows % 2:
-        raise ValueError(f"{site.name}: expected pairs of rows (source, target), came a batch of {rows}")
+    check_pairs(site, tensors[0].shape[0])
     return [x[which::2] for x in tensors for which in (0, 1)]
 
 
@@ -95,31 +93,11 @@ def attend_among(q: Tensor, k: Tensor, v: Tensor, among: Tensor) -> Tensor:
 # Masks from the prompt: where cross-attention looks for the object's words.
 
 
-@dataclass(frozen=True, eq=False)
-class CrossMaps:
-    """A hook that changes nothing, and adds the cross-attention maps of `blocks` to the caller's list.
-
-    Each is softmax(q kᵀ / √d), mean over the heads: (B, h, w, tokens).
-    """
-
-    maps: list[Tensor]
-    blocks: tuple[int, ...] = MASK_BLOCKS
-
-    def __post_init__(self) -> None:
-        check_blocks(self.blocks)
-
-    def __call__(self, site: Site, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        if site.kind == "cross" and site.block in self.blocks:
-            scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5  # (B, heads, n, tokens)
-            self.maps.append(scores.softmax(-1).mean(dim=1).unflatten(1, site.grid))
-        return attend(q, k, v)
-
-
 def object_mask(maps: list[Tensor], tokens: tuple[int, ...], threshold: float = THRESHOLD) -> Tensor:
     """Return the cells whose maps look at the tokens, bool (B, h, w).
 
     The tokens' maps are summed, averaged over layers and scaled to 0 … 1 in each row, and compared with the threshold.
-    maps: as `CrossMaps` gives them, of one grid. Raises ValueError for different grids, and a token that is not there.
+    maps: as `hooks.Maps` gives them, of one grid. Raises ValueError for different grids, and a token that is not there.
     """
     if len({m.shape for m in maps}) != 1:
         came = ", ".join(f"{h}×{w}" for _, h, w, _ in (m.shape for m in maps)) or "none"
@@ -138,7 +116,7 @@ class PromptMaskedSelfAttention:
     Both masks are the last pair's: with guidance the conditional one. Before the first map it is the plain form.
     """
 
-    maps: list[Tensor] = field(repr=False)
+    maps: list[Map] = field(repr=False)
     source_tokens: tuple[int, ...]
     target_tokens: tuple[int, ...]
     blocks: tuple[int, ...] = CONTROL_BLOCKS
@@ -150,7 +128,7 @@ class PromptMaskedSelfAttention:
         if not self.maps:
             return hooks.MutualSelfAttention(self.blocks)(site, q, k, v, attend)
         source, target = (
-            object_mask([m[row, None] for m in self.maps], tokens, self.threshold)[0]  # (h, w)
+            object_mask([m.weights[row, None] for m in self.maps], tokens, self.threshold)[0]  # (h, w)
             for row, tokens in ((-2, self.source_tokens), (-1, self.target_tokens))
         )
         return MaskedSelfAttention(source, target, self.blocks)(site, q, k, v, attend)
@@ -169,6 +147,6 @@ def masked_by_prompt(
     of one grid; on pictures smaller than 512 px, blocks nearer to the UNet's ends give masks as fine.
     """
     check_blocks(blocks)
-    maps: list[Tensor] = []
+    maps: list[Map] = []
     masked = PromptMaskedSelfAttention(maps, source_tokens, target_tokens, blocks, threshold)
-    return hooks.compose(CrossMaps(maps, mask_blocks), masked)
+    return hooks.compose(hooks.Maps(maps, "cross", mask_blocks), masked)

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dragsa.hooks import block_name
+from dragsa.config import BLOCKS
+
+
+def block_name(block: int) -> str:
+    """Return the tap of transformer block 1 … 16: `block01` … `block16`."""
+    return f"block{block:02d}"
 
 
 class Stage(NamedTuple):
@@ -41,7 +46,7 @@ STAGES = tuple(stage.name for stage in (*ENCODER, MIDDLE, *DECODER))
 
 
 class Block(NamedTuple):
-    """A transformer block's name in diffusers and in the original program."""
+    """A transformer block's name in diffusers, `down_blocks.0.attentions.0`, and in the original program."""
 
     diffusers: str
     original: str
@@ -59,6 +64,19 @@ def _blocks() -> dict[int, Block]:
 
 
 TRANSFORMERS = _blocks()  # 1 … 16
+# The (block, kind) of diffusers' attention layers in the order that it lists them: down, up, and the middle last.
+DIFFUSERS_ORDER = tuple((n, kind) for n in (*range(1, 7), *range(8, 17), 7) for kind in ("self", "cross"))
+
+
+def _regions() -> tuple[str, ...]:
+    found = []
+    for stage in (*ENCODER, MIDDLE, *DECODER):
+        for layer, block in enumerate(stage.blocks, start=1):
+            found += [f"{stage.name}.res{layer}"] + ([block_name(block)] if block else [])
+    return tuple(found)
+
+
+REGIONS = _regions()  # 22 ResBlocks and 16 transformers in forward order: encoder1.res1, block01, …
 
 
 def _activations() -> dict[str, tuple[int, int]]:
@@ -71,6 +89,13 @@ def _activations() -> dict[str, tuple[int, int]]:
 
 ACTIVATIONS = _activations()  # every tap of an activation, in forward order -> its levels of width and of grid
 TAPS = (*ACTIVATIONS, *(f"{block_name(n)}.kv" for n in TRANSFORMERS))  # and of a block's self-attention's key and value
+
+
+def check_blocks(blocks: tuple[int, ...]) -> None:
+    """Raise a ValueError unless every number names a transformer block."""
+    wrong = [block for block in blocks if not 1 <= block <= BLOCKS]
+    if wrong:
+        raise ValueError(f"no transformer block {wrong[0]}: blocks are numbered 1 … {BLOCKS}")
 
 
 def check_taps(taps: tuple[str, ...], until: str | None) -> None:

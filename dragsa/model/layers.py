@@ -160,6 +160,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, time_dim: int, groups: int) -> None:
         super().__init__()
+        self.channels = c_out
         self.norm1 = GroupNorm(groups, c_in, eps=1e-5)
         self.conv1 = Convolution(c_in, c_out)
         self.time_emb_proj = nn.Linear(time_dim, c_out)

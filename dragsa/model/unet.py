@@ -6,6 +6,7 @@ Submodules carry diffusers' names, so that its folders load as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +15,8 @@ from torch.nn import functional as F
 
 from dragsa import layouts
 from dragsa.config import UNetConfig
-from dragsa.hooks import KV, AttentionHook, block_name
-from dragsa.model.blocks import DECODER, ENCODER, MIDDLE, Stage, check_taps
+from dragsa.hooks import KV, AttentionHook, RegionHook
+from dragsa.model.blocks import DECODER, ENCODER, MIDDLE, REGIONS, Stage, block_name, check_taps
 from dragsa.model.layers import Downsample, GroupNorm, ResBlock, TimeEmbedding, Transformer, Upsample
 
 
@@ -116,15 +117,28 @@ class UNet(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.conv_in.weight.dtype
 
+    @property
+    def stages(self) -> list[StageModules]:
+        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+
+    @property
+    def regions(self) -> dict[str, nn.Module]:
+        """The ResBlocks and transformers by name (`blocks.REGIONS`), in forward order."""
+        found: dict[str, nn.Module] = {}
+        for stage, module in zip((*ENCODER, MIDDLE, *DECODER), self.stages, strict=True):
+            transformers = iter(getattr(module, "attentions", ()))
+            found |= {f"{stage.name}.res{n}": resnet for n, resnet in enumerate(module.resnets, start=1)}
+            found |= {block_name(block): next(transformers) for block in stage.blocks if block}
+        return {name: found[name] for name in REGIONS}
+
     def condition(self, t: Tensor | int, context: Tensor) -> Conditioning:
         """Compute what passes at this timestep and context have in common. t: a number or (B,). context: (B, n, C')."""
         t = torch.as_tensor(t, device=context.device).expand(context.shape[0])  # (B,)
         time = F.silu(self.time_embedding(t))  # (B, 4 width): every ResBlock wants it activated
         context = context.to(self.dtype)
-        stages = [*self.down_blocks, self.mid_block, *self.up_blocks]
-        transformers = [transformer for stage in stages for transformer in getattr(stage, "attentions", ())]
+        transformers = [transformer for stage in self.stages for transformer in getattr(stage, "attentions", ())]
         return Conditioning(
-            tuple(resnet.time_emb_proj(time) for stage in stages for resnet in stage.resnets),
+            tuple(resnet.time_emb_proj(time) for stage in self.stages for resnet in stage.resnets),
             tuple(transformer.key_value(context) for transformer in transformers),
         )
 
@@ -140,7 +154,8 @@ class UNet(nn.Module):
         """Run one pass.
 
         z: latent (B, C, h, w), any h and w. t: timestep(s), a number or (B,). context: (B, tokens, context_dim).
-        attention: called by every attention layer in place of plain attention. taps: names of the activations to return
+        attention: the hook, called by every attention layer in place of plain attention, and by every region where it
+        has a method `region` (`hooks.AtRegions`). taps: names of the activations to return
         (`blocks.TAPS`). until: the pass ends behind this activation, and eps is None; nothing after it is computed.
 
         The network runs in its weights' type; eps comes back in the latent's, taps as they are. Raises ValueError for
@@ -162,16 +177,28 @@ class UNet(nn.Module):
         run: how ResBlocks, transformers and the decoder's upsampling are run. It is given the region's name
         ("encoder1.res1", "block01", "decoder1.up"), the module, and its arguments.
         """
-        time, cross = iter(conditioning.time), conditioning.kv
+        time, cross, region = iter(conditioning.time), conditioning.kv, getattr(attention, "region", None)
 
-        def transform(module: StageModules, layer: int, x: Tensor, block: int) -> tuple[Tensor, KV]:
-            return run(block_name(block), module.attentions[layer], x, cross[block - 1], block, attention)
+        def convolve(name: str, module: ResBlock, *inputs: Tensor) -> Tensor:
+            own = partial(joined, run, name, module, next(time))
+            return own(*inputs) if region is None else at_region(region, name, own, module.channels, *inputs)
+
+        def transform(module: StageModules, layer: int, x: Tensor, block: int) -> tuple[Tensor, KV | None]:
+            name, kept = block_name(block), []
+
+            def own(x: Tensor) -> Tensor:
+                x, kv = run(name, module.attentions[layer], x, cross[block - 1], block, attention)
+                kept.append(kv)
+                return x
+
+            x = own(x) if region is None else at_region(region, name, own, x.shape[1], x)
+            return x, kept[-1] if kept else None
 
         x = self.conv_in(z.to(self.dtype))  # (B, widths[0], h, w)
         skips = [x]
         for stage, module in zip(ENCODER, self.down_blocks, strict=True):
             for layer, block in enumerate(stage.blocks):
-                x = run(f"{stage.name}.res{layer + 1}", module.resnets[layer], x, next(time))
+                x = convolve(f"{stage.name}.res{layer + 1}", module.resnets[layer], x)
                 if block is not None:
                     x, kv = transform(module, layer, x, block)
                     yield f"{block_name(block)}.kv", kv
@@ -182,17 +209,16 @@ class UNet(nn.Module):
                 skips.append(x)
             yield stage.name, x
 
-        x = run("mid.res1", self.mid_block.resnets[0], x, next(time))
+        x = convolve("mid.res1", self.mid_block.resnets[0], x)
         x, kv = transform(self.mid_block, 0, x, 7)
         yield "block07.kv", kv
         yield "block07", x
-        x = run("mid.res2", self.mid_block.resnets[1], x, next(time))
+        x = convolve("mid.res2", self.mid_block.resnets[1], x)
         yield "mid", x
 
         for stage, module in zip(DECODER, self.up_blocks, strict=True):
             for layer, block in enumerate(stage.blocks):
-                x = torch.cat([x, skips.pop()], dim=1)
-                x = run(f"{stage.name}.res{layer + 1}", module.resnets[layer], x, next(time))
+                x = convolve(f"{stage.name}.res{layer + 1}", module.resnets[layer], x, skips.pop())
                 if block is not None:
                     x, kv = transform(module, layer, x, block)
                     yield f"{block_name(block)}.kv", kv
@@ -203,6 +229,19 @@ class UNet(nn.Module):
             yield stage.name, x
 
         yield "eps", self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+def joined(run: Run, name: str, module: ResBlock, time: Tensor, *maps: Tensor) -> Tensor:
+    """Run a ResBlock on one map, or on the decoder's two, backbone and skip, one behind the other."""
+    return run(name, module, maps[0] if len(maps) == 1 else torch.cat(maps, dim=1), time)
+
+
+def at_region(hook: RegionHook, name: str, own: Callable[..., Tensor], channels: int, *inputs: Tensor) -> Tensor:
+    """Call the hook in place of a region. Raises ValueError where it does not return (B, channels, h, w)."""
+    out, expected = hook(name, own, *inputs), (inputs[0].shape[0], channels, *inputs[0].shape[2:])
+    if out.shape != expected:
+        raise ValueError(f"{name}: the hook must return {expected}, came {tuple(out.shape)}")
+    return out
 
 
 def read(

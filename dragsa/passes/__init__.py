@@ -2,8 +2,8 @@
 
 from dragsa.passes.compiling import CompileError, whole
 from dragsa.passes.course import Course, DragResult, Update
-from dragsa.passes.optimizers import OPTIMIZERS, adam
+from dragsa.passes.optimizers import OPTIMIZERS, Descend, adam
 from dragsa.passes.prepare import FeatureExtractor, PreparedPass, looping, prepare
 
-__all__ = ["OPTIMIZERS", "CompileError", "Course", "DragResult", "FeatureExtractor", "PreparedPass", "Update", "adam"]
-__all__ += ["looping", "prepare", "whole"]
+__all__ = ["OPTIMIZERS", "CompileError", "Course", "Descend", "DragResult", "FeatureExtractor", "PreparedPass"]
+__all__ += ["Update", "adam", "looping", "prepare", "whole"]

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dragsa.hooks import KV, AttentionHook, block_name
+from dragsa.hooks import KV, AttentionHook
 from dragsa.kernels import windows
 from dragsa.kernels.windows import Cells
-from dragsa.model.blocks import DECODER
+from dragsa.model.blocks import DECODER, block_name
 from dragsa.model.layers import Transformer, Upsample, attends
 from dragsa.model.unet import Run
 

@@ -54,7 +54,10 @@ def sgd(latent: Tensor, gradient: Tensor, state: None, lr: float) -> tuple[Tenso
     return latent - lr * gradient, None
 
 
-OPTIMIZERS: dict[str, Callable[..., tuple[Tensor, Any]]] = {
+# Given the latent, its gradient, the state that the last update left (None at first) and η: the latent and the state.
+Descend = Callable[[Tensor, Tensor, Any, float], tuple[Tensor, Any]]
+
+OPTIMIZERS: dict[str, Descend] = {
     "adam": adam,
     "adam-mini": partial(adam, squared=mean_square),
     "sgd": sgd,

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from dragsa import kernels, motion
 from dragsa.config import DragConfig
 from dragsa.ddim import Noise
+from dragsa.hooks import AttentionHook, Named
 from dragsa.model import unet as networks
 from dragsa.model.blocks import ACTIVATIONS
 from dragsa.model.unet import Conditioning, Run, UNet
@@ -46,25 +47,34 @@ class PreparedPass(Protocol):
 
 @torch.no_grad()
 def prepare(
-    unet: FeatureExtractor, noise: Noise, context: Tensor, config: DragConfig, mode: str = "off"
+    unet: FeatureExtractor,
+    noise: Noise,
+    context: Tensor,
+    config: DragConfig,
+    mode: str = "off",
+    attention: AttentionHook | None = None,
 ) -> PreparedPass:
     """Prepare a network's passes at one level and context.
 
     Of a UNet, the time embedding and cross-attention's K/V are computed here, once for all updates. Any other callable
     is called as it is. mode: "off" is eager; "regions" compiles each ResBlock and transformer now; "whole" is the
-    caller's to compile. Raises ValueError where another callable than a UNet is to be compiled or checkpointed, and for
-    a module whose weights are such that no gradient passes through it.
+    caller's to compile. attention: a hook for every pass, which then computes all cells. Raises ValueError where
+    another callable than a UNet is to be compiled or checkpointed, and for a module whose weights are such that no
+    gradient passes through it.
     """
     check_differentiable(unet)
+    hook = None if attention is None else Named(attention, ("target",))
     if not isinstance(unet, UNet):
         if config.checkpoint or mode != "off":
             what = "checkpoint" if config.checkpoint else "compile"
             raise ValueError(f"drag: {what} is for dragsa's own UNet, came {type(unet).__name__}")
-        return Plain(unet, noise, context, taps_of(config))
+        network: Any = unet
+        hooked = network if hook is None else partial(network, attention=hook)
+        return Plain(hooked, noise, context, taps_of(config))
     run = compiling.regions() if mode == "regions" else networks.call
     if config.checkpoint:
         run = partial(checkpointed, run)
-    return Conditioned(unet, unet.condition(noise.timestep, context), run, config)
+    return Conditioned(unet, unet.condition(noise.timestep, context), run, config, hook)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,14 +100,15 @@ class Conditioned:
     conditioning: Conditioning
     run: Run
     config: DragConfig
+    hook: AttentionHook | None
 
     def __call__(self, latent: Tensor, handles: Tensor, whole: bool, size: tuple[int, int] | None = None) -> Pass:
         taps, run = taps_of(self.config), self.run
-        if not whole and size is not None and len(taps) == 1:
+        if not whole and size is not None and len(taps) == 1 and self.hook is None:
             grid = motion.CELLS * latent.shape[2], motion.CELLS * latent.shape[3]
             cells = near.looked_at(handles, size, grid, self.config.radius, self.config.track_radius)
             run = near.run_near(run, taps[0], cells)
-        activations = self.unet.walk(latent, self.conditioning, None, run)
+        activations = self.unet.walk(latent, self.conditioning, self.hook, run)
         out = networks.read(activations, latent.dtype, taps, None if whole else taps[-1])
         return Pass(summed(out.taps, taps), out.eps)
 

@@ -80,6 +80,7 @@ class Trace:
     stop: str | None = None  # why the drag loop ended; None where there was no drag
     inversion_residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
     lora_losses: tuple[float, ...] = ()  # one for each step that trained the picture's LoRA; none without one
+    control: str | None = None  # the repr of a control of the caller's own; None for the one that the config names
     # Where the source's K and V came from: "computed" beside the target; "recorded" in an earlier pass, as exact;
     # "inversion", an approximation. None where control never acted.
     source_kv: str | None = "computed"
@@ -143,6 +144,7 @@ def to_json(trace: Trace) -> dict[str, Any]:
             "stop": trace.stop,
             "inversion_residual": trace.inversion_residual,
             "lora": lora,
+            "control": trace.control or trace.config.control,
             "source_kv": trace.source_kv,
             "updates": updates,
             "seconds": dict(trace.seconds),

@@ -5,31 +5,32 @@ from __future__ import annotations
 import pytest
 
 from dragsa.config import EditConfig
-from dragsa.hooks import Composed
-from dragsa.methods import control_hook
-from dragsa.methods.masactrl import CrossMaps, PromptMaskedSelfAttention, UnionSelfAttention
+from dragsa.hooks import Composed, Maps, MutualSelfAttention
+from dragsa.methods import control_at
+from dragsa.methods.masactrl import PromptMaskedSelfAttention, UnionSelfAttention
 
 
 def test_mutual_is_the_samplers_own(encoder):
-    assert control_hook(EditConfig(), encoder, "a cat", "a dot") is None
+    hook_at = control_at(EditConfig(control_step=3, control_blocks=(12,)), encoder, "a cat", "a dot")
+    assert [hook_at(step) for step in (2, 3, 49)] == [None, *[MutualSelfAttention((12,))] * 2]
+    assert control_at(EditConfig(control_step=None), encoder, "a cat", "a dot")(49) is None
 
 
 def test_union(encoder):
-    new_hook = control_hook(EditConfig(control="union", control_blocks=(12, 13)), encoder, "a cat", "a dot")
-    assert new_hook is not None and new_hook() == UnionSelfAttention((12, 13))
+    hook_at = control_at(EditConfig(control="union", control_blocks=(12, 13)), encoder, "a cat", "a dot")
+    assert hook_at(10) == UnionSelfAttention((12, 13))
 
 
 def test_masked_looks_for_the_objects_words_in_each_prompt(encoder):
     config = EditConfig(control="masked", object_words=("dog", "dot"), mask_blocks=(5, 6), mask_threshold=0.4)
-    new_hook = control_hook(config, encoder, "a dog", "red dot")
-    assert new_hook is not None
-    first, second = (new_hook() for _ in range(2))
+    hook_at = control_at(config, encoder, "a dog", "red dot")
+    first, second = hook_at(10), hook_at(11)
     assert isinstance(first, Composed) and isinstance(second, Composed)
     maps, masked = first.hooks
-    assert isinstance(maps, CrossMaps) and isinstance(masked, PromptMaskedSelfAttention)
+    assert isinstance(maps, Maps) and isinstance(masked, PromptMaskedSelfAttention)
     assert (maps.blocks, masked.blocks, masked.threshold) == ((5, 6), config.control_blocks, 0.4)
     assert (masked.source_tokens, masked.target_tokens) == ((2, 3), (2,))
-    assert isinstance(second.hooks[0], CrossMaps)
-    assert second.hooks[0].maps is not maps.maps  # each step looks anew
+    assert isinstance(second.hooks[0], Maps)
+    assert second.hooks[0].found is not maps.found  # each step looks anew
     with pytest.raises(ValueError, match="the prompt 'a cat' has none of the object's words dog, dot"):
-        control_hook(config, encoder, "a dog", "a cat")
+        control_at(config, encoder, "a dog", "a cat")

@@ -109,7 +109,7 @@ def maps(q: Tensor, k: Tensor) -> Tensor:
     return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     return maps(q, k) @ v
 
 
