@@ -271,12 +271,12 @@ def test_other_controls_are_their_hooks(sd, source):
         assert [hook is not None for hook in seen] == [False] * 4 + [True] * 2
         assert made[control].trace.source_kv == "computed"
         if control == "masked":
-            maps, masked = seen[-1].hooks
-            assert (maps.blocks, masked.blocks, masked.threshold) == ((5, 6), CONFIG.control_blocks, 0.4)
+            masked = seen[-1]
+            assert (masked.mask_blocks, masked.blocks, masked.threshold) == ((5, 6), CONFIG.control_blocks, 0.4)
             assert masked.source_tokens == prompt_to_prompt.tokens_of(sd.text, "a red disc", "disc")
             assert masked.target_tokens == prompt_to_prompt.tokens_of(sd.text, "a blue star", "star")
             assert len(masked.maps) == 2
-            assert seen[-2].hooks[0].maps is not maps.maps  # each step looks anew
+            assert seen[-2].maps is not masked.maps  # each step looks anew
     assert len({result.image.tobytes() for result in made.values()}) == 3
     # The K/V that the plain form left are not the other forms' to replay.
     again = dragsa.edit(sd, source, DRAGS, target_prompt="a blue star", config=replace(config, control="union"))
@@ -301,7 +301,7 @@ def test_a_lora_is_trained_once_and_everything_runs_under_it(sd, picture, monkey
     events: list[object] = []
     source = dragsa.prepare(sd, picture, "a red disc", 7, config, observe=events.append)
     z_0, context = source.latents[0], sd.embed(["a red disc"])
-    trained = lora.train(sd.unet, z_0, context, LoRAConfig(steps=3), seed=7)
+    trained = lora.adapt(sd.unet, z_0, context, LoRAConfig(steps=3), seed=7)
     assert source.adapted is not None
     assert torch.equal(source.adapted.losses, trained.losses)
     assert all(torch.equal(up, trained.lora.up[name]) for name, up in source.adapted.lora.up.items())
