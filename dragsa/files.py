@@ -39,9 +39,8 @@ def save_bytes(data: bytes, path: str | Path, overwrite: bool = False) -> None:
     try:
         part.write_bytes(data)
         os.replace(part, path)
-    except BaseException:
+    finally:
         part.unlink(missing_ok=True)
-        raise
 
 
 def finite(value: Any) -> Any:

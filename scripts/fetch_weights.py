@@ -17,24 +17,14 @@ TOKENIZER = tuple(
     f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
 )
 SETTINGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
-
-
-def folder_files(variant: str) -> tuple[str, ...]:
-    networks = [f"{folder}/{stem}{variant}.safetensors" for folder, stem in loading.FILES.items()]
-    return (*SETTINGS, *TOKENIZER, *networks)
-
-
 WHAT = {
     "single": ("v1-5-pruned-emaonly.safetensors", *TOKENIZER),
     "single-both": ("v1-5-pruned.safetensors", *TOKENIZER),
-    "folder": folder_files(""),
-    "folder-fp16": folder_files(".fp16"),
 }
+for what, variant in (("folder", ""), ("folder-fp16", ".fp16")):
+    networks = (f"{folder}/{stem}{variant}.safetensors" for folder, stem in loading.FILES.items())
+    WHAT[what] = (*SETTINGS, *TOKENIZER, *networks)
 KNOWN = {entry.name: entry for entry in loading.KNOWN_FILES}
-
-
-class FetchError(Exception):
-    """The download did not succeed; the message says why."""
 
 
 def intact(file: Path, known: loading.KnownFile) -> bool:
@@ -45,35 +35,34 @@ def intact(file: Path, known: loading.KnownFile) -> bool:
 
 
 def fetch(names: Sequence[str], target: Path) -> None:
-    """Download the files, by their names in the repository, into `target`. Raises FetchError."""
+    """Download the files, by their names in the repository, into `target`. Raises OSError that says why not."""
     for name in names:
-        known = KNOWN.get(name)
-        file = target / name
+        known, file = KNOWN.get(name), target / name
         if intact(file, known) if known else file.is_file():
             print(f"{file}: is there already")
             continue
         download(name, target)
         if known and not intact(file, known):
             file.unlink(missing_ok=True)
-            raise FetchError(
+            raise OSError(
                 f"{file}: the hash is not the published one ({known.sha256}); the file was removed, try again"
             )
         print(f"{file}: {'hash checked' if known else 'downloaded'}")
 
 
 def download(name: str, target: Path) -> None:
-    """Download one file from the repository, resumed where an earlier download of it stopped."""
+    """Download one file from the repository, resumed where an earlier download of it stopped. Raises OSError."""
     try:
         loading.check_online()
         from huggingface_hub import hf_hub_download
     except ImportError:
-        raise FetchError("huggingface_hub is not installed: pip install 'dragsa[fetch]'") from None
+        raise OSError("huggingface_hub is not installed: pip install 'dragsa[fetch]'") from None
     except OSError as error:
-        raise FetchError(f"no download: {error}") from None
+        raise OSError(f"no download: {error}") from None
     try:
         hf_hub_download(loading.REPOSITORY, name, local_dir=target)
     except Exception as error:  # of every kind, from a network
-        raise FetchError(f"{name}: {' '.join(str(error).split())}") from None
+        raise OSError(f"{name}: {' '.join(str(error).split())}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         fetch(WHAT[options.what], options.to)
-    except (FetchError, OSError) as error:
+    except OSError as error:
         print(f"fetch_weights: {error}", file=sys.stderr)
         return 2
     print(f"use it with --weights {options.to / WHAT[options.what][0] if 'single' in options.what else options.to}")

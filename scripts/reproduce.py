@@ -54,7 +54,7 @@ def chosen(options: Any) -> Choice:
 def own_subjects(path: Path, seed: int) -> list[Subject]:
     """Return the pictures of a job file. Raises ValueError that names the job and what is wrong with it."""
     found: list[Subject] = []
-    for number, options in enumerate(cli.read_jobs(path, cli.build_parser()), start=1):
+    for number, options in enumerate(cli.read_jobs(path), start=1):
         try:
             found.append(subjects.of_job(options, number, seed))
         except (OSError, ValueError) as error:

@@ -59,14 +59,14 @@ def build_parser() -> cli.Parser:
     model.add_argument("--device", default="cpu", help="cpu (default), or cuda: one for each process of a machine")
     model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the networks")
     model.add_argument("--threads", metavar="N", type=cli.whole(1), help="CPU threads of each process")
-    cli.add_schedule_options(parser)
-    loop = parser.add_argument_group("drag and control")
-    loop.add_argument("--drag-step", metavar="S", type=cli.whole(0), help="S: drag at level T - S")
-    loop.add_argument("--control-step", metavar="A", type=cli.whole_or_never, help="A: control from here; or 'never'")
-    loop.add_argument("--tap", metavar="NAME", help="features F come from here")
-    loop.add_argument("--updates", metavar="N", type=cli.whole(0), help="at most so many updates of the latent")
-    loop.add_argument("--lr", metavar="ETA", type=cli.scale, help="η, the learning rate")
-    cli.add_defaults(parser)
+    loop = (
+        ("--drag-step S", "S: drag at level T - S"),
+        ("--control-step A", "A: control from here; or 'never'"),
+        ("--tap NAME", "features F come from here"),
+        ("--updates N", "at most so many updates of the latent"),
+        ("--lr ETA", "η, the learning rate"),
+    )
+    cli.add_groups(parser, {"schedule": cli.EDIT["schedule"], "drag and control": loop})
     return parser
 
 

@@ -16,6 +16,7 @@ import dragsa
 from dragsa import ddim, drag, editing
 from dragsa.config import Control, DragConfig, EditConfig, LoRAConfig
 from dragsa.editing import Source
+from dragsa.hooks import MutualSelfAttention
 from dragsa.methods import lora, prompt_to_prompt
 from dragsa.model.unet import UNet
 from dragsa.pictures import images, trace
@@ -272,12 +273,12 @@ def test_other_controls_are_their_hooks(sd, source):
         assert made[control].trace.source_kv == "computed"
         if control == "masked":
             assert seen[-1].rows == ("source", "target")
-            maps, masked = seen[-1].hook.hooks
-            assert (maps.blocks, masked.blocks, masked.threshold) == ((5, 6), CONFIG.control_blocks, 0.4)
+            masked = seen[-1].hook
+            assert (masked.mask_blocks, masked.blocks, masked.threshold) == ((5, 6), CONFIG.control_blocks, 0.4)
             assert masked.source_tokens == prompt_to_prompt.tokens_of(sd.text, "a red disc", "disc")
             assert masked.target_tokens == prompt_to_prompt.tokens_of(sd.text, "a blue star", "star")
             assert len(masked.maps) == 2
-            assert seen[-2].hook.hooks[0].found is not maps.found  # each step looks anew
+            assert seen[-2].hook.maps is not masked.maps  # each step looks anew
     assert len({result.image.tobytes() for result in made.values()}) == 3
     # The K/V that the plain form left are not the other forms' to replay.
     again = dragsa.edit(sd, source, DRAGS, target_prompt="a blue star", config=replace(config, control="union"))
@@ -302,7 +303,7 @@ def test_a_lora_is_trained_once_and_everything_runs_under_it(sd, picture, monkey
     events: list[object] = []
     source = dragsa.prepare(sd, picture, "a red disc", 7, config, observe=events.append)
     z_0, context = source.latents[0], sd.embed(["a red disc"])
-    trained = lora.train(sd.unet, z_0, context, LoRAConfig(steps=3), seed=7)
+    trained = lora.adapt(sd.unet, z_0, context, LoRAConfig(steps=3), seed=7)
     assert source.adapted is not None
     assert torch.equal(source.adapted.losses, trained.losses)
     assert all(torch.equal(up, trained.lora.up[name]) for name, up in source.adapted.lora.up.items())
@@ -392,12 +393,13 @@ def test_the_dragdiffusion_presets_edit_is_its_programs(monkeypatch):
         assert made.losses == pytest.approx(case.outputs["loss"].tolist(), rel=1e-4)
         tracked = images.to_grid(torch.tensor(made.handles[1:]).reshape(-1, 2), size, grid)
         assert torch.allclose(tracked.flip(1), case.outputs["track"].flatten(0, 1), atol=1e-3)
-        ((z_target, _, _, start, stop, guidance, _, first, blocks, *_),) = calls
+        ((z_target, _, _, start, stop, guidance, *_, hook_at),) = calls
         assert torch.allclose(z_target, case.outputs["z_out"], atol=1e-4 * case.outputs["z_out"].abs().max().item())
         plain_control = golden_cases.case("control_plain").settings
         assert (start, stop, guidance) == (35, 0, (1.0, plain_control["guidance_scale"]))
-        assert first == changes.get("control_step", plain_control["start_step"])
-        assert blocks == tuple(range(plain_control["start_layer"] + 1, 17))
+        assert plain_control["start_step"] == 0
+        control = MutualSelfAttention(tuple(range(plain_control["start_layer"] + 1, 17)))
+        assert [hook_at(step) for step in range(35)] == [None if changes else control] * 35
 
 
 def test_the_masactrl_presets_control_is_the_stored_runs():

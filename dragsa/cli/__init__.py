@@ -4,35 +4,9 @@ Networks and tensors are imported only once the arguments are understood, so tha
 """
 
 from dragsa.cli.edit import SMALL, config_of, weights_of
-from dragsa.cli.jobs import read_jobs
 from dragsa.cli.main import main
-from dragsa.cli.options import (
-    WEIGHTS_HELP,
-    Options,
-    Parser,
-    add_defaults,
-    add_schedule_options,
-    build_parser,
-    scale,
-    whole,
-    whole_or_never,
-)
+from dragsa.cli.options import EDIT, WEIGHTS_HELP, Options, Parser, add_groups, build_parser, read_jobs, whole
 from dragsa.cli.progress import one_line
 
-__all__ = [
-    "SMALL",
-    "WEIGHTS_HELP",
-    "Options",
-    "Parser",
-    "add_defaults",
-    "add_schedule_options",
-    "build_parser",
-    "config_of",
-    "main",
-    "one_line",
-    "read_jobs",
-    "scale",
-    "weights_of",
-    "whole",
-    "whole_or_never",
-]
+__all__ = ["EDIT", "SMALL", "WEIGHTS_HELP", "Options", "Parser", "add_groups", "build_parser", "config_of", "main"]
+__all__ += ["one_line", "read_jobs", "weights_of", "whole"]

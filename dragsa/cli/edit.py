@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dragsa import files
-from dragsa.cli.jobs import read_jobs
-from dragsa.cli.options import Options, build_parser
+from dragsa.cli.options import Options, read_jobs
 from dragsa.cli.progress import Progress, one_line
 from dragsa.config import DragConfig, EditConfig
 
@@ -68,7 +67,6 @@ class Session:
     """The model that is loaded and the source that is prepared, kept from job to job."""
 
     progress: Progress
-    jobs: int = 1  # edits to come; a single one keeps nothing for later ones
     seconds_loading: float = 0.0
     _model: tuple[Any, StableDiffusion] | None = None
     _source: tuple[Any, editing.Source] | None = None
@@ -81,15 +79,13 @@ class Session:
         if "threads" in options:
             torch.set_num_threads(options["threads"])
         path, device, dtype = weights_of(options), options.get("device", "cpu"), options.get("dtype", "float32")
-        key = (path.resolve(), device, dtype)
+        key, begin = (path.resolve(), device, dtype), time.perf_counter()
+        self.seconds_loading = 0.0
         if self._model is None or self._model[0] != key:
             self.progress.say(f"loading {path}")
             self._model = self._source = None
-            begin = time.perf_counter()
             self._model = key, loading.load(path, device, getattr(torch, dtype))
             self.seconds_loading = time.perf_counter() - begin
-        else:
-            self.seconds_loading = 0.0
         return self._model[1]
 
     def source(
@@ -100,17 +96,14 @@ class Session:
 
         assert self._model is not None
         prompt, seed, size = options.get("prompt", ""), options.get("seed", 42), options.get("size")
-        key = (
-            *(self._model[0], options.get("image"), prompt, seed, config.size, size),
-            *(config.steps, config.variant, config.fixed_point, config.lora_steps),
-            *(() if picture is not None else (config.guidance,)),
-        )
+        trajectory = config.steps, config.variant, config.fixed_point, config.lora_steps
+        guidance = config.guidance if picture is None else 1.0
+        key = self._model[0], options.get("image"), prompt, seed, config.size, size, *trajectory, guidance
         if self._source is not None and self._source[0] == key:
             return self._source[1], True
         extent = size if isinstance(size, tuple) else None
-        source = editing.prepare(sd, picture, prompt, seed, config, size=extent, observe=self.progress)
-        self._source = key, source
-        return source, False
+        self._source = key, editing.prepare(sd, picture, prompt, seed, config, size=extent, observe=self.progress)
+        return self._source[1], False
 
 
 def measured(options: Options, sd: StableDiffusion, seconds: Mapping[str, float], begin: float) -> dict[str, Any]:
@@ -144,7 +137,7 @@ def run_edit(given: Options, progress: Progress) -> int:
     jobs = [given]
     if "job" in given:
         over = {key: value for key, value in given.items() if key != "job"}
-        jobs = [{**job, **over} for job in read_jobs(given["job"], build_parser())]
+        jobs = [{**job, **over} for job in read_jobs(given["job"])]
     taken: set[Path] = set()
     for n, options in enumerate(jobs, start=1):
         try:
@@ -153,10 +146,10 @@ def run_edit(given: Options, progress: Progress) -> int:
             if "job" not in given:
                 raise
             raise ValueError(f"{given['job']}, job {n}: {one_line(error)}") from None
-    session = Session(progress, len(jobs))
+    session = Session(progress)
     for n, options in enumerate(jobs, start=1):
         progress.label = f"{n}/{len(jobs)} " if len(jobs) > 1 else ""
-        edit_one(options, session)
+        edit_one(options, session, alone=len(jobs) == 1)
     return 0
 
 
@@ -180,20 +173,19 @@ def check_job(options: Options, taken: set[Path]) -> None:
     checks.settings(config, options.get("drag", ()), options.get("mask"), size)
 
 
-def edit_one(options: Options, session: Session) -> None:
-    """Edit one picture and write what was asked for."""
+def edit_one(options: Options, session: Session, alone: bool) -> None:
+    """Edit one picture and write what was asked for. One that is alone keeps nothing of its source for later ones."""
     from dragsa import editing, pictures
 
     begin = time.perf_counter()
     config = config_of(options)
-    if session.jobs == 1 and config.control_step is not None:  # without control there is nothing to keep
+    if alone and config.control_step is not None:  # without control there is nothing to keep
         config = replace(config, source_kv="none")
     picture = None if options.get("from_noise") else pictures.open_picture(options["image"])
     sd = session.model(options)
     source, reused = session.source(sd, picture, options, config)
     session.progress.pixels_per_cell = source.picture.width / pictures.grid_size(source.working_size)[0]
-    target_prompt = options.get("target_prompt")
-    drags, mask = options.get("drag", ()), options.get("mask")
+    drags, mask, target_prompt = options.get("drag", ()), options.get("mask"), options.get("target_prompt")
     result = editing.edit(sd, source, drags, mask, target_prompt=target_prompt, config=config, observe=session.progress)
 
     seconds = {"loading": session.seconds_loading, **({} if reused else source.seconds)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from dragsa.cli.edit import Session, weights_of
@@ -11,22 +10,10 @@ from dragsa.cli.options import Options
 from dragsa.cli.progress import Progress
 
 
-@dataclass(frozen=True)
-class Block:
-    """One row of the block table: a transformer block, its other names, and its shape at a size."""
+def block_table(unet: Any, size: tuple[int, int]) -> list[dict[str, Any]]:
+    """Return the UNet's transformer blocks: names, and the shapes that a pass over a picture of `size` pixels has.
 
-    block: str
-    diffusers: str
-    original: str
-    grid: tuple[int, int]  # (width, height) in cells
-    channels: int
-    heads: int
-
-
-def block_table(unet: Any, size: tuple[int, int]) -> list[Block]:
-    """Return the UNet's transformer blocks with the shapes that a pass over a picture of `size` pixels has.
-
-    The pass is made on the meta device, which has shapes and no values.
+    A grid is (width, height) in cells. The pass is made on the meta device, which has shapes and no values.
     """
     import torch
 
@@ -41,8 +28,8 @@ def block_table(unet: Any, size: tuple[int, int]) -> list[Block]:
     for n, block in TRANSFORMERS.items():
         name = block_name(n)
         _, channels, height, width = read[name].shape
-        heads = read[f"{name}.kv"].key.shape[1]
-        rows.append(Block(name, block.diffusers, block.original, (width, height), channels, heads))
+        row = {"block": name, "diffusers": block.diffusers, "original": block.original, "grid": (width, height)}
+        rows.append({**row, "channels": channels, "heads": read[f"{name}.kv"].key.shape[1]})
     return rows
 
 
@@ -69,7 +56,7 @@ def run_info(options: Options, progress: Progress) -> int:
             "stored": list(sd.config.stored),
             "parameters": parameters,
             "size": list(size),
-            "blocks": [asdict(row) for row in rows],
+            "blocks": rows,
             "versions": pictures.versions(),
         }
         if verified:
@@ -79,11 +66,11 @@ def run_info(options: Options, progress: Progress) -> int:
         print(sd.provenance)
         print("stored as " + ", ".join(sd.config.stored))
         print("parameters: " + ", ".join(f"{name} {count:,}" for name, count in parameters.items()))
-        lines = [("block", "diffusers", "original", f"grid at {size[0]}×{size[1]} px", "channels", "heads")]
+        lines = [["block", "diffusers", "original", f"grid at {size[0]}×{size[1]} px", "channels", "heads"]]
         for row in rows:
-            grid = f"{row.grid[0]}×{row.grid[1]}"
-            lines.append((row.block, row.diffusers, row.original, grid, str(row.channels), str(row.heads)))
-        widths = [max(len(line[n]) for line in lines) for n in range(6)]
+            grid = "×".join(map(str, row["grid"]))
+            lines.append([str(value) for value in {**row, "grid": grid}.values()])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
             print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
     return 0 if all(one.known for one in verified) else 1

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 from dragsa.cli.bench import run_bench
 from dragsa.cli.edit import run_edit, run_generate
@@ -15,17 +13,6 @@ from dragsa.cli.options import build_parser
 from dragsa.cli.progress import Progress, one_line
 
 RUN = {"edit": run_edit, "generate": run_generate, "info": run_info, "bench": run_bench}
-
-
-@contextmanager
-def warnings_on_one_line(progress: Progress) -> Iterator[None]:
-    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        progress.erase()
-        print(f"dragsa: warning: {' '.join(str(message).split())}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show  # type: ignore[assignment]
-        yield
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options["command"] is None:
             raise ValueError(f"no command: {', '.join(RUN)} (dragsa --help)")
         progress = Progress(sys.stderr, quiet=options.get("quiet", False))
-        with warnings_on_one_line(progress):
+        with warnings.catch_warnings():
+            warnings.showwarning = progress.warn  # type: ignore[assignment]
             code = RUN[options["command"]](options, progress)
     except KeyboardInterrupt:
         progress.erase()

@@ -1,6 +1,6 @@
-"""The options of the commands and how their values are read.
+"""The options of the commands, and how their values are read: on the command line, and in a job file's JSON.
 
-The tables at the end make the argparse actions, which the command line, the help and the job files all go by.
+The tables make the argparse actions, which the command line, the help and the job files all go by.
 """
 
 from __future__ import annotations
@@ -9,24 +9,29 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from dragsa import config
 from dragsa.config import BLOCKS
 
 Options = dict[str, Any]  # the options that were given, by their long names with underscores; files are Paths
 
-# A row of the tables below: an option's flag, how its value is read, the value's name in the help, and the help.
 # A value is read by a function, is one of some words, or is read by argparse under these keyword arguments.
-Row = tuple[str, Callable[[str], Any] | tuple[str, ...] | dict[str, Any], str, str]
-Rows = tuple[Row, ...]
+Reader = Callable[[str], Any] | tuple[str, ...] | dict[str, Any]
+# Rows of the tables below: an option's flag with its value's name, the help, and how the value is read, where that is
+# not by the type of the setting of this name.
+Rows = tuple[tuple[str, str] | tuple[str, str, Reader], ...]
 FLAG = {"action": "store_true"}  # an option without a value
 
 LARGEST = 8192  # pixels, of a working picture's side
 WEIGHTS_HELP = "a safetensors file, or a folder in the diffusers layout (default: $DRAGSA_WEIGHTS, else weights/small)"
+PARTS_HELP = (
+    "of roof, update, memory, fused, tracking, handles, denoise, recompiles, and by name alone compile (the "
+    "compiler's minutes) and whole (an edit by stages)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,22 +39,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
-
-
-@dataclass(frozen=True)
-class Listable:
-    """Read an option's text. A job file may also give a list, which `text` writes as the command line has it."""
-
-    read: Callable[[str], Any]
-    text: Callable[[list[Any]], str]
-
-    def __call__(self, text: str) -> Any:
-        return self.read(text)
-
-
-def joined(separator: str) -> Callable[[list[Any]], str]:
-    """Return a writer of lists with this between their values."""
-    return lambda values: separator.join(map(str, values))
 
 
 def whole(lowest: int) -> Callable[[str], int]:
@@ -84,7 +73,7 @@ def optional_path(text: str) -> Path | str:
     return text if text in ("", argparse.SUPPRESS) else Path(text)
 
 
-def read_drag(text: str) -> tuple[tuple[float, float], tuple[float, float]]:
+def drag(text: str) -> tuple[tuple[float, float], tuple[float, float]]:
     number = r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
     found = re.fullmatch(f"{number},{number}:{number},{number}", text)
     if found is None:
@@ -93,15 +82,7 @@ def read_drag(text: str) -> tuple[tuple[float, float], tuple[float, float]]:
     return (x0, y0), (x1, y1)
 
 
-def drag_text(value: list[Any]) -> str:
-    try:
-        (x0, y0), (x1, y1) = value
-    except (TypeError, ValueError):
-        raise ValueError(f"drag: must be [[X0, Y0], [X1, Y1]] or 'X0,Y0:X1,Y1', came {json.dumps(value)}") from None
-    return f"{x0},{y0}:{x1},{y1}"
-
-
-def read_blocks(text: str) -> tuple[int, ...]:
+def blocks(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for part in text.split(","):
         ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
@@ -114,7 +95,7 @@ def read_blocks(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def read_extent(text: str) -> int | tuple[int, int]:
+def extent(text: str) -> int | tuple[int, int]:
     found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text)
     if found is None:
         raise argparse.ArgumentTypeError(f"must be pixels, N or WIDTHxHEIGHT, came {text!r}")
@@ -123,149 +104,143 @@ def read_extent(text: str) -> int | tuple[int, int]:
     return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
 
 
-def listed(one: Callable[[str], Any]) -> Listable:
+def listed(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     """Return a reader of values with commas between them, each of which `one` reads; repeated ones count once."""
-    return Listable(lambda text: tuple(dict.fromkeys(one(part.strip()) for part in text.split(","))), joined(","))
+    return lambda text: tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
 
 
-drag = Listable(read_drag, drag_text)
-blocks = Listable(read_blocks, joined(","))
-extent = Listable(read_extent, joined("x"))
+# Readers of settings, by the types that `config` gives them; of other types are words, which `get_args` knows.
+READERS: dict[Any, Reader] = {int: whole(0), int | None: whole_or_never, float: scale, bool: FLAG, str: str}
+READERS |= {tuple[int, ...]: blocks, tuple[str, ...]: listed(str)}
+TYPES = {**get_type_hints(config.DragConfig), **get_type_hints(config.EditConfig)}
+TYPES |= {"preset": config.Preset, "dtype": config.DType}
 
-
-EDIT: Rows = (
-    ("image", {"type": optional_path, "nargs": "?"}, "IMAGE", "the picture: any format, mode, size and aspect"),
-    ("--from-noise", FLAG, "", "no IMAGE: edit the picture that --prompt and --seed generate"),
-    ("--drag", {"type": drag, "action": "append"}, "X0,Y0:X1,Y1", "move this handle there; may be repeated"),
-    ("--mask", Path, "PNG", "of the picture's size: white may move, black should stay"),
-    ("--target-prompt", str, "TEXT", "describes the edited picture"),
-    ("--job", Path, "FILE", "JSON: these options by name, or a list of such jobs"),
-)
 SOURCE: Rows = (
-    ("--prompt", str, "TEXT", "describes the source (default: nothing)"),
-    ("--seed", whole(0), "N", "default 42"),
-)
-MODEL: Rows = (
-    ("--weights", optional_path, "PATH", WEIGHTS_HELP),
-    ("--device", str, "DEVICE", "cpu (default), cuda, cuda:1, …"),
-    ("--dtype", get_args(config.DType), "", "of the networks (default float32)"),
-    ("--threads", whole(1), "N", "CPU threads (default: PyTorch's choice)"),
-)
-SCHEDULE: Rows = (
-    ("--preset", get_args(config.Preset), "", "the numbers not given (default sd15; small for the model that ships)"),
-    ("--steps", whole(1), "T", "T, the steps from noise to picture"),
-    ("--variant", get_args(config.Variant), "", "the schedule's timesteps and clean end"),
-    ("--guidance", scale, "SCALE", "scale of classifier-free guidance; 1 is none"),
-    ("--fixed-point", whole(0), "N", "fixed-point iterations in each step of the inversion"),
-    ("--size", extent, "PX", "working size that a picture's longer side is fitted to; from noise PX or WIDTHxHEIGHT"),
-)
-CONTROL: Rows = (
-    ("--control-step", whole_or_never, "A", "denoising step from which Key and Value are the source's, or 'never'"),
-    ("--control-blocks", blocks, "BLOCKS", "in these transformer blocks, such as 11,12,15 or 11-16"),
-    ("--control", get_args(config.Control), "", "attend to the source, to source and edit, or object to object"),
-    ("--object-words", listed(str), "WORDS", "for masked: the prompts' words for the object, such as disc,star"),
-    ("--mask-blocks", blocks, "BLOCKS", "for masked: the blocks whose cross-attention locates the object"),
-    ("--mask-threshold", scale, "SHARE", "for masked: attention above this is the object"),
-    ("--blend", {"action": argparse.BooleanOptionalAction}, "", "outside the mask take the source's latents"),
-)
-LORA: Rows = (
-    ("--lora-steps", whole(0), "N", "steps that train a LoRA on the picture first: 80 in DragDiffusion, 0 for none"),
-)
-DRAG: Rows = (
-    ("--drag-step", whole(0), "S", "S, the denoising steps before the drag, which is at level T - S"),
-    ("--tap", str, "NAME", "features F: block01 … block16, decoder1 … or a sum such as block14+block15"),
-    ("--updates", whole(0), "N", "at most this many updates of the latent"),
-    ("--lr", scale, "ETA", "η, the learning rate"),
-    ("--radius", whole(0), "R1", "r_1, half the side of the supervised patch"),
-    ("--track-radius", whole(0), "R2", "r_2, half the side of the tracking window"),
-    ("--lam", scale, "LAMBDA", "λ, the weight of the mask term"),
-    (
-        "--anchor",
-        scale,
-        "SHARE",
-        "weight of the first latent's patch in the motion-supervision target: 0 is the paper's loss",
-    ),
-    ("--reach", scale, "CELLS", "arrival threshold: a handle nearer than this to its target has arrived"),
-    ("--optimizer", get_args(config.Optimizer), "", "adam-mini: one scale for all; sgd: the paper's plain descent"),
-    ("--reference", get_args(config.Reference), "", "tracking looks for the feature of h^0 or of h^k"),
-    ("--patience", whole_or_never, "N", "stop after N updates without a move, or 'never'"),
-    ("--lost-patience", whole_or_never, "N", "stop after N updates that lose a handle, or 'never'"),
-    ("--stall", whole_or_never, "N", "stop after N updates without coming nearer, and go back; or 'never'"),
-)
-COST: Rows = (
-    ("--compile", get_args(config.Compile), "", "how an update is compiled; see `dragsa bench`"),
-    ("--checkpoint", FLAG, "", "gradient checkpointing: less memory, a third more time"),
-    ("--source-kv", get_args(config.SourceKV), "", "source's K and V kept for later jobs; inversion approximates"),
-    ("--source-kv-memory", whole(0), "BYTES", "how much of them stays in memory; the rest goes to files"),
+    ("--prompt TEXT", "describes the source (default: nothing)", str),
+    ("--seed N", "default 42", whole(0)),
 )
 OUTPUT: Rows = (
-    ("--out", Path, "PNG", "the result; required"),
-    ("--json", Path, "FILE", "every setting and every measurement"),
-)
-PICTURES: Rows = (
-    ("--source", Path, "PNG", "the picture before the edit"),
-    ("--path", Path, "PNG", "the handles' path drawn over the picture"),
-    ("--sheet", Path, "PNG", "source, path and result side by side"),
+    ("--out PNG", "the result; required", Path),
+    ("--json FILE", "every setting and every measurement", Path),
 )
 WRITING: Rows = (
-    ("--force", FLAG, "", "replace files that are there"),
-    ("--quiet", FLAG, "", "no progress on a terminal"),
+    ("--force", "replace files that are there", FLAG),
+    ("--quiet", "no progress on a terminal", FLAG),
 )
+# The options of a command, in groups of its help.
+EDIT: dict[str, Rows] = {
+    "": (
+        ("image IMAGE", "the picture: any format, mode, size and aspect", {"type": optional_path, "nargs": "?"}),
+        ("--from-noise", "no IMAGE: edit the picture that --prompt and --seed generate", FLAG),
+        ("--drag X0,Y0:X1,Y1", "move this handle there; may be repeated", {"type": drag, "action": "append"}),
+        ("--mask PNG", "of the picture's size: white may move, black should stay", Path),
+        ("--target-prompt TEXT", "describes the edited picture", str),
+        ("--job FILE", "JSON: these options by name, or a list of such jobs", Path),
+        *SOURCE,
+    ),
+    "model": (
+        ("--weights PATH", WEIGHTS_HELP, optional_path),
+        ("--device DEVICE", "cpu (default), cuda, cuda:1, …", str),
+        ("--dtype", "of the networks (default float32)"),
+        ("--threads N", "CPU threads (default: PyTorch's choice)", whole(1)),
+    ),
+    "schedule": (
+        ("--preset", "the numbers not given (default sd15; small for the model that ships)"),
+        ("--steps T", "T, the steps from noise to picture", whole(1)),
+        ("--variant", "the schedule's timesteps and clean end"),
+        ("--guidance SCALE", "scale of classifier-free guidance; 1 is none"),
+        ("--fixed-point N", "fixed-point iterations in each step of the inversion"),
+        ("--size PX", "working size that a picture's longer side is fitted to; from noise PX or WIDTHxHEIGHT", extent),
+    ),
+    "control": (
+        ("--control-step A", "denoising step from which Key and Value are the source's, or 'never'"),
+        ("--control-blocks BLOCKS", "in these transformer blocks, such as 11,12,15 or 11-16"),
+        ("--control", "attend to the source, to source and edit, or object to object"),
+        ("--object-words WORDS", "for masked: the prompts' words for the object, such as disc,star"),
+        ("--mask-blocks BLOCKS", "for masked: the blocks whose cross-attention locates the object"),
+        ("--mask-threshold SHARE", "for masked: attention above this is the object"),
+        ("--blend", "outside the mask take the source's latents", {"action": argparse.BooleanOptionalAction}),
+    ),
+    "LoRA": (("--lora-steps N", "steps that train a LoRA on the picture first: 80 in DragDiffusion, 0 for none"),),
+    "drag": (
+        ("--drag-step S", "S, the denoising steps before the drag, which is at level T - S"),
+        ("--tap NAME", "features F: block01 … block16, decoder1 … or a sum such as block14+block15"),
+        ("--updates N", "at most this many updates of the latent"),
+        ("--lr ETA", "η, the learning rate"),
+        ("--radius R1", "r_1, half the side of the supervised patch"),
+        ("--track-radius R2", "r_2, half the side of the tracking window"),
+        ("--lam LAMBDA", "λ, the weight of the mask term"),
+        (
+            "--anchor SHARE",
+            "weight of the first latent's patch in the motion-supervision target: 0 is the paper's loss",
+        ),
+        ("--reach CELLS", "arrival threshold: a handle nearer than this to its target has arrived"),
+        ("--optimizer", "adam-mini: one scale for all; sgd: the paper's plain descent"),
+        ("--reference", "tracking looks for the feature of h^0 or of h^k"),
+        ("--patience N", "stop after N updates without a move, or 'never'"),
+        ("--lost-patience N", "stop after N updates that lose a handle, or 'never'"),
+        ("--stall N", "stop after N updates without coming nearer, and go back; or 'never'"),
+    ),
+    "speed and memory": (
+        ("--compile", "how an update is compiled; see `dragsa bench`"),
+        ("--checkpoint", "gradient checkpointing: less memory, a third more time"),
+        ("--source-kv", "source's K and V kept for later jobs; inversion approximates"),
+        ("--source-kv-memory BYTES", "how much of them stays in memory; the rest goes to files"),
+    ),
+    "output": (
+        *OUTPUT,
+        ("--source PNG", "the picture before the edit", Path),
+        ("--path PNG", "the handles' path drawn over the picture", Path),
+        ("--sheet PNG", "source, path and result side by side", Path),
+        *WRITING,
+    ),
+}
+GENERATE = {"": SOURCE, "model": EDIT["model"], "schedule": EDIT["schedule"], "output": OUTPUT + WRITING}
 INFO: Rows = (
-    ("--weights", optional_path, "PATH", WEIGHTS_HELP),
-    ("--verify", FLAG, "", "look the files' sha256 up among the published ones; exit code 1 if one is not known"),
-    ("--size", extent, "PX", "grids for a picture of this size (default 512)"),
-    ("--json", FLAG, "", "print JSON in place of tables"),
+    ("--weights PATH", WEIGHTS_HELP, optional_path),
+    ("--verify", "look the files' sha256 up among the published ones; exit code 1 if one is not known", FLAG),
+    ("--size PX", "grids for a picture of this size (default 512)", extent),
+    ("--json", "print JSON in place of tables", FLAG),
 )
-PARTS_HELP = (
-    "of roof, update, memory, fused, tracking, handles, denoise, recompiles, and by name alone compile (the "
-    "compiler's minutes) and whole (an edit by stages)"
-)
-BENCH: Rows = (
-    ("--only", listed(str), "PARTS", PARTS_HELP),
-    ("--sizes", listed(whole(8)), "PX", "sides of square pictures [512]"),
-    ("--handles", listed(whole(1)), "N", "numbers of handles [1,20]"),
-    ("--modes", listed(str), "NAMES", "of updates: {float32,bfloat16}-checkpoint or [baseline,float32,bfloat16]"),
-    ("--baseline", FLAG, "", "updates and memory of DragDiffusion's way alone"),
-    ("--repeats", whole(1), "N", "of everything, after one that is not counted [5]"),
-    ("--steps", whole(1), "N", "denoising steps timed, and T of a whole edit [2]"),
-    ("--updates", whole(1), "N", "of a whole edit [2]"),
-    ("--quick", FLAG, "", "tiny networks and pictures: shows that it runs, not how fast"),
-)
-BENCH_MODEL: Rows = (
-    ("--weights", str, "PATH", "a file or folder, in place of seeded values"),
-    ("--width", ("sd15", "tiny"), "", "of the seeded networks (default sd15)"),
-    ("--device", str, "DEVICE", "cpu (default), cuda, cuda:1, …"),
-    ("--threads", whole(1), "N", "CPU threads (default: all cores)"),
-)
-BENCH_OUTPUT: Rows = (
-    ("--json", Path, "FILE", "every repeat, the machine, and the goals"),
-    ("--markdown", Path, "FILE", "the tables that are printed"),
-    ("--chart", Path, "PNG", "bars of times, memory and goals"),
-)
+BENCH: dict[str, Rows] = {
+    "": (
+        ("--only PARTS", PARTS_HELP, listed(str)),
+        ("--sizes PX", "sides of square pictures [512]", listed(whole(8))),
+        ("--handles N", "numbers of handles [1,20]", listed(whole(1))),
+        ("--modes NAMES", "of updates: {float32,bfloat16}-checkpoint or [baseline,float32,bfloat16]", listed(str)),
+        ("--baseline", "updates and memory of DragDiffusion's way alone", FLAG),
+        ("--repeats N", "of everything, after one that is not counted [5]", whole(1)),
+        ("--steps N", "denoising steps timed, and T of a whole edit [2]", whole(1)),
+        ("--updates N", "of a whole edit [2]", whole(1)),
+        ("--quick", "tiny networks and pictures: shows that it runs, not how fast", FLAG),
+    ),
+    "model": (
+        ("--weights PATH", "a file or folder, in place of seeded values", str),
+        ("--width", "of the seeded networks (default sd15)", ("sd15", "tiny")),
+        ("--device DEVICE", "cpu (default), cuda, cuda:1, …", str),
+        ("--threads N", "CPU threads (default: all cores)", whole(1)),
+    ),
+    "output": (
+        ("--json FILE", "every repeat, the machine, and the goals", Path),
+        ("--markdown FILE", "the tables that are printed", Path),
+        ("--chart PNG", "bars of times, memory and goals", Path),
+        *WRITING,
+    ),
+}
 
 
-# By command: its summary, what its description adds, and its options in groups of the help.
+# By command: its summary, what its description adds, and its options.
 COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
     "edit": (
         "edit a picture by drags, by a changed prompt, or by both",
         ". Points are pixels (x, y) of the picture as given; 0,0 is at the upper left. Numbers in brackets are the "
         "paper's. Nothing is written unless everything succeeds.",
-        {
-            "": EDIT + SOURCE,
-            "model": MODEL,
-            "schedule": SCHEDULE,
-            "control": CONTROL,
-            "LoRA": LORA,
-            "drag": DRAG,
-            "speed and memory": COST,
-            "output": OUTPUT + PICTURES + WRITING,
-        },
+        EDIT,
     ),
     "generate": (
         "draw a picture from a prompt and a seed",
         ": the one that `edit --from-noise` edits under the same options. Numbers in brackets are the paper's.",
-        {"": SOURCE, "model": MODEL, "schedule": SCHEDULE, "output": OUTPUT + WRITING},
+        GENERATE,
     ),
     "info": ("show what weights hold", ": their networks, block by block, as loaded.", {"": INFO}),
     "bench": (
@@ -273,7 +248,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
         ", by parts, and what its goals ask of both, against the loop as DragDiffusion's program does it; print "
         "Markdown tables. No weights are needed: networks of SD 1.5's width get seeded values. Plan some 20 minutes on "
         "two cores and 15 GB of memory, and two minutes for --quick.",
-        {"": BENCH, "model": BENCH_MODEL, "output": BENCH_OUTPUT + WRITING},
+        BENCH,
     ),
 }
 
@@ -288,39 +263,28 @@ def build_parser() -> Parser:
         command = commands.add_parser(
             name, help=summary, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
         )
-        for title, rows in groups.items():
-            add_group(command, title, rows)
-        if "schedule" in groups:
-            add_defaults(command)
+        add_groups(command, groups)
     return parser
 
 
-def add_group(command: argparse.ArgumentParser, title: str, rows: Rows) -> None:
-    """Add a table's options under a title, or among the command's first ones if that is empty."""
-    group = command.add_argument_group(title) if title else command
-    for flag, read, metavar, text in rows:
-        how: dict[str, Any] = {"metavar": metavar} if metavar else {}
-        if isinstance(read, tuple):
-            how["choices"] = read
-        elif isinstance(read, dict):
-            how |= read
-        else:
-            how["type"] = read
-        group.add_argument(flag, help=text, **how)
+def add_groups(command: argparse.ArgumentParser, groups: Mapping[str, Rows]) -> None:
+    """Add options in groups by their titles, "" for the command's first ones.
 
-
-def add_schedule_options(command: argparse.ArgumentParser) -> None:
-    """Add the options that a program with a schedule shares with `dragsa edit`."""
-    add_group(command, "schedule", SCHEDULE)
-
-
-def add_defaults(command: argparse.ArgumentParser) -> None:
-    """Add the paper's numbers to the help of the options that set them."""
-    paper = asdict(config.EditConfig.paper())
-    numbers = {**paper.pop("drag"), **paper}
-    for action in command._actions:
-        if action.help and (default := default_text(numbers.get(action.dest, ()))):
-            action.help += f" [{default}]"
+    With a schedule the help has the paper's numbers. Other programs take that of `EDIT`, and rows of other settings.
+    """
+    paper = asdict(config.EditConfig.paper()) if "schedule" in groups else {}
+    defaults = {**paper.pop("drag", {}), **paper}
+    for title, rows in groups.items():
+        group = command.add_argument_group(title) if title else command
+        for option, text, *given in rows:
+            flag, _, metavar = option.partition(" ")
+            name = flag.removeprefix("--").replace("-", "_")
+            read = given[0] if given else READERS.get(TYPES[name]) or get_args(TYPES[name])
+            how: dict[str, Any] = {"metavar": metavar} if metavar else {}
+            how |= read if isinstance(read, dict) else {"choices" if isinstance(read, tuple) else "type": read}
+            if default := default_text(defaults.get(name, ())):
+                text += f" [{default}]"
+            group.add_argument(flag, help=text, **how)
 
 
 def default_text(value: Any) -> str:
@@ -330,3 +294,73 @@ def default_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "never" if value is None else str(value)
+
+
+# --- job files --------------------------------------------------------------------------------------------------------
+
+NO_KEYS = ("help", "job", "quiet")  # options of `edit` that make no sense in a job
+# What stands between the values of an option for which a job may give a list.
+SEPARATORS = {"control_blocks": ",", "mask_blocks": ",", "object_words": ",", "size": "x"}
+
+
+def read_jobs(path: Path) -> list[Options]:
+    """Read the jobs of a JSON file, whose keys are options of `dragsa edit`; paths in it are relative to its folder.
+
+    Raises ValueError that names the job and the key.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    jobs = value if isinstance(value, list) else [value]
+    if not jobs or not all(isinstance(job, dict) for job in jobs):
+        raise ValueError(f"{path}: must hold a job ({{option: value}}) or a list of jobs")
+    parser, read = build_parser(), []
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    known = {action.dest: action for action in commands.choices["edit"]._actions if action.dest not in NO_KEYS}
+    for n, job in enumerate(jobs, start=1):
+        try:
+            options = vars(parser.parse_args(["edit", *job_arguments(job, known)]))
+        except ValueError as error:
+            raise ValueError(f"{path}, job {n}: {error}") from None
+        read.append({key: path.parent / one if isinstance(one, Path) else one for key, one in options.items()})
+    return read
+
+
+def job_arguments(job: Mapping[str, Any], known: Mapping[str, argparse.Action]) -> list[str]:
+    """Return a job as the arguments that mean the same. Raises ValueError that names the key."""
+    arguments: list[str] = []
+    image: list[str] = []
+    for key, value in job.items():
+        action = known.get(key.replace("-", "_"))
+        if action is None:
+            raise ValueError(f"unknown key {key!r}: the keys are {', '.join(sorted(known))}")
+        names = action.option_strings  # none: IMAGE, which has no name; two: --blend and --no-blend
+        if value is None:
+            arguments += [f"{names[0]}=never"] if action.type is whole_or_never else []
+        elif isinstance(value, bool) != (action.nargs == 0):
+            raise ValueError(f"{key}: must {'not ' if isinstance(value, bool) else ''}be true or false, came {value!r}")
+        elif isinstance(value, bool):
+            arguments += names[:1] if value else names[1:]
+        elif not names:
+            image = ["--", value_text(key, value, action.dest)]
+        else:
+            repeated = isinstance(value, list) and isinstance(action, argparse._AppendAction)
+            arguments += [f"{names[0]}={value_text(key, one, action.dest)}" for one in (value if repeated else [value])]
+    return arguments + image
+
+
+def value_text(key: str, value: Any, name: str) -> str:
+    """Return the value of a job's key as the command line has it for the option of that name. Raises ValueError."""
+    if isinstance(value, list) and name == "drag":
+        try:
+            (x0, y0), (x1, y1) = value
+        except (TypeError, ValueError):
+            came = json.dumps(value)
+            raise ValueError(f"drag: must be [[X0, Y0], [X1, Y1]] or 'X0,Y0:X1,Y1', came {came}") from None
+        return f"{x0},{y0}:{x1},{y1}"
+    if isinstance(value, list) and name in SEPARATORS:
+        return SEPARATORS[name].join(map(str, value))
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{key}: came {json.dumps(value)}, expected a text or a number")
+    return str(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from dragsa import pictures
@@ -35,6 +35,11 @@ class Progress:
         """Show a text in place of a bar, for work that has no steps to count."""
         if self.shown:
             self._write(f"{self.label}{text}")
+
+    def warn(self, message: Warning | str, *rest: Any) -> None:
+        """Show a warning on one line, as `warnings.showwarning`."""
+        self.erase()
+        print(f"dragsa: warning: {' '.join(str(message).split())}", file=self.stream)
 
     def erase(self) -> None:
         if self.shown:

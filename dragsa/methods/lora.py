@@ -73,13 +73,6 @@ def merged(unet: UNet, lora: LoRA, strength: float = 1.0) -> dict[str, Tensor]:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-class Trained(NamedTuple):
-    """A LoRA, and the loss of each step that trained it (steps,)."""
-
-    lora: LoRA
-    losses: Tensor
-
-
 class Adapted(NamedTuple):
     """A picture's LoRA, the loss of each step that trained it (steps,), and the UNet under the LoRA."""
 
@@ -98,15 +91,15 @@ def noise_loss(unet: ddim.Denoiser, z_0: Tensor, context: Tensor, t: Tensor, noi
     return F.mse_loss(unet(z_t, t, context.expand(len(t), -1, -1)).eps, noise)
 
 
-def train(
+def adapt(
     unet: UNet,
     z_0: Tensor,
     context: Tensor,
     config: LoRAConfig = DEFAULT,
     seed: int = 42,
     progress: ddim.Progress | None = None,
-) -> Trained:
-    """Train a LoRA of one picture: AdamW on the noise-prediction loss at random timesteps with random noise.
+) -> Adapted:
+    """Train a LoRA of one picture and apply it: AdamW on the noise-prediction loss at random timesteps and noise.
 
     z_0 (1, C, h, w) is the picture's latent, context (1, n, C') its prompt's. DragDiffusion draws the latent anew from
     the VAE's posterior at each step; here it is the posterior's mean throughout. The seed decides everything, on every
@@ -140,17 +133,5 @@ def train(
             if progress is not None:
                 progress(step + 1, config.steps)
     down, up = ({name: x.detach() for name, x in part.items()} for part in (lora.down, lora.up))
-    return Trained(LoRA(down, up), torch.stack(losses))
-
-
-def adapt(
-    unet: UNet,
-    z_0: Tensor,
-    context: Tensor,
-    config: LoRAConfig = DEFAULT,
-    seed: int = 42,
-    progress: ddim.Progress | None = None,
-) -> Adapted:
-    """Train a picture's LoRA as `train` does, and apply it to the UNet."""
-    trained = train(unet, z_0, context, config, seed, progress)
-    return Adapted(*trained, apply(unet, trained.lora))
+    learnt = LoRA(down, up)
+    return Adapted(learnt, torch.stack(losses), apply(unet, learnt))

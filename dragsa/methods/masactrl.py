@@ -6,28 +6,71 @@ guidance the unconditional pair first.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa import hooks
 from dragsa.config import CONTROL_BLOCKS, EditConfig
-from dragsa.hooks import Attend, AttentionHook, Map, Site, check_blocks, check_pairs
+from dragsa.ddim import HookAt
+from dragsa.hooks import Attend, AttentionHook, Map, Maps, MutualSelfAttention, Site, check_pairs
+from dragsa.methods import prompt_to_prompt
+from dragsa.model.blocks import check_blocks
+from dragsa.model.text import TextEncoder
 
-MASK_BLOCKS, THRESHOLD = EditConfig.mask_blocks, EditConfig.mask_threshold
+NewHook = Callable[[], AttentionHook]
+
+
+def mutual(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str) -> NewHook:
+    """Return a function that makes a step's hook: the target attends to the source."""
+    return partial(MutualSelfAttention, config.control_blocks)
+
+
+def union(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str) -> NewHook:
+    """Return the same for a target that attends to the source and to itself."""
+    return partial(UnionSelfAttention, config.control_blocks)
+
+
+def masked(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str) -> NewHook:
+    """Return the same for object and ground apart. Raises ValueError if a prompt has none of the object's words."""
+    tokens = []  # for each prompt the positions in the context of those of the object's words that it has
+    for one in (prompt, target_prompt):
+        words = prompt_to_prompt.words(text, one)
+        tokens.append(tuple(at for word, positions in words if word in config.object_words for at in positions))
+        if not tokens[-1]:
+            wanted = ", ".join(config.object_words)
+            raise ValueError(f"masked control: the prompt {one!r} has none of the object's words {wanted}")
+    blocks, mask_blocks = config.control_blocks, config.mask_blocks
+    return partial(PromptMaskedSelfAttention, tokens[0], tokens[1], blocks, mask_blocks, config.mask_threshold)
+
+
+# The controls that an edit names: given config, text encoder and both prompts, each makes the hooks of the steps.
+CONTROLS: dict[str, Callable[[EditConfig, TextEncoder, str, str], NewHook]] = {
+    "mutual": mutual,
+    "union": union,
+    "masked": masked,
+}
+
+
+def control_at(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str) -> HookAt:
+    """Return the hook of each denoising step, counted from z_T: from the A-th on a new one of the control named.
+
+    Raises ValueError for a "masked" control if a prompt has none of the object's words.
+    """
+    return partial(_from_step, config.control_step, CONTROLS[config.control](config, text, prompt, target_prompt))
+
+
+def _from_step(first: int | None, new_hook: NewHook, step: int) -> AttentionHook | None:
+    return new_hook() if first is not None and step >= first else None
 
 
 def split_pairs(site: Site, *tensors: Tensor) -> list[Tensor]:
     """Split each (2 p, …) of pairs into the source's rows (p, …) and the target's, flat: [q_s, q_t, k_s, k_t, …]."""
     check_pairs(site, tensors[0].shape[0])
     return [x[which::2] for x in tensors for which in (0, 1)]
-
-
-def join_pairs(source: Tensor, target: Tensor) -> Tensor:
-    """Join the rows (p, …) of source and target to (2 p, …), in turn."""
-    return torch.stack([source, target], dim=1).flatten(0, 1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +90,7 @@ class UnionSelfAttention:
             return attend(q, k, v)
         q_s, q_t, k_s, k_t, v_s, v_t = split_pairs(site, q, k, v)  # (p, heads, n, d) each
         target = attend(q_t, torch.cat([k_s, k_t], dim=2), torch.cat([v_s, v_t], dim=2))  # to (p, heads, 2 n, d)
-        return join_pairs(attend(q_s, k_s, v_s), target)
+        return torch.stack([attend(q_s, k_s, v_s), target], dim=1).flatten(0, 1)  # (2 p, heads, n, d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,31 +116,22 @@ class MaskedSelfAttention:
         if site.kind != "self" or site.block not in self.blocks:
             return attend(q, k, v)
         q_s, q_t, k_s, _, v_s, _ = split_pairs(site, q, k, v)
-        among = on_grid(self.source_mask, site).to(k.device)  # (n,) source tokens
-        at = on_grid(self.target_mask, site).to(k.device)[:, None]  # (n, 1) target tokens
-        target = torch.where(at, attend_among(q_t, k_s, v_s, among), attend_among(q_t, k_s, v_s, ~among))
-        return join_pairs(attend(q_s, k_s, v_s), target)
+        among, at = (  # (n,) each: which source tokens, and which target tokens, are the object's
+            F.interpolate(mask[None, None].float(), size=site.grid, mode="nearest").flatten().to(k.device) >= 0.5
+            for mask in (self.source_mask, self.target_mask)
+        )
+        f_o, f_b = (
+            F.scaled_dot_product_attention(q_t, k_s, v_s, attn_mask=(kind | ~kind.any())[None])  # (1, n), for all
+            for kind in (among, ~among)
+        )
+        return torch.stack([attend(q_s, k_s, v_s), torch.where(at[:, None], f_o, f_b)], dim=1).flatten(0, 1)
 
 
-def on_grid(mask: Tensor, site: Site) -> Tensor:
-    """Return a mask (h, w) at the site's tokens, bool (n,): the nearest cell's."""
-    return F.interpolate(mask[None, None].float(), size=site.grid, mode="nearest").flatten() >= 0.5
-
-
-def attend_among(q: Tensor, k: Tensor, v: Tensor, among: Tensor) -> Tensor:
-    """Attend to the tokens with `among` (m,) only; to all of them where there is none."""
-    allowed = among | ~among.any()
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed[None])  # (1, m), for all n queries
-
-
-# Masks from the prompt: where cross-attention looks for the object's words.
-
-
-def object_mask(maps: list[Tensor], tokens: tuple[int, ...], threshold: float = THRESHOLD) -> Tensor:
-    """Return the cells whose maps look at the tokens, bool (B, h, w).
+def object_mask(maps: list[Tensor], tokens: tuple[int, ...], threshold: float = EditConfig.mask_threshold) -> Tensor:
+    """Return the cells whose cross-attention maps (B, h, w, tokens) look at the tokens, bool (B, h, w).
 
     The tokens' maps are summed, averaged over layers and scaled to 0 … 1 in each row, and compared with the threshold.
-    maps: as `hooks.Maps` gives them, of one grid. Raises ValueError for different grids, and a token that is not there.
+    Raises ValueError for maps of different grids, and for a token that is not there.
     """
     if len({m.shape for m in maps}) != 1:
         came = ", ".join(f"{h}×{w}" for _, h, w, _ in (m.shape for m in maps)) or "none"
@@ -111,42 +145,32 @@ def object_mask(maps: list[Tensor], tokens: tuple[int, ...], threshold: float = 
 
 @dataclass(frozen=True, eq=False)
 class PromptMaskedSelfAttention:
-    """Mutual self-attention guided by the masks of the tokens, from the maps that this pass has put into `maps`.
+    """MasaCtrl's hook with masks from where cross-attention looks for the object's words; a new one for every pass.
 
-    Both masks are the last pair's: with guidance the conditional one. Before the first map it is the plain form.
+    The tokens are positions in the context, 0 the start token, of the object's words in each prompt. `mask_blocks` are
+    of one grid; on pictures smaller than 512 px, blocks nearer to the UNet's ends give masks as fine. Both masks are of
+    the last pair: with guidance the conditional one. Before the first map it is the plain form.
     """
 
-    maps: list[Map] = field(repr=False)
     source_tokens: tuple[int, ...]
     target_tokens: tuple[int, ...]
     blocks: tuple[int, ...] = CONTROL_BLOCKS
-    threshold: float = THRESHOLD
+    mask_blocks: tuple[int, ...] = EditConfig.mask_blocks
+    threshold: float = EditConfig.mask_threshold
+    maps: list[Map] = field(default_factory=list, init=False, repr=False)  # the pass's so far
+
+    def __post_init__(self) -> None:
+        check_blocks(self.blocks + self.mask_blocks)
 
     def __call__(self, site: Site, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
-        if site.kind != "self" or site.block not in self.blocks:
+        if site.kind == "cross":
+            return Maps(self.maps, "cross", self.mask_blocks)(site, q, k, v, attend)
+        if site.block not in self.blocks:
             return attend(q, k, v)
         if not self.maps:
-            return hooks.MutualSelfAttention(self.blocks)(site, q, k, v, attend)
+            return MutualSelfAttention(self.blocks)(site, q, k, v, attend)
         source, target = (
             object_mask([m.weights[row, None] for m in self.maps], tokens, self.threshold)[0]  # (h, w)
             for row, tokens in ((-2, self.source_tokens), (-1, self.target_tokens))
         )
         return MaskedSelfAttention(source, target, self.blocks)(site, q, k, v, attend)
-
-
-def masked_by_prompt(
-    source_tokens: tuple[int, ...],
-    target_tokens: tuple[int, ...],
-    blocks: tuple[int, ...] = CONTROL_BLOCKS,
-    mask_blocks: tuple[int, ...] = MASK_BLOCKS,
-    threshold: float = THRESHOLD,
-) -> AttentionHook:
-    """Return MasaCtrl's hook with masks from cross-attention, for one pass: ask for a new one at every step.
-
-    The tokens are positions in the context, 0 the start token, of the object's words in each prompt. `mask_blocks` are
-    of one grid; on pictures smaller than 512 px, blocks nearer to the UNet's ends give masks as fine.
-    """
-    check_blocks(blocks)
-    maps: list[Map] = []
-    masked = PromptMaskedSelfAttention(maps, source_tokens, target_tokens, blocks, threshold)
-    return hooks.compose(hooks.Maps(maps, "cross", mask_blocks), masked)

@@ -6,7 +6,7 @@ A map A enters a layer's result only as A v, so that whatever is linear in the m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from dragsa.model.text import TextEncoder
 SELF_BLOCKS = tuple(range(5, 11))  # self-attention replaced: those of at most 16×16 cells at 512 px
 KINDS = ("replacement", "refinement")
 
+Positions = tuple[int, ...]  # of tokens in the context, of which 0 is the start token
 Window = float | tuple[float, float]  # fractions of the steps, from and until; a number is until, from the beginning
 
 
@@ -33,10 +34,10 @@ def token_numbers(text: TextEncoder, prompt: str) -> list[int]:
     return list(numbers)
 
 
-def words(text: TextEncoder, prompt: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Return the prompt's words, parted by spaces, each with its tokens' positions in the context.
+def words(text: TextEncoder, prompt: str) -> list[tuple[str, Positions]]:
+    """Return the prompt's words, parted by spaces, each with its tokens' positions.
 
-    Position 0 is the start token. Raises ValueError if the words cannot be told apart in the tokens.
+    Raises ValueError if the words cannot be told apart in the tokens.
     """
     parts = [(word, token_numbers(text, word)) for word in prompt.split()]
     if [number for _, numbers in parts for number in numbers] != token_numbers(text, prompt):
@@ -48,7 +49,7 @@ def words(text: TextEncoder, prompt: str) -> list[tuple[str, tuple[int, ...]]]:
     return found
 
 
-def tokens_of(text: TextEncoder, prompt: str, word: str) -> tuple[int, ...]:
+def tokens_of(text: TextEncoder, prompt: str, word: str) -> Positions:
     """Return the positions of every token of every occurrence of a word. Raises ValueError if the prompt lacks it."""
     found = words(text, prompt)
     at = tuple(position for known, positions in found if known == word for position in positions)
@@ -75,34 +76,32 @@ def replacement(text: TextEncoder, source: str, target: str) -> Alignment:
     among the target word's tokens, and everything behind shifts as far as the end token. Padding keeps its place.
     Raises ValueError for prompts with different numbers of words.
     """
-    pairs = list(zip(words(text, source), words(text, target), strict=False))
-    if len(source.split()) != len(target.split()):
+    theirs, ours = ([tokens for _, tokens in words(text, prompt)] for prompt in (source, target))
+    if len(theirs) != len(ours):
         raise ValueError(f"replacement needs prompts of as many words, came {source!r} and {target!r}; use refinement")
-    mapper = torch.zeros(text.tokens, text.tokens)
-    for (_, theirs), (_, ours) in pairs:
-        if len(theirs) == len(ours):
-            mapper[list(theirs), list(ours)] = 1
-        else:
-            mapper[torch.tensor(theirs)[:, None], torch.tensor(ours)] = 1 / len(ours)
-    ends = [1 + len(token_numbers(text, prompt)) for prompt in (source, target)]
-    mapper[0, 0] = mapper[ends[0], ends[1]] = 1
-    return Alignment(pad(mapper, *ends), torch.ones(text.tokens))
+    return Alignment(mapper_of(text, source, target, zip(theirs, ours, strict=True)), torch.ones(text.tokens))
 
 
 def refinement(text: TextEncoder, source: str, target: str) -> Alignment:
     """Align the longest common subsequence of tokens: what the target has besides is new."""
-    theirs, ours = token_numbers(text, source), token_numbers(text, target)
-    mapper = torch.zeros(text.tokens, text.tokens)
-    mapper[0, 0] = mapper[len(theirs) + 1, len(ours) + 1] = 1
-    for i, j in common(theirs, ours):
-        mapper[i + 1, j + 1] = 1
-    mapper = pad(mapper, len(theirs) + 1, len(ours) + 1)
+    same = common(token_numbers(text, source), token_numbers(text, target))
+    mapper = mapper_of(text, source, target, (((i + 1,), (j + 1,)) for i, j in same))
     return Alignment(mapper, mapper.sum(dim=0))
 
 
-def pad(mapper: Tensor, source_end: int, target_end: int) -> Tensor:
-    """Add the padding behind the target's end token: to its own place, but never before the source's end."""
-    mapper, last = mapper.clone(), len(mapper) - 1
+def mapper_of(text: TextEncoder, source: str, target: str, pairs: Iterable[tuple[Positions, Positions]]) -> Tensor:
+    """Return the mapper (n, n) of prompts whose tokens at these positions stand for each other.
+
+    Start and end go to each other; the padding to its own place, but never before the source's end.
+    """
+    mapper, last = torch.zeros(text.tokens, text.tokens), text.tokens - 1
+    for theirs, ours in pairs:
+        if len(theirs) == len(ours):
+            mapper[list(theirs), list(ours)] = 1
+        else:
+            mapper[torch.tensor(theirs)[:, None], torch.tensor(ours)] = 1 / len(ours)
+    source_end, target_end = (1 + len(token_numbers(text, prompt)) for prompt in (source, target))
+    mapper[0, 0] = mapper[source_end, target_end] = 1
     for j in range(target_end + 1, last + 1):
         mapper[min(max(j, source_end + 1), last), j] = 1
     return mapper
@@ -127,14 +126,6 @@ def common(source: Sequence[int], target: Sequence[int]) -> list[tuple[int, int]
             i, j = i - 1, j - 1
             places.append((i, j))
     return places[::-1]
-
-
-def equalizer(text: TextEncoder, prompt: str, scales: Mapping[str, float]) -> Tensor:
-    """Return the factor of each token's map (n,); 1 for words that `scales` does not name."""
-    factors = torch.ones(text.tokens)
-    for word, scale in scales.items():
-        factors[list(tokens_of(text, prompt, word))] = scale
-    return factors
 
 
 # --- the hook, and when it acts ---------------------------------------------------------------------------------------
@@ -225,8 +216,10 @@ def prompt_edit(
     windows = torch.tensor([window(cross_replace)] * text.tokens, dtype=torch.float64)  # (n, 2)
     for word, fraction in (word_replace or {}).items():
         windows[list(tokens_of(text, target, word))] = torch.tensor(window(fraction), dtype=torch.float64)
-    scale = equalizer(text, target, scales or {})
-    return PromptEdit(alignment, scale, windows, window(self_replace), self_blocks)
+    factors = torch.ones(text.tokens)  # of each token's map
+    for word, scale in (scales or {}).items():
+        factors[list(tokens_of(text, target, word))] = scale
+    return PromptEdit(alignment, factors, windows, window(self_replace), self_blocks)
 
 
 def window(fraction: Window) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Pictures, points and masks in and out, and an edit's report and drawings."""
 
-from dragsa.pictures.drawing import draw_path
+from dragsa.pictures.drawing import draw_path, panels_of, sheet
 from dragsa.pictures.images import (
     SMALLEST,
     Point,
@@ -19,9 +19,7 @@ from dragsa.pictures.images import (
     warn_unmasked,
     working_size,
 )
-from dragsa.pictures.panels import panels_of, sheet
-from dragsa.pictures.report import Report
-from dragsa.pictures.trace import STAGES, DragProgress, Observer, StageProgress, Trace, to_json, versions
+from dragsa.pictures.trace import STAGES, DragProgress, Observer, Report, StageProgress, Trace, to_json, versions
 
 __all__ = ["SMALLEST", "STAGES", "DragProgress", "Observer", "Point", "Report", "Size", "StageProgress", "Trace"]
 __all__ += ["check_format", "draw_path", "from_grid", "grid_size", "open_mask", "open_picture", "panels_of", "restore"]

@@ -1,15 +1,18 @@
-"""Drawings of a trace: a picture with its drags and the path that tracking followed."""
+"""Drawings of a trace: a picture with the path that tracking followed, and a sheet of captioned pictures."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from dragsa.pictures import images
 from dragsa.pictures.images import Point
 from dragsa.pictures.trace import Trace
 
+READABLE = 384  # a sheet's panels are at least this high
 SMOOTH = 4  # marks are drawn at so many times the size and reduced
 HALO, ASKED, PATH, START, TARGET = "white", "#404040", "#f020c0", "#e8222e", "#2060ff"
 
@@ -22,12 +25,10 @@ def draw_path(picture: Image.Image, trace: Trace, scale: int = 1) -> Image.Image
     """
     if picture.size != trace.picture_size:
         raise ValueError(f"the picture is {picture.size}, the trace's {trace.picture_size}")
-    ground = images.to_rgb(picture)
     size = (picture.width * scale, picture.height * scale)
-    if scale != 1:
-        ground = ground.resize(size, Image.Resampling.LANCZOS)
+    ground = images.to_rgb(picture).resize(size, Image.Resampling.LANCZOS)  # a copy at least
     if not trace.drags:
-        return ground.copy()
+        return ground
 
     unit = SMOOTH * (1.5 + 0.003 * max(0, max(size) - 128))  # about the path's width
     marks = Image.new("RGBA", (size[0] * SMOOTH, size[1] * SMOOTH))
@@ -41,21 +42,17 @@ def draw_path(picture: Image.Image, trace: Trace, scale: int = 1) -> Image.Image
         path = [at(row[n]) for row in trace.handles] + [at(p) for p in trace.tracked[n : n + 1]]
         _arrow(draw, start, end, 1.2 * unit, unit)
         _line(draw, path, unit)
-        _disc(draw, start, 2 * unit, HALO)
-        _disc(draw, start, 1.4 * unit, START)
-        _ring(draw, end, 2.8 * unit, 2.2 * unit, HALO)
-        _ring(draw, end, 2.6 * unit, unit, TARGET)
+        _circle(draw, start, 2 * unit, fill=HALO)
+        _circle(draw, start, 1.4 * unit, fill=START)
+        for radius, width, colour in ((2.8 * unit, 2.2 * unit, HALO), (2.6 * unit, unit, TARGET)):
+            # The outline lies inside of the circle.
+            _circle(draw, end, radius + width / 2, outline=colour, width=round(width))
     reduced = marks.resize(size, Image.Resampling.BOX)
     return Image.alpha_composite(ground.convert("RGBA"), reduced).convert("RGB")
 
 
-def _disc(draw: ImageDraw.ImageDraw, at: Point, radius: float, colour: str) -> None:
-    draw.ellipse((at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius), fill=colour)
-
-
-def _ring(draw: ImageDraw.ImageDraw, at: Point, radius: float, width: float, colour: str) -> None:
-    r = radius + width / 2  # the outline lies inside of the box
-    draw.ellipse((at[0] - r, at[1] - r, at[0] + r, at[1] + r), outline=colour, width=round(width))
+def _circle(draw: ImageDraw.ImageDraw, at: Point, radius: float, **how: Any) -> None:
+    draw.ellipse((at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius), **how)
 
 
 def _line(draw: ImageDraw.ImageDraw, points: list[Point], width: float) -> None:
@@ -64,7 +61,7 @@ def _line(draw: ImageDraw.ImageDraw, points: list[Point], width: float) -> None:
         if len(points) > 1:
             draw.line(points, fill=colour, width=round(w))
         for point in points:
-            _disc(draw, point, w / 2, colour)
+            _circle(draw, point, w / 2, fill=colour)
 
 
 def _arrow(draw: ImageDraw.ImageDraw, start: Point, end: Point, gap: float, width: float) -> None:
@@ -81,3 +78,61 @@ def _arrow(draw: ImageDraw.ImageDraw, start: Point, end: Point, gap: float, widt
     draw.line([start, neck], fill=HALO, width=round(1.4 * width))
     draw.polygon([tip, *wings], fill=ASKED, outline=HALO, width=round(0.4 * width))
     draw.line([start, neck], fill=ASKED, width=round(0.6 * width))
+
+
+def panels_of(source: Image.Image, image: Image.Image, trace: Trace) -> list[tuple[str, Image.Image]]:
+    """Return an edit's source, path and result, each as (caption, picture).
+
+    A small picture's path is drawn enlarged, by the first whole number that makes it `READABLE` high.
+    """
+    before = f"source: {trace.prompt}" if trace.prompt else "source"
+    after = "result" if trace.target_prompt is None else f"result: {trace.target_prompt}"
+    panels = [(before, source)]
+    if trace.drags:
+        path = draw_path(source, trace, scale=math.ceil(READABLE / trace.picture_size[1]))
+        panels.append((f"path after {len(trace.losses)} updates ({trace.stop})", path))
+    return [*panels, (after, image)]
+
+
+def sheet(panels: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Return the pictures side by side at one height, each under its caption, on white.
+
+    The height is the highest panel's, at least `READABLE`; smaller ones are enlarged. Captions are wrapped to the
+    panel's width. Raises ValueError for no panels.
+    """
+    if not panels:
+        raise ValueError("a sheet of no pictures")
+    height = max(READABLE, max(picture.height for _, picture in panels))
+    font_size = max(16, height // 24)
+    font = ImageFont.load_default(font_size)
+    margin, leading = font_size, round(1.3 * font_size)
+
+    cells = []
+    for caption, picture in panels:
+        width = max(1, round(picture.width * height / picture.height))
+        fitted = images.to_rgb(picture).resize((width, height), Image.Resampling.LANCZOS)
+        cells.append((_wrap(caption, font, width), fitted))
+    top = margin + leading * max(len(lines) for lines, _ in cells)
+    whole = Image.new("RGB", (sum(c.width + margin for _, c in cells) + margin, top + height + margin), "white")
+    draw = ImageDraw.Draw(whole)
+    x = margin
+    for lines, cell in cells:
+        for n, line in enumerate(lines):
+            draw.text((x, margin // 2 + leading * n), line, fill="black", font=font)
+        whole.paste(cell, (x, top))
+        x += cell.width + margin
+    return whole
+
+
+def _wrap(caption: str, font: Any, width: int) -> list[str]:
+    """Return the caption in lines no wider than `width`; a word that is wider stands alone and is cut."""
+    lines: list[str] = []
+    for word in caption.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    for n in range(len(lines)):
+        while len(lines[n]) > 1 and font.getlength(lines[n]) > width:
+            lines[n] = lines[n][:-2] + "…"
+    return lines

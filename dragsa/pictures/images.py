@@ -22,7 +22,7 @@ from dragsa import files
 Point = tuple[float, float]  # (x, y), pixel centres at integers, x to the right, y down
 Size = tuple[int, int]  # (width, height)
 
-MULTIPLE = 8  # one latent cell, in pixels of the working picture
+CELL = 8  # pixels of the working picture that one latent cell is wide
 SMALLEST = 64  # a working picture's shorter side is brought to this where the longer one allows it
 
 
@@ -40,18 +40,14 @@ def open_picture(path: str | Path) -> Image.Image:
         raise ValueError(f"{path}: not a picture in a format that can be read") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{path}: too many pixels for a picture") from None
-    except (SyntaxError, EOFError, ValueError) as error:  # Pillow's words for damaged files
-        raise ValueError(f"{path}: damaged picture ({error})") from None
-    except OSError as error:
-        if error.errno is not None:  # the system's own: missing, a folder, no permission
+    except (SyntaxError, EOFError, ValueError, OSError) as error:  # Pillow's words for damaged files
+        if isinstance(error, OSError) and error.errno is not None:  # the system's own: missing, a folder, no permission
             raise
         raise ValueError(f"{path}: damaged picture ({error})") from None
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """Return a picture of any mode as eight-bit RGB: transparency laid on white, sixteen bits scaled to eight."""
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
     if picture.mode.startswith("I"):  # 16-bit grey, or the 32-bit mode that some writers put it in
         levels = np.asarray(picture).astype(np.float64)
         if levels.min() < 0 or levels.max() > 65535:
@@ -62,15 +58,18 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         if not (np.isfinite(levels).all() and levels.min() >= 0 and levels.max() <= 1):
             raise ValueError("a picture of floats: expected levels from 0 to 1")
         return Image.fromarray(np.round(levels * 255).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
+    return _laid_on("white", picture).convert("RGB")
 
 
-def working_size(width: int, height: int, size: int = 512, multiple: int = MULTIPLE) -> Size:
-    """Return the working picture's size: its aspect, the longer side at most `size`, both multiples of `multiple`.
+def _laid_on(colour: str, picture: Image.Image) -> Image.Image:
+    """Return a picture that may have transparency without it: laid on a colour."""
+    if not picture.has_transparency_data:
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture.convert("RGBA"))
+
+
+def working_size(width: int, height: int, size: int = 512) -> Size:
+    """Return the working picture's size: its aspect, the longer side at most `size`, both multiples of 8.
 
     A picture is not enlarged, beyond rounding to the nearest multiple, unless its shorter side is under 64 px; then as
     far as `size` allows. Raises ValueError for a picture without pixels or a `size` under 64.
@@ -79,14 +78,11 @@ def working_size(width: int, height: int, size: int = 512, multiple: int = MULTI
         raise ValueError(f"a picture of {width}×{height} has no pixels")
     if size < SMALLEST:
         raise ValueError(f"working size {size}: at least {SMALLEST} pixels")
-    most = size // multiple * multiple
+    most = size // CELL  # cells
     shorter, longer = sorted((width, height))
-    scale = min(most / longer, max(1.0, SMALLEST / shorter))
-
-    def fitted(side: int) -> int:
-        return min(most, max(multiple, multiple * int(side * scale / multiple + 0.5)))
-
-    return fitted(width), fitted(height)
+    scale = min(CELL * most / longer, max(1.0, SMALLEST / shorter))
+    columns, rows = (min(most, max(1, int(side * scale / CELL + 0.5))) for side in (width, height))
+    return CELL * columns, CELL * rows
 
 
 def grid_size(working: Size) -> Size:
@@ -96,9 +92,7 @@ def grid_size(working: Size) -> Size:
 
 def to_tensor(picture: Image.Image, size: Size | None = None) -> Tensor:
     """Turn a picture of any mode into float32 (1, 3, height, width) in [-1, 1], brought to `size` by Lanczos."""
-    rgb = to_rgb(picture)
-    if size is not None and rgb.size != size:
-        rgb = rgb.resize(size, Image.Resampling.LANCZOS)
+    rgb = to_rgb(picture).resize(size or picture.size, Image.Resampling.LANCZOS)
     levels = torch.from_numpy(np.array(rgb))  # (h, w, 3)
     return (levels.permute(2, 0, 1)[None].float() / 127.5 - 1).contiguous()  # (1, 3, h, w)
 
@@ -124,12 +118,10 @@ def restore(result: Image.Image, original: Image.Image) -> Image.Image:
     Every other mode comes back as RGB. Transparency does not come back: the old outline is wrong for what has moved. An
     RGB original's colour profile is kept, since its numbers were worked on as they are.
     """
-    if result.size != original.size:
-        result = result.resize(original.size, Image.Resampling.LANCZOS)
+    result = result.resize(original.size, Image.Resampling.LANCZOS)  # a copy at least
     if original.mode in ("1", "L", "LA", "La", "F") or original.mode.startswith("I"):
         return result.convert("L")
     if original.mode in ("RGB", "RGBA") and "icc_profile" in original.info:
-        result = result.copy()
         result.info["icc_profile"] = original.info["icc_profile"]
     return result
 
@@ -164,11 +156,14 @@ def open_mask(mask: str | Path | Image.Image | np.ndarray | Tensor, picture: Siz
     bytes 0 … 255, or floats 0 … 1. Raises ValueError for another size, shape or range.
     """
     if isinstance(mask, str | Path):
-        name, levels = str(mask), _brightness(open_picture(mask))
-    elif isinstance(mask, Image.Image):
-        name, levels = "mask", _brightness(mask)
+        name, mask = str(mask), open_picture(mask)
     else:
-        name, array = "mask", np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+        name = "mask"
+    if isinstance(mask, Image.Image):
+        grey = to_rgb(_laid_on("black", mask)).convert("L")
+        levels = np.asarray(grey, dtype=np.float32) / 255  # (height, width)
+    else:
+        array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
         if array.ndim != 2:
             raise ValueError(f"a mask's array must be (height, width), came {array.shape}")
         if array.dtype == np.uint8 and array.max(initial=0) == 1:
@@ -181,13 +176,6 @@ def open_mask(mask: str | Path | Image.Image | np.ndarray | Tensor, picture: Siz
         raise ValueError(f"{name}: {came[0]}×{came[1]} pixels; it must be the picture's {picture[0]}×{picture[1]}")
     cells = Image.fromarray(levels).resize(grid, Image.Resampling.BOX)  # the mean over each cell's area
     return torch.from_numpy(np.array(cells)).clamp(0, 1)  # (H, W)
-
-
-def _brightness(picture: Image.Image) -> np.ndarray:
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "black"), rgba)
-    return np.asarray(to_rgb(picture).convert("L"), dtype=np.float32) / 255  # (height, width)
 
 
 def warn_unmasked(mask: Tensor, handles: Tensor) -> None:

@@ -1,18 +1,26 @@
-"""An edit's report: events while it runs, and a trace of every number when it is done."""
+"""An edit's report: events while it runs, told to an observer, and a trace of every number when it is done."""
 
 from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any
+
+import torch
 
 from dragsa import files
 from dragsa.config import EditConfig, LoRAConfig
 from dragsa.pictures.images import Point, Size
 
+# What the JSON has, in its order.
+TOLD = ["weights", "source", "prompt", "target_prompt", "seed", "picture_size", "working_size", "grid_size", "config"]
+TOLD += ["masked", "drags", "stop", "inversion_residual", "lora", "control", "source_kv", "updates", "seconds"]
+TOLD += ["versions"]
 STAGES = ("encode", "lora", "inversion", "generation", "drag", "denoising", "decode")
 
 
@@ -43,6 +51,41 @@ class DragProgress:
 
 
 Observer = Callable[[StageProgress | DragProgress], None]
+
+
+class Report:
+    """Tells an observer how far the stages are, and keeps how long they took."""
+
+    def __init__(self, observe: Observer | None, device: torch.device) -> None:
+        self.observe = observe
+        self.device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Callable[[int, int], None]]:
+        """Time a stage of `total` steps; gives the function that is told how many are done."""
+
+        def step(done: int, total: int = total) -> None:
+            if self.observe is not None:
+                self.observe(StageProgress(name, done, total))
+
+        step(0)
+        begin = self._now()
+        yield step
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - begin
+        step(total)
+
+    def _now(self) -> float:
+        """Seconds, once the device has done what it was given: a stage is not billed for the one before."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def update(self, update: Any) -> None:
+        """Pass an update of the drag loop on."""
+        if self.observe is not None:
+            points, distances = update.handles.tolist(), update.distances.tolist()
+            self.observe(DragProgress(update.update, update.total, update.loss, points, distances))
 
 
 def versions() -> dict[str, str]:
@@ -90,64 +133,39 @@ class Trace:
     @property
     def distances_px(self) -> tuple[tuple[float, ...], ...]:
         """Distances from each update's handles to the targets (updates, n), in pixels of the picture."""
-        return tuple(self._distances(row, (1.0, 1.0)) for row in self.handles)
+        return tuple(self._distances(row, self.picture_size) for row in self.handles)
 
     @property
     def distances(self) -> tuple[tuple[float, ...], ...]:
         """The same distances (updates, n) in cells of the supervision grid, as the loop's own rules take them."""
-        return tuple(self._distances(row, self._cells) for row in self.handles)
+        return tuple(self._distances(row, self.grid_size) for row in self.handles)
 
-    @property
-    def _cells(self) -> Point:
-        """Cells per pixel in x and y."""
-        return self.grid_size[0] / self.picture_size[0], self.grid_size[1] / self.picture_size[1]
-
-    def _distances(self, points: Sequence[Point], scale: Point) -> tuple[float, ...]:
-        targets = [target for _, target in self.drags]
-        return tuple(
-            math.hypot((tx - x) * scale[0], (ty - y) * scale[1])
-            for (x, y), (tx, ty) in zip(points, targets, strict=True)
-        )
+    def _distances(self, points: Sequence[Point], grid: Size) -> tuple[float, ...]:
+        """Return the distances of the points to the targets in cells of a grid that covers the picture."""
+        width, height = grid[0] / self.picture_size[0], grid[1] / self.picture_size[1]  # of a pixel, in cells
+        ends = zip(points, self.drags, strict=True)
+        return tuple(math.hypot((tx - x) * width, (ty - y) * height) for (x, y), (_, (tx, ty)) in ends)
 
 
 def to_json(trace: Trace) -> dict[str, Any]:
     """Return the trace as values that strict JSON can hold; a number that is not finite becomes null."""
-    drags = [
-        {"handle": list(handle), "target": list(target), "distance_px": math.dist(handle, target)}
-        for handle, target in trace.drags
+    drags: list[dict[str, Any]] = [
+        {"handle": handle, "target": target, "distance_px": math.dist(handle, target)} for handle, target in trace.drags
     ]
     if trace.tracked:
-        left_px, left = trace._distances(trace.tracked, (1.0, 1.0)), trace._distances(trace.tracked, trace._cells)
-        for n, drag in enumerate(drags):
-            drag["tracked"] = list(trace.tracked[n])
-            drag["tracked_distance_px"], drag["tracked_distance_cells"] = left_px[n], left[n]
+        left_px, left = (trace._distances(trace.tracked, grid) for grid in (trace.picture_size, trace.grid_size))
+        for drag, point, px, cells in zip(drags, trace.tracked, left_px, left, strict=True):
+            drag |= {"tracked": point, "tracked_distance_px": px, "tracked_distance_cells": cells}
     columns = zip(trace.losses, trace.handles, trace.distances_px, trace.distances, strict=True)
-    updates = [
-        {"loss": loss, "handles": [list(p) for p in handles], "distances_px": list(px), "distances_cells": list(cells)}
-        for loss, handles, px, cells in columns
-    ]
+    keys = "loss", "handles", "distances_px", "distances_cells"
+    updates = [dict(zip(keys, row, strict=True)) for row in columns]
     losses = list(trace.lora_losses)
-    lora = {**asdict(LoRAConfig(steps=len(losses))), "losses": losses} if losses else None
-    return files.finite(
-        {
-            "weights": trace.weights,
-            "source": "generated" if trace.generated else "picture",
-            "prompt": trace.prompt,
-            "target_prompt": trace.target_prompt,
-            "seed": trace.seed,
-            "picture_size": list(trace.picture_size),
-            "working_size": list(trace.working_size),
-            "grid_size": list(trace.grid_size),
-            "config": asdict(trace.config),
-            "masked": trace.masked,
-            "drags": drags,
-            "stop": trace.stop,
-            "inversion_residual": trace.inversion_residual,
-            "lora": lora,
-            "control": trace.control or trace.config.control,
-            "source_kv": trace.source_kv,
-            "updates": updates,
-            "seconds": dict(trace.seconds),
-            "versions": dict(trace.versions),
-        }
-    )
+    told = {
+        **asdict(trace),
+        "source": "generated" if trace.generated else "picture",
+        "control": trace.control or trace.config.control,
+        "drags": drags,
+        "updates": updates,
+        "lora": {**asdict(LoRAConfig(steps=len(losses))), "losses": losses} if losses else None,
+    }
+    return files.finite({name: told[name] for name in TOLD})

@@ -114,4 +114,4 @@ def test_a_job_means_what_the_same_options_mean() -> None:
         *("--control-step", "never", "--stall", "never", "--control-blocks", "1,3-5", "--mask-blocks", "6"),
         *("--object-words", "disc,star", "--size", "72x64", "--no-blend", "--force", "--", "folder/-p.png"),
     )
-    assert cli.read_jobs(Path("folder/job.json"), cli.build_parser()) == [line]
+    assert cli.read_jobs(Path("folder/job.json")) == [line]

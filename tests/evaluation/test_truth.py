@@ -175,9 +175,9 @@ def test_rivals_differ_in_the_method_alone() -> None:
 def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, asked, plain, edit = [], [], lora.train, editing.edit
+    trained, asked, plain, edit = [], [], lora.adapt, editing.edit
 
-    def train(*args: Any, **options: Any) -> lora.Trained:
+    def adapt(*args: Any, **options: Any) -> lora.Adapted:
         trained.append(args[3].steps)
         return plain(*args, **options)
 
@@ -185,7 +185,7 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
         asked.append((source.prompt, options["target_prompt"]))
         return edit(sd, source, **options)
 
-    monkeypatch.setattr(lora, "train", train)
+    monkeypatch.setattr("dragsa.methods.adapt", adapt)
     monkeypatch.setattr(editing, "edit", edited)
     with_lora = replace(FAST, lora_steps=2)
     settings = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dragsa.config import EditConfig
-from dragsa.hooks import Composed, Maps, MutualSelfAttention
+from dragsa.hooks import MutualSelfAttention
 from dragsa.methods import control_at
 from dragsa.methods.masactrl import PromptMaskedSelfAttention, UnionSelfAttention
 
@@ -25,12 +25,9 @@ def test_masked_looks_for_the_objects_words_in_each_prompt(encoder):
     config = EditConfig(control="masked", object_words=("dog", "dot"), mask_blocks=(5, 6), mask_threshold=0.4)
     hook_at = control_at(config, encoder, "a dog", "red dot")
     first, second = hook_at(10), hook_at(11)
-    assert isinstance(first, Composed) and isinstance(second, Composed)
-    maps, masked = first.hooks
-    assert isinstance(maps, Maps) and isinstance(masked, PromptMaskedSelfAttention)
-    assert (maps.blocks, masked.blocks, masked.threshold) == ((5, 6), config.control_blocks, 0.4)
-    assert (masked.source_tokens, masked.target_tokens) == ((2, 3), (2,))
-    assert isinstance(second.hooks[0], Maps)
-    assert second.hooks[0].found is not maps.found  # each step looks anew
+    assert isinstance(first, PromptMaskedSelfAttention) and isinstance(second, PromptMaskedSelfAttention)
+    assert (first.mask_blocks, first.blocks, first.threshold) == ((5, 6), config.control_blocks, 0.4)
+    assert (first.source_tokens, first.target_tokens) == ((2, 3), (2,))
+    assert second.maps is not first.maps  # each step looks anew
     with pytest.raises(ValueError, match="the prompt 'a cat' has none of the object's words dog, dot"):
         control_at(config, encoder, "a dog", "a cat")

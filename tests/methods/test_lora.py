@@ -73,7 +73,7 @@ def test_training_lowers_the_loss_of_this_picture_and_leaves_the_unet():
     unet, z_0, context = tiny_unet(), drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48)
     before = {name: x.clone() for name, x in unet.state_dict().items()}
     calls = []
-    trained = lora.train(
+    trained = lora.adapt(
         unet, z_0, context, LoRAConfig(steps=20, learning_rate=5e-3, batch=3), progress=lambda *at: calls.append(at)
     )
     t, noise = torch.arange(30, 1000, 120), drawn(7, 9, 4, 8, 8)
@@ -91,7 +91,7 @@ def test_the_first_step_is_adamws():
     unet, z_0, context = tiny_unet(), drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48)
     begun, trained = (
         lora.start(unet, 3, seed=8),
-        lora.train(unet, z_0, context, LoRAConfig(steps=1, rank=3), seed=8).lora,
+        lora.adapt(unet, z_0, context, LoRAConfig(steps=1, rank=3), seed=8).lora,
     )
     for name, down in trained.down.items():  # up is zero, and with it down's gradient: there is the decay alone
         assert torch.allclose(down, begun.down[name] * (1 - 5e-4 * 1e-2), rtol=1e-6, atol=0)
@@ -104,7 +104,7 @@ def test_the_first_step_is_adamws():
 
 def test_the_seed_decides():
     unet, z_0, context = tiny_unet(), drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48)
-    one, again, other = (lora.train(unet, z_0, context, LoRAConfig(steps=2, batch=1), seed) for seed in (1, 1, 2))
+    one, again, other = (lora.adapt(unet, z_0, context, LoRAConfig(steps=2, batch=1), seed) for seed in (1, 1, 2))
     assert torch.equal(one.losses, again.losses) and torch.equal(one.lora.up[LAYER], again.lora.up[LAYER])
     assert not torch.equal(one.losses, other.losses)
 
@@ -112,7 +112,7 @@ def test_the_seed_decides():
 def test_a_picture_gets_its_lora_and_the_unet_under_it():
     unet, z_0, context = tiny_unet(), drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48)
     config = LoRAConfig(steps=2, batch=1, rank=2)
-    trained, adapted = lora.train(unet, z_0, context, config, 7), lora.adapt(unet, z_0, context, config, 7)
+    trained, adapted = lora.adapt(unet, z_0, context, config, 7), lora.adapt(unet, z_0, context, config, 7)
     assert torch.equal(adapted.losses, trained.losses)
     assert torch.equal(adapted.unet(*inputs()).eps, lora.apply(unet, trained.lora)(*inputs()).eps)
 
@@ -129,7 +129,7 @@ def test_a_picture_gets_its_lora_and_the_unet_under_it():
 def test_what_cannot_be_trained(change, says):
     given = {"z_0": torch.zeros(1, 4, 8, 8), "context": torch.zeros(1, 9, 48)} | change
     with pytest.raises(ValueError, match=says):
-        lora.train(tiny_unet(), **given)
+        lora.adapt(tiny_unet(), **given)
 
 
 def test_a_lora_of_another_unet_is_refused():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dragsa import ddim
-from dragsa.hooks import Map, Maps, MutualSelfAttention, Site
+from dragsa.hooks import Map, MutualSelfAttention, Site
 from dragsa.methods import masactrl
 from dragsa.methods.masactrl import MaskedSelfAttention, PromptMaskedSelfAttention, UnionSelfAttention
 
@@ -76,15 +76,15 @@ def test_masks_come_to_the_layers_grid_and_an_empty_one_excludes_nothing():
 
 def test_maps_are_the_heads_mean_and_change_nothing():
     q, k, v = drawn(1, 2, 2, 6, 3), drawn(2, 2, 2, 4, 3), drawn(3, 2, 2, 4, 3)
-    maps: list[Map] = []
-    hook = Maps(maps, "cross", (8,))
+    hook = PromptMaskedSelfAttention((1,), (1,), blocks=(), mask_blocks=(8,))
     assert torch.equal(hook(CROSS, q, k, v, attend), attend(q, k, v))
     hook(Site(9, "cross", (2, 3)), q, k, v, attend)
     hook(Site(8, "self", (2, 3)), *qkv(2), attend)
-    assert [(m.site, m.weights.shape) for m in maps] == [(CROSS, (2, 2, 3, 4))]
+    (found,) = hook.maps
+    assert found.site == CROSS and found.weights.shape == (2, 2, 3, 4)
     for row in range(2):
         by_head = [attend(q[row, head], k[row, head], torch.eye(4, dtype=torch.float64)) for head in range(2)]
-        assert torch.allclose(maps[0].weights[row].flatten(0, 1), (by_head[0] + by_head[1]) / 2)
+        assert torch.allclose(found.weights[row].flatten(0, 1), (by_head[0] + by_head[1]) / 2)
 
 
 def test_an_objects_mask_is_where_its_tokens_are_looked_at():
@@ -121,10 +121,11 @@ def test_prompt_masks_are_the_conditional_pairs():
     m[0, ..., 1], m[1, ..., 4] = torch.rand(2, 3), torch.rand(2, 3)
     source, target = torch.zeros(2, 3), torch.zeros(2, 3)
     source[0, 0] = target[1, 2] = 1
-    hook = PromptMaskedSelfAttention([Map(CROSS, m)], (1,), (4,), (12,))
+    hook = PromptMaskedSelfAttention((1,), (4,), (12,))
+    before = hook(SELF, q, k, v, attend)
+    assert torch.equal(before, MutualSelfAttention((12,))(SELF, q, k, v, attend))
+    hook.maps.append(Map(CROSS, m))
     assert torch.equal(hook(SELF, q, k, v, attend), MaskedSelfAttention(source, target, (12,))(SELF, q, k, v, attend))
-    before = PromptMaskedSelfAttention([], (1,), (4,), (12,))
-    assert torch.equal(before(SELF, q, k, v, attend), MutualSelfAttention((12,))(SELF, q, k, v, attend))
 
 
 # --- in the network ---------------------------------------------------------------------------------------------------
@@ -139,18 +140,18 @@ def scene() -> tuple[Tensor, Tensor]:
 def test_maps_of_a_pass_guide_the_same_pass():
     net, (z, context) = golden_cases.golden_unet(), scene()
     plain = net(z, 401, context).eps
-    maps: list[Map] = []
-    assert torch.equal(net(z, 401, context, attention=Maps(maps, blocks=masactrl.MASK_BLOCKS)).eps, plain)
-    assert [tuple(m.weights.shape) for m in maps] == [(2, 4, 4, 77)] * 5
-    assert torch.allclose(maps[0].weights.sum(dim=-1), torch.ones(2, 4, 4))
+    looking = PromptMaskedSelfAttention((1, 2), (5,), blocks=())
+    assert torch.equal(net(z, 401, context, attention=looking).eps, plain)
+    maps = [m.weights for m in looking.maps]
+    assert [tuple(m.shape) for m in maps] == [(2, 4, 4, 77)] * 5
+    assert torch.allclose(maps[0].sum(dim=-1), torch.ones(2, 4, 4))
     # The maps of blocks 5 … 10 lie before the controlled blocks, and so are those of a plain pass.
-    weights = [m.weights for m in maps]
-    source, target = masactrl.object_mask(weights, (1, 2))[0], masactrl.object_mask(weights, (5,))[1]
+    source, target = masactrl.object_mask(maps, (1, 2))[0], masactrl.object_mask(maps, (5,))[1]
     by_hand = net(z, 401, context, attention=MaskedSelfAttention(source, target)).eps
-    by_prompt = net(z, 401, context, attention=masactrl.masked_by_prompt((1, 2), (5,))).eps
+    by_prompt = net(z, 401, context, attention=PromptMaskedSelfAttention((1, 2), (5,))).eps
     assert torch.allclose(by_prompt, by_hand, atol=1e-6)
     assert not torch.allclose(by_prompt, net(z, 401, context, attention=MutualSelfAttention()).eps, atol=1e-4)
-    for hook in (masactrl.masked_by_prompt((1, 2), (5,)), UnionSelfAttention()):
+    for hook in (PromptMaskedSelfAttention((1, 2), (5,)), UnionSelfAttention()):
         out = net(z, 401, context, attention=hook).eps
         assert torch.allclose(out[0], plain[0], atol=1e-5) and not torch.allclose(out[1], plain[1], atol=1e-3)
 

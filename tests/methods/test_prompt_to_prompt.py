@@ -94,8 +94,8 @@ def test_longest_common_tokens(source, target, places):
 
 
 def test_equalizer_names_words(encoder):
-    factors = prompt_to_prompt.equalizer(encoder, "a dog red", {"dog": 3.0, "red": -1.0})
-    assert factors.tolist() == [1, 1, 3, 3, -1] + [1] * 11
+    edit = prompt_edit(encoder, "a dog red", "a dog red", scales={"dog": 3.0, "red": -1.0})
+    assert edit.equalizer.tolist() == [1, 1, 3, 3, -1] + [1] * 11
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------

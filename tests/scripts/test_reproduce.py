@@ -167,13 +167,13 @@ def test_what_cannot_be_done_is_one_line(
 def test_rivals_share_a_lora_and_each_pays_for_it(
     quick: None, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained, plain = [], lora.train
+    trained, plain = [], lora.adapt
 
-    def train(*args: Any, **more: Any) -> lora.Trained:
+    def adapt(*args: Any, **more: Any) -> lora.Adapted:
         trained.append(args[3].steps)
         return plain(*args, **more)
 
-    monkeypatch.setattr(lora, "train", train)
+    monkeypatch.setattr("dragsa.methods.adapt", adapt)
     (subject,) = subjects.benchmark(1, 64, seed=3)
     choice = Choice(FAST, 2.0, 3, None, None)
     configs = experiments.configs_of(rivals.settings(choice))

@@ -3,12 +3,12 @@ import pytest
 from example_trace import example
 from PIL import Image
 
-from dragsa.pictures import panels
+from dragsa.pictures import drawing
 
 
 def test_sheet_is_readable_and_complete() -> None:
     given = [("one", Image.new("RGB", (128, 96), "red")), ("two " * 30, Image.new("L", (64, 96), 80))]
-    whole = np.asarray(panels.sheet(given)).astype(int)
+    whole = np.asarray(drawing.sheet(given)).astype(int)
     red = (whole == (255, 0, 0)).all(2)
     grey = (whole == 80).all(2)
     assert red.sum() == 384 * 512 and grey.sum() == 384 * 256
@@ -17,13 +17,13 @@ def test_sheet_is_readable_and_complete() -> None:
     right = whole[:top, red.any(0).nonzero()[0].max() + 20 :]
     assert (right.min(2) < 100).any() and (right[:, -5:] == 255).all()  # the second is wrapped, not cut by the edge
     with pytest.raises(ValueError, match="no pictures"):
-        panels.sheet([])
+        drawing.sheet([])
 
 
 def test_sheet_of_large_pictures_keeps_their_pixels() -> None:
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (500, 300, 3), dtype=np.uint8))
-    whole = np.asarray(panels.sheet([("", picture)]))
+    whole = np.asarray(drawing.sheet([("", picture)]))
     assert any(
         np.array_equal(whole[y : y + 500, x : x + 300], np.asarray(picture))
         for y in range(whole.shape[0] - 499)
@@ -33,8 +33,8 @@ def test_sheet_of_large_pictures_keeps_their_pixels() -> None:
 
 def test_panels_of_an_edit() -> None:
     picture = Image.new("RGB", (400, 200))
-    source, path, result = panels.panels_of(picture, picture, example())
+    source, path, result = drawing.panels_of(picture, picture, example())
     assert (source[0], path[0], result[0]) == ("source: a disc", "path after 2 updates (budget)", "result")
     assert source[1] is picture and result[1] is picture and path[1].size == (800, 400)  # twice, for 384 px
     prompts = example(prompt="", target_prompt="a ring", drags=(), losses=(), handles=(), tracked=(), stop=None)
-    assert [caption for caption, _ in panels.panels_of(picture, picture, prompts)] == ["source", "result: a ring"]
+    assert [caption for caption, _ in drawing.panels_of(picture, picture, prompts)] == ["source", "result: a ring"]
