@@ -63,15 +63,11 @@ class AttentionHook(Protocol):
     def __call__(self, site: Site, q: Tensor, k: Tensor, v: Tensor, attend: Attend, /) -> Tensor: ...
 
 
-class RegionHook(Protocol):
-    """Called by every ResBlock and transformer of `blocks.REGIONS` in place of its own computing.
-
-    `call(*inputs)` is the region's own computing: a hook that returns it changes no bit. inputs: one map (B, C, h, w);
-    of the decoder's ResBlocks two, the backbone's and the skip's, which `call` concatenates. The result must be of the
-    shape that `call` returns. What else a region is given (time embedding, context) is in `call`.
-    """
-
-    def __call__(self, name: str, call: Callable[..., Tensor], /, *inputs: Tensor) -> Tensor: ...
+# A region hook is called by every ResBlock and transformer of `blocks.REGIONS` in place of its own computing: given the
+# region's name, `call` and the inputs, it returns what `call(*inputs)` would, a map (B, C, h, w); one that returns just
+# that changes no bit. The inputs are one map, of the decoder's ResBlocks two: the backbone's and the skip's, which
+# `call` concatenates. What else a region is given (time embedding, context) is in `call`.
+RegionHook = Callable[..., Tensor]
 
 
 def attention_map(q: Tensor, k: Tensor) -> Tensor:

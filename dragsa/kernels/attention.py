@@ -15,7 +15,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     bias: of a shape that can be expanded to (B, heads, n, m); None adds nothing.
     """
     if bias is not None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        bias = bias.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     with_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if cpu_attention.has_faster_forward(q, k) or (with_gradient and cpu_attention.has_faster_gradient(q, k)):
         return cpu_attention.attend(q, k, v)
