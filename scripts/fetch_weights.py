@@ -13,9 +13,8 @@ from pathlib import Path
 
 from dragsa import loading
 
-TOKENIZER = tuple(
-    f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-)
+OF_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER = tuple(f"tokenizer/{name}" for name in OF_TOKENIZER)
 SETTINGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
 
 
@@ -33,10 +32,6 @@ WHAT = {
 KNOWN = {entry.name: entry for entry in loading.KNOWN_FILES}
 
 
-class FetchError(Exception):
-    """The download did not succeed; the message says why."""
-
-
 def intact(file: Path, known: loading.KnownFile) -> bool:
     """Return True if the file is there with the published length and hash."""
     if not file.is_file() or (known.size is not None and file.stat().st_size != known.size):
@@ -45,7 +40,7 @@ def intact(file: Path, known: loading.KnownFile) -> bool:
 
 
 def fetch(names: Sequence[str], target: Path) -> None:
-    """Download the files, by their names in the repository, into `target`. Raises FetchError."""
+    """Download the files, by their names in the repository, into `target`. Raises OSError that says why not."""
     for name in names:
         known = KNOWN.get(name)
         file = target / name
@@ -55,9 +50,8 @@ def fetch(names: Sequence[str], target: Path) -> None:
         download(name, target)
         if known and not intact(file, known):
             file.unlink(missing_ok=True)
-            raise FetchError(
-                f"{file}: the hash is not the published one ({known.sha256}); the file was removed, try again"
-            )
+            reason = f"the hash is not the published one ({known.sha256}); the file was removed, try again"
+            raise OSError(f"{file}: {reason}")
         print(f"{file}: {'hash checked' if known else 'downloaded'}")
 
 
@@ -67,13 +61,13 @@ def download(name: str, target: Path) -> None:
         loading.check_online()
         from huggingface_hub import hf_hub_download
     except ImportError:
-        raise FetchError("huggingface_hub is not installed: pip install 'dragsa[fetch]'") from None
+        raise OSError("huggingface_hub is not installed: pip install 'dragsa[fetch]'") from None
     except OSError as error:
-        raise FetchError(f"no download: {error}") from None
+        raise OSError(f"no download: {error}") from None
     try:
         hf_hub_download(loading.REPOSITORY, name, local_dir=target)
     except Exception as error:  # of every kind, from a network
-        raise FetchError(f"{name}: {' '.join(str(error).split())}") from None
+        raise OSError(f"{name}: {' '.join(str(error).split())}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         fetch(WHAT[options.what], options.to)
-    except (FetchError, OSError) as error:
+    except OSError as error:
         print(f"fetch_weights: {error}", file=sys.stderr)
         return 2
     print(f"use it with --weights {options.to / WHAT[options.what][0] if 'single' in options.what else options.to}")
