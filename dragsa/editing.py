@@ -293,8 +293,8 @@ def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None
     if config.blend and branch.mask is not None:
         blend = drag.to_latent_grid(branch.mask, source.latents)  # (h, w)
     if plan.earlier is not None:
-        one, levels = branch.target_guided, ddim.levels_between(schedule, start, stop)
-        zs = source_kv.replayed(one, branch.z_target, schedule, levels, plan.earlier, config, blend, progress)
+        levels, earlier = ddim.levels_between(schedule, start, stop), plan.earlier._replace(blend=blend)
+        zs = source_kv.replayed(branch.target_guided, branch.z_target, schedule, levels, earlier, config, progress)
         return replace(branch, level=stop, z_target=zs[-1])
     done = config.steps - start  # steps from z_T that lie behind
     zs = ddim.sample_controlled(

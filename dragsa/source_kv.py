@@ -57,6 +57,12 @@ class Held(NamedTuple):
     def is_there(self) -> bool:
         return isinstance(self.at, KV) or self.at.exists()  # temporary folders are swept by others too
 
+    def read(self) -> KV:
+        if isinstance(self.at, KV):
+            return self.at
+        with safe_open(self.at, framework="pt", device=str(self.device)) as file:
+            return KV(file.get_tensor("key"), file.get_tensor("value"))
+
 
 @dataclass(eq=False)
 class Recording:
@@ -79,7 +85,9 @@ class Recording:
 
     def of(self, network: Any) -> Recording:
         """Return this recording; clear it first if the network or its weights have changed."""
-        state = weights_state(network)
+        weights = network.parameters() if isinstance(network, nn.Module) else ()
+        # What changes when the weights do: where each stands, how often it was written to, and its type.
+        state = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights)
         if self._network is None or self._network() is not network or state != self._weights:
             self.clear()
             self._network, self._weights = weakref.ref(network), state
@@ -93,11 +101,9 @@ class Recording:
 
     def kv(self, trajectory: Trajectory, blocks: Iterable[int], level: int) -> dict[int, KV]:
         """Return K/V (1 or 2, heads, n, d) by block, mapped where they are in files. Raises KeyError for none."""
-        return {block: read(self._held[Key(trajectory, level, block)]) for block in blocks}
+        return {block: self._held[Key(trajectory, level, block)].read() for block in blocks}
 
-    def writer(
-        self, trajectory: Trajectory, levels: Container[int], limit: int
-    ) -> Callable[[int, Mapping[int, KV]], None]:
+    def writer(self, trajectory: Trajectory, levels: Container[int], limit: int) -> ddim.Record:
         """Return the function that is told a pass's level and K/V, and holds those of `levels`.
 
         It holds them in memory while what is there stays within `limit` bytes, and else in files. Where more than the
@@ -106,24 +112,20 @@ class Recording:
         others = {key.trajectory for key in self._held} - {trajectory, INVERSION}
         if self.nbytes > limit:
             self._forget(key for key in list(self._held) if key.trajectory in others)
-        return partial(self._put, trajectory, levels, limit)
 
-    def _put(
-        self, trajectory: Trajectory, levels: Container[int], limit: int, level: int, kv: Mapping[int, KV]
-    ) -> None:
-        for block, pair in kv.items() if level in levels else ():
-            key, rows = Key(trajectory, level, block), pair.key.shape[0]
-            if self.covers(trajectory, [level], [block], rows):
-                continue
-            self._forget([key])
-            nbytes, device = sum(x.nbytes for x in pair), pair.key.device
-            if self.nbytes_in_memory + nbytes <= limit:
-                self._held[key] = Held(rows, nbytes, device, pair)
-                continue
-            try:
-                self._held[key] = Held(rows, nbytes, device, self._write(key, pair))
-            except OSError as error:  # the edit need not fail for it: what is not held is computed again
-                warnings.warn(f"the source's K/V could not be kept for later edits: {error}", stacklevel=2)
+        def put(level: int, kv: Mapping[int, KV]) -> None:
+            for block, pair in kv.items() if level in levels else ():
+                key, rows, nbytes = Key(trajectory, level, block), len(pair.key), sum(x.nbytes for x in pair)
+                if self.covers(trajectory, [level], [block], rows):
+                    continue
+                self._forget([key])
+                try:
+                    at: KV | Path = pair if self.nbytes_in_memory + nbytes <= limit else self._write(key, pair)
+                    self._held[key] = Held(rows, nbytes, pair.key.device, at)
+                except OSError as error:  # the edit need not fail for it: what is not held is computed again
+                    warnings.warn(f"the source's K/V could not be kept for later edits: {error}", stacklevel=2)
+
+        return put
 
     def keep_latents(self, trajectory: Trajectory, start: int, latents: Tensor) -> None:
         """Hold the source's latents z_start, z_{start-1}, …, (k, 1, C, h, w)."""
@@ -179,19 +181,6 @@ class Recording:
         return sum(held.nbytes for held in self._held.values() if isinstance(held.at, KV))
 
 
-def read(held: Held) -> KV:
-    if isinstance(held.at, KV):
-        return held.at
-    with safe_open(held.at, framework="pt", device=str(held.device)) as file:
-        return KV(file.get_tensor("key"), file.get_tensor("value"))
-
-
-def weights_state(network: Any) -> tuple[Any, ...]:
-    """Return what changes when the weights do: where each stands, how often it was written to, and its type."""
-    weights = network.parameters() if isinstance(network, nn.Module) else ()
-    return tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights)
-
-
 # --- an edit's plan ---------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +190,26 @@ class EarlierPass(NamedTuple):
     name: str  # "recorded", or "inversion", which approximates
     kv: Callable[[int], KVByBlock]
     latents: Mapping[int, Tensor] | Tensor
+    blend: Tensor | None = None  # (h, w) in [0, 1]; where it is 0, the target takes these latents
+
+    def blended(self, z: Tensor, level: int) -> Tensor:
+        """Return the target's z_k (1, C, h, w), k = `level`, with these latents where they are taken."""
+        return z if self.blend is None else self.latents[level] + self.blend * (z - self.latents[level])
+
+    def hook(self, level: int, blocks: Sequence[int], rows: int) -> ReplayKV:
+        """Return the hook that gives these K/V to a pass of one latent: of `rows` 1, or 2 where there is guidance.
+
+        Raises ValueError where the level or a block was not recorded, or the unconditional row is wanted and was not.
+        """
+        try:
+            kv = self.kv(level)
+            chosen = {block: kv[block] for block in blocks}
+        except KeyError:
+            what = f"the source's K/V of blocks {list(blocks)}"
+            raise ValueError(f"level {level}: {what} were not all recorded") from None
+        if any(len(key) < rows for key, _ in chosen.values()):
+            raise ValueError(f"level {level}: the source's K/V were recorded without guidance, and the edit has it")
+        return ReplayKV({block: KV(key[-rows:], value[-rows:]) for block, (key, value) in chosen.items()})
 
 
 class Plan(NamedTuple):
@@ -242,16 +251,14 @@ class SourcePasses(NamedTuple):
             return None
         recorded, own = self.recorded, self.trajectory(level)
         latents = self.latents if self.generated else recorded.latents.get(own, {})
-        passes = [(own, EarlierPass("recorded", partial(recorded.kv, own, config.control_blocks), latents))]
+        passes: list[tuple[str, Trajectory, Mapping[int, Tensor] | Tensor]] = [("recorded", own, latents)]
         if config.source_kv == "inversion":
-            kv = partial(recorded.kv, INVERSION, config.control_blocks)
-            passes.append((INVERSION, EarlierPass("inversion", kv, self.latents)))
+            passes.append(("inversion", INVERSION, self.latents))
         levels, rows = controlled_levels(config, level), 1 if config.guidance == 1 else 2
-        for trajectory, earlier in passes:
-            attended = recorded.covers(trajectory, levels, config.control_blocks, rows)
-            blended = not blend or len(earlier.latents) > level  # z_level … z_0
-            if attended and blended:
-                return earlier
+        for name, trajectory, its_latents in passes:
+            blended = not blend or len(its_latents) > level  # z_level … z_0
+            if blended and recorded.covers(trajectory, levels, config.control_blocks, rows):
+                return EarlierPass(name, partial(recorded.kv, trajectory, config.control_blocks), its_latents)
         return None
 
 
@@ -275,38 +282,19 @@ def replayed(
     levels: range,
     earlier: EarlierPass,
     config: EditConfig,
-    blend: Tensor | None = None,
     progress: ddim.Progress | None = None,
 ) -> Tensor:
     """Denoise the target's row of `ddim.sample_controlled` alone, on the K/V of an earlier pass: half the work.
 
     guided: of the target's one row. z_target: (1, C, h, w) at the first of `levels`, of `ddim.levels_between`. Control
-    acts at `controlled_levels`. blend: (h, w) in [0, 1], takes the source's z_k from the earlier pass's latents where
-    it is 0. Returns (levels + 1, 1, C, h, w). Raises ValueError where what is needed was not recorded.
+    acts at `controlled_levels`. Returns (levels + 1, 1, C, h, w). Raises ValueError where what is needed was not
+    recorded.
     """
     if z_target.shape[0] != 1:
         raise ValueError(f"target latent must be (1, C, h, w), came {tuple(z_target.shape)}")
     rows, controlled = 1 if guided.scale == 1.0 else 2, controlled_levels(config, config.steps)
 
-    def replay_at(step: int) -> AttentionHook | None:
-        return replay(earlier.kv, levels[step], config.control_blocks, rows) if levels[step] in controlled else None
+    def hook_at(step: int) -> AttentionHook | None:
+        return earlier.hook(levels[step], config.control_blocks, rows) if levels[step] in controlled else None
 
-    def blended(z: Tensor, level: int) -> Tensor:
-        return z if blend is None else earlier.latents[level] + blend * (z - earlier.latents[level])
-
-    return ddim.descend(guided, z_target, schedule, levels, replay_at, blend=blended, progress=progress)
-
-
-def replay(source_kv: Callable[[int], KVByBlock], level: int, blocks: Sequence[int], rows: int) -> ReplayKV:
-    """Return the hook that gives recorded K/V to a pass of one latent: of `rows` 1, or 2 where there is guidance.
-
-    Raises ValueError where the level or a block was not recorded, or the unconditional row is wanted and was not.
-    """
-    try:
-        kv = source_kv(level)
-        chosen = {block: kv[block] for block in blocks}
-    except KeyError:
-        raise ValueError(f"level {level}: the source's K/V of blocks {list(blocks)} were not all recorded") from None
-    if any(key.shape[0] < rows for key, _ in chosen.values()):
-        raise ValueError(f"level {level}: the source's K/V were recorded without guidance, and the edit has it")
-    return ReplayKV({block: KV(key[-rows:], value[-rows:]) for block, (key, value) in chosen.items()})
+    return ddim.descend(guided, z_target, schedule, levels, hook_at, blend=earlier.blended, progress=progress)

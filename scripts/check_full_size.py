@@ -15,15 +15,17 @@ import tempfile
 import time
 import zlib
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import CLIPTextConfig
 
 import dragsa
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.evaluation import layout
+from dragsa.evaluation import training
 from dragsa.pictures import open_picture, save_picture, to_picture
 
 INVENTORY = Path(__file__).parents[1] / "tests" / "golden" / "sd15_single_file_tensors.json"
@@ -31,20 +33,8 @@ TOLERANCE = 5e-4  # relative to the largest value
 MEMORY = 1.2  # peak over the bare interpreter with torch, as a multiple of the file's size
 PROMPTS = ["a photograph of an astronaut riding a horse", ""]
 
-TEXT = {
-    "model_type": "clip_text_model",
-    "architectures": ["CLIPTextModel"],
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "bos_token_id": 49406,
-    "eos_token_id": 49407,
-    "pad_token_id": 49407,
-}
+TOKENS: dict[str, Any] = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+TEXT = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, **TOKENS).to_dict()
 
 
 def seeded(name: str, shape: list[int]) -> Tensor:
@@ -68,12 +58,11 @@ def write_files(folder: Path, float32: bool) -> list[Path]:
         files.append(folder / "sd15-seeded-fp32.safetensors")
         save_file({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}, files[1])
 
-    letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
-    tokens = letters + [f"{letter}</w>" for letter in letters]
+    tokens = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase)]
     tokens += [f"unused{n}" for n in range(49406 - len(tokens))] + ["<|startoftext|>", "<|endoftext|>"]
     settings = {
-        **layout.settings(UNetConfig(), VAEConfig(), 512),
-        "text_encoder/config.json": TEXT,
+        **training.settings(UNetConfig(), VAEConfig(), 512),
+        "text_encoder/config.json": {**TEXT, "architectures": ["CLIPTextModel"]},
         "tokenizer/vocab.json": {token: n for n, token in enumerate(tokens)},
         "tokenizer/tokenizer_config.json": {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77},
     }
@@ -108,11 +97,8 @@ def measure_memory(files: list[Path]) -> bool:
         for dtype in ("float16", "float32"):
             size = file.stat().st_size
             loading, read = (peak(code.format(path=str(file), dtype=dtype)) - bare for code in (LOAD, READ))
-            print(
-                f"{file.name:30} {dtype:10} {size / 1e9:6.2f} {loading / 1e9:9.2f} {loading / size:7.2f} "
-                f"{read / 1e9:9.2f} {read / size:7.2f}",
-                flush=True,
-            )
+            costs = " ".join(f"{cost / 1e9:9.2f} {cost / size:7.2f}" for cost in (loading, read))
+            print(f"{file.name:30} {dtype:10} {size / 1e9:6.2f} {costs}", flush=True)
             good &= dtype != own or loading <= MEMORY * size
     return good
 
@@ -161,13 +147,10 @@ def by_diffusers(file: Path, side: int) -> dict[str, Tensor]:
 def compare(file: Path, side: int) -> bool:
     """Print a table of differences; whether all are within the tolerance."""
     start = time.perf_counter()
-    ours = by_dragsa(file, side)
-    between = time.perf_counter()
-    theirs = by_diffusers(file, side)
-    end = time.perf_counter()
-    print(
-        f"\nagainst diffusers, float32, latent {side}×{side} ({between - start:.0f} s dragsa, {end - between:.0f} s it)"
-    )
+    ours, between = by_dragsa(file, side), time.perf_counter()
+    theirs, end = by_diffusers(file, side), time.perf_counter()
+    took = f"{between - start:.0f} s dragsa, {end - between:.0f} s it"
+    print(f"\nagainst diffusers, float32, latent {side}×{side} ({took})")
     print(f"{'':28} {'largest value':>14} {'difference':>11} {'relative':>9}")
     good = True
     for what, expected in theirs.items():
@@ -186,13 +169,9 @@ def measure_edit(file: Path, side: int, threads: int) -> bool:
     save_picture(to_picture(inputs(side // 8)[2]), picture, overwrite=True)
     near, far = side // 4, side // 2
     files = [str(picture), "--weights", str(file), "--out", str(result), "--json", str(report), "--force"]
-    numbers = (
-        f"--drag {near},{near}:{far},{far} --steps 4 --drag-step 1 --control-step 1 --updates 2 --threads {threads}"
-    )
-    print(
-        f"\nan edit of {side}×{side} px in float32, {threads} threads: 4 steps, S = A = 1, 2 updates, block14",
-        flush=True,
-    )
+    numbers = f"--drag {near},{near}:{far},{far} --steps 4 --drag-step 1 --control-step 1 --updates 2"
+    words = "4 steps, S = A = 1, 2 updates, block14"
+    print(f"\nan edit of {side}×{side} px in float32, {threads} threads: {words}", flush=True)
     subprocess.run(
         [sys.executable, "-m", "dragsa", "edit", *files, *numbers.split(), "--threads", str(threads)], check=True
     )

@@ -13,17 +13,22 @@ from pathlib import Path
 
 from dragsa import loading
 
-TOKENIZER = tuple(
-    f"tokenizer/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-)
+OF_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER = tuple(f"tokenizer/{name}" for name in OF_TOKENIZER)
 SETTINGS = ("unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json")
+
+
+def folder_files(variant: str) -> tuple[str, ...]:
+    networks = [f"{folder}/{stem}{variant}.safetensors" for folder, stem in loading.FILES.items()]
+    return (*SETTINGS, *TOKENIZER, *networks)
+
+
 WHAT = {
     "single": ("v1-5-pruned-emaonly.safetensors", *TOKENIZER),
     "single-both": ("v1-5-pruned.safetensors", *TOKENIZER),
+    "folder": folder_files(""),
+    "folder-fp16": folder_files(".fp16"),
 }
-for what, variant in (("folder", ""), ("folder-fp16", ".fp16")):
-    networks = (f"{folder}/{stem}{variant}.safetensors" for folder, stem in loading.FILES.items())
-    WHAT[what] = (*SETTINGS, *TOKENIZER, *networks)
 KNOWN = {entry.name: entry for entry in loading.KNOWN_FILES}
 
 
@@ -37,21 +42,21 @@ def intact(file: Path, known: loading.KnownFile) -> bool:
 def fetch(names: Sequence[str], target: Path) -> None:
     """Download the files, by their names in the repository, into `target`. Raises OSError that says why not."""
     for name in names:
-        known, file = KNOWN.get(name), target / name
+        known = KNOWN.get(name)
+        file = target / name
         if intact(file, known) if known else file.is_file():
             print(f"{file}: is there already")
             continue
         download(name, target)
         if known and not intact(file, known):
             file.unlink(missing_ok=True)
-            raise OSError(
-                f"{file}: the hash is not the published one ({known.sha256}); the file was removed, try again"
-            )
+            reason = f"the hash is not the published one ({known.sha256}); the file was removed, try again"
+            raise OSError(f"{file}: {reason}")
         print(f"{file}: {'hash checked' if known else 'downloaded'}")
 
 
 def download(name: str, target: Path) -> None:
-    """Download one file from the repository, resumed where an earlier download of it stopped. Raises OSError."""
+    """Download one file from the repository, resumed where an earlier download of it stopped."""
     try:
         loading.check_online()
         from huggingface_hub import hf_hub_download

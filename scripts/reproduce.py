@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from dragsa import cli
-from dragsa.evaluation import experiments, prompts, rivals, round_trips, runs, settings, steps_table, subjects
+from dragsa.evaluation import experiments, prompts, rivals, round_trips, runs, steps_table, subjects
 from dragsa.evaluation.experiments import Choice, Experiment
 from dragsa.evaluation.subjects import Subject
 
 FOLDER = Path("out") / "reproduce"
-GUIDANCE = {"small": settings.GUIDANCE, "sd15": 7.5}  # of edits by the prompt
+GUIDANCE = {"small": runs.GUIDANCE, "sd15": 7.5}  # of edits by the prompt
 
 EXPERIMENTS = {
     "inversion": round_trips.INVERSION,
@@ -78,13 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=(*EXPERIMENTS, "all"))
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help=f"default {FOLDER}")
     parser.add_argument("--weights", type=Path, default=cli.SMALL, help="a safetensors file, or a diffusers folder")
-    parser.add_argument(
-        "--images", type=Path, metavar="JOBS.json", help="your own pictures, as `dragsa edit --job` has them"
-    )
+    own = "your own pictures, as `dragsa edit --job` has them"
+    parser.add_argument("--images", type=Path, metavar="JOBS.json", help=own)
     parser.add_argument("--seed", type=cli.whole(0), default=42)
-    parser.add_argument(
-        "--count", type=cli.whole(1), help="drawn pictures for each; by default as many as take minutes"
-    )
+    count = "drawn pictures for each; by default as many as take minutes"
+    parser.add_argument("--count", type=cli.whole(1), help=count)
     parser.add_argument("--workers", type=cli.whole(1), help="processes; by default one for each core")
     try:
         options = parser.parse_args(arguments)

@@ -15,22 +15,27 @@ Exit code 0; 1 if there are samples without a result, each named with its reason
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from dragsa import checks, cli, files, loading, pictures
 from dragsa.config import EditConfig
 from dragsa.evaluation import distances, dragbench
-from dragsa.evaluation.processes import Outcome, Processes, each
 from dragsa.loading import StableDiffusion
 from dragsa.model.blocks import check_taps
+
+PATIENCE = datetime.timedelta(days=7)  # of a process whose share is done, for the others
+Rows = dict[str, Any]  # by sample
 
 
 def build_parser() -> cli.Parser:
@@ -70,11 +75,72 @@ def build_parser() -> cli.Parser:
     return parser
 
 
-def run(options: dict[str, Any], processes: Processes) -> int:
+# --- processes that share the samples, as `torchrun` starts them
+
+
+def join() -> None:
+    """Join the other processes, if there are any."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        store, rank, count = next(rendezvous("env://"))
+        # Started again after a process died, the store still holds the addresses of the time before.
+        store = distributed.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        # What is gathered is small and on the CPU, whatever the networks run on.
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
+
+
+def is_first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """Return in every process what `make` gives the first one, or raise its error in every one."""
+    box: list[Any] = [None]
+    if is_first():
+        try:
+            box[0] = make()
+        except (OSError, ValueError) as error:
+            box[0] = error
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(box, src=0)
+    if isinstance(box[0], Exception):
+        raise box[0]
+    return box[0]
+
+
+def gathered(rows: Rows) -> Rows:
+    """Return in every process the rows of all, by name in order."""
+    parts: list[Any] = [rows]
+    if distributed.is_initialized():
+        parts = [None] * distributed.get_world_size()
+        distributed.all_gather_object(parts, rows)
+    return dict(sorted((name, row) for part in parts for name, row in part.items()))
+
+
+def each(names: Sequence[str], do: Callable[[str], Any], doing: str) -> tuple[Rows, dict[str, str]]:
+    """Do this process's share, one sample after the other; return a row or the reason of its failure for each of all.
+
+    A sample that fails does not lose the others.
+    """
+    rows, failed = {}, {}
+    alone = not distributed.is_initialized()
+    share = names if alone else names[distributed.get_rank() :: distributed.get_world_size()]
+    for n, name in enumerate(share, start=1):
+        print(f"dragbench: {doing} {n}/{len(share)} {name}", file=sys.stderr, flush=True)
+        try:
+            rows[name] = do(name)
+        except Exception as error:  # whatever it is: hundreds of samples do not wait for one
+            failed[name] = cli.one_line(error)
+    return gathered(rows), gathered(failed)
+
+
+# --- the run
+
+
+def run(options: dict[str, Any]) -> int:
     """Edit and evaluate as the options say, and return the exit code."""
     data, results, seed, tap = (options[name] for name in ("data", "results", "seed", "metric_tap"))
     config = checked(options)
-    names = processes.from_first(lambda: dragbench.sample_names(data))
+    names = from_first(lambda: dragbench.sample_names(data))
     sd = load(options)
 
     def unfinished() -> list[str]:
@@ -87,17 +153,16 @@ def run(options: dict[str, Any], processes: Processes) -> int:
     def evaluate(name: str) -> dict[str, Any]:
         return dragbench.evaluate_sample(sd, dragbench.read_sample(data, name), results, seed, config.size, tap)
 
-    rows: dict[str, Any] = {}
+    rows: Rows = {}
     failed: dict[str, str] = {}
     if not options["evaluate_only"]:
-        failed |= each(processes.from_first(unfinished), processes, edit, "editing", cli.one_line).failed
+        _, failed = each(from_first(unfinished), edit, "editing")
     if not options["edit_only"]:
-        there = [name for name in names if name not in failed]
-        outcome = each(there, processes, evaluate, "evaluating", cli.one_line)
-        rows, failed = outcome.rows, failed | outcome.failed
-    if processes.rank > 0:
+        rows, more = each([name for name in names if name not in failed], evaluate, "evaluating")
+        failed = dict(sorted({**failed, **more}.items()))
+    if not is_first():
         return 0
-    report(options, sd, config, Outcome(rows, failed))
+    report(options, sd, config, rows, failed)
     print(f"{len(names) - len(failed)} of {len(names)} samples done", flush=True)
     return 1 if failed else 0
 
@@ -127,10 +192,12 @@ def load(options: dict[str, Any]) -> StableDiffusion:
     return loading.load(cli.weights_of(options).resolve(), device, getattr(torch, options["dtype"]))
 
 
-def report(options: dict[str, Any], sd: StableDiffusion, config: EditConfig, outcome: Outcome) -> None:
+def report(
+    options: dict[str, Any], sd: StableDiffusion, config: EditConfig, rows: Rows, failed: dict[str, str]
+) -> None:
     """Print the means and each failure's reason, and write every number where --json says."""
     seed, tap = options["seed"], options["metric_tap"]
-    found = dragbench.summaries(outcome.rows, seed) if outcome.rows else {}
+    found = dragbench.summaries(rows, seed) if rows else {}
     if found:
         print(f"features of the mean distance: {tap} of {sd.provenance}")
         if why := distances.why_no_fidelity():
@@ -151,37 +218,38 @@ def report(options: dict[str, Any], sd: StableDiffusion, config: EditConfig, out
             },
             "edited": None if options["evaluate_only"] else dragbench.settings(sd, config, seed),
             "summary": {title: asdict(summary) for title, summary in found.items()},
-            "samples": outcome.rows,
-            "failed": dict(sorted(outcome.failed.items())),
+            "samples": rows,
+            "failed": failed,
             "versions": pictures.versions(),
         }
         files.save_json(told, options["json"], overwrite=True)
-    for name, reason in sorted(outcome.failed.items()):
+    for name, reason in failed.items():
         print(f"dragbench: failed: {name}: {reason}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    processes = Processes(int(os.environ.get("RANK", 0)), 1)  # until it has joined the others
     try:
         options = vars(build_parser().parse_args(arguments))
-        processes = Processes.join()
+        join()
         with warnings.catch_warnings():
             warnings.showwarning = show_warning  # type: ignore[assignment]
-            return run(options, processes)
+            return run(options)
     except KeyboardInterrupt:
         print("dragbench: interrupted", file=sys.stderr)
         return 130
     except (OSError, ValueError, MemoryError) as error:
-        if processes.rank == 0:
+        if is_first():
             print(f"dragbench: error: {cli.one_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if processes.count == 1:
+        if not distributed.is_initialized():
             raise
-        print(f"dragbench: process {processes.rank} stops, another is gone? {cli.one_line(error)}", file=sys.stderr)
+        words = f"process {os.environ['RANK']} stops, another is gone? {cli.one_line(error)}"
+        print(f"dragbench: {words}", file=sys.stderr)
         return 1
     finally:
-        processes.leave()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def show_warning(message: Warning | str, *rest: Any) -> None:

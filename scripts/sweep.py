@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dragsa import cli, files
 from dragsa.config import EditConfig
-from dragsa.evaluation import cases, runs, sweeps, truth
-from dragsa.evaluation.settings import Setting
+from dragsa.evaluation import runs, sweeps, truth
+from dragsa.evaluation.runs import Setting
 from dragsa.evaluation.sweeps import Change, Plan
 
 SWEEPS: dict[str, list[Change]] = {
     "tap": [
-        {"tap": tap}
-        for tap in (
-            *("block13", "block14", "block15", "block16", "decoder2", "decoder3"),
-            *("block14+block15", "block14+block16", "block14+block15+block16"),
-        )
+        *({"tap": tap} for tap in ("block13", "block14", "block15", "block16", "decoder2", "decoder3")),
+        *({"tap": taps} for taps in ("block14+block15", "block14+block16", "block14+block15+block16")),
     ],
     "level": [{"drag_step": step} for step in (5, 10, 15, 20, 25, 30, 35)],
     "lr": [{"lr": lr} for lr in (0.01, 0.02, 0.05, 0.1)],
@@ -56,14 +53,10 @@ def parsed(key: str, value: str) -> Any:
     if key == "control_blocks":
         first, _, last = value.partition("-")
         return tuple(range(int(first), int(last or first) + 1))
-    if value == "none":
-        return None
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(value)
-        except ValueError:
-            continue
-    return value
+    return None if value == "none" else value
 
 
 def assignment(given: str) -> tuple[str, list[Any]]:
@@ -92,22 +85,19 @@ def arguments_of(arguments: Sequence[str] | None) -> Any:
 
 def plan_of(options: Any) -> Plan:
     """Return the plan that the command line asks for. Raises ValueError for one without a sweep."""
-    preset = EditConfig.small if options.base == "small" else EditConfig.paper
     of_base = {}
     for given in options.set:
         key, values = assignment(given)
         if len(values) != 1:
             raise ValueError(f"--set takes one value, came {given!r}")
         of_base[key] = values[0]
-    base = sweeps.changed(Setting(sweeps.BASE, preset(size=options.size), "five"), of_base, sweeps.BASE)
+    start = getattr(EditConfig, options.base)(size=options.size)
+    base = sweeps.changed(Setting(sweeps.BASE, start, "five"), of_base, sweeps.BASE)
     listed: dict[str, list[Change]] = {name: SWEEPS[name] for name in options.sweep}
-    for given in options.vary:
-        key, values = assignment(given)
-        listed[key] = [{key: value} for value in values]
+    listed |= {key: [{key: value} for value in values] for key, values in map(assignment, options.vary)}
     if not listed:
         raise ValueError(f"nothing to sweep: give --sweep ({', '.join(SWEEPS)}) or --vary NAME=V,V…")
-    assert base.config is not None and base.handles is not None
-    return sweeps.plan(base.config, listed, base.handles)
+    return sweeps.plan(base, listed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -115,13 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = arguments_of(arguments)
         if options.command == "run":
             planned = plan_of(options)
-            listed = cases.cases(options.cases, options.limit, options.size)
             runs.claim(options.folder, planned.settings, options.weights)
-            files.save_json([asdict(row) for row in planned.rows], options.folder / "sweep.json", overwrite=True)
-            workers = options.workers or runs.default_workers()
-            if not truth.run(
-                options.folder, listed, planned.settings, options.weights, workers, options.published, explain=False
-            ):
+            rows = [row._asdict() for row in planned.rows]
+            files.save_json(rows, options.folder / "sweep.json", overwrite=True)
+            if not truth.run_as_asked(options, planned.settings, explain=False):
                 return 0  # another rank is still at work, and makes the tables
         print(sweeps.write_tables(options.folder, options.rows))
     except (OSError, ValueError) as error:

@@ -20,26 +20,22 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import random
-import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dragsa import ddim, files
+from dragsa import ddim, files, loading
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.evaluation import layout, locate, quality, scenes, training
-from dragsa.evaluation.training import Stage
+from dragsa.evaluation import fit, quality, scenes, training
 from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
 
@@ -71,13 +67,6 @@ class Plan:
     empty_prompts: float = 0.1
     snr: float = 5.0  # weight min(1, snr / (signal-to-noise ratio)): nearly clean latents count less
     held_out: int = 32  # scenes watched during training
-    log_seconds: float = 60.0
-    save_seconds: float = 180.0
-    export_seconds: float = 900.0
-
-
-def trained(stage: Stage, work: Path, plan: Plan) -> nn.Module:
-    return training.train(stage, work, plan.log_seconds, plan.save_seconds, plan.export_seconds)
 
 
 def train_vae(work: Path, plan: Plan) -> VAE:
@@ -109,22 +98,22 @@ def train_vae(work: Path, plan: Plan) -> VAE:
     watched = [scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[: plan.held_out]]
     held_out = scenes.draw_batch(watched, plan.size)
 
-    def watch(average: nn.Module) -> str:
+    def watch(average: VAE) -> str:
         db = quality.psnr(reconstruct(average, held_out), held_out)
         return f"held-out PSNR {db.mean():.2f} dB, least {db.min():.2f}"
 
-    def rate(progress: float) -> float:
-        return plan.vae_lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    rate = partial(falling, plan.vae_lr)
+    return training.train("vae", vae, work, plan.vae_minutes, batches, rate, watch)
 
-    average = trained(Stage("vae", vae, plan.vae_minutes, batches, rate, watch), work, plan)
-    assert isinstance(average, VAE)
-    return average
+
+def falling(lr: float, part: float) -> float:
+    """Return the learning rate after a part of the way down, along half a cosine to a hundredth."""
+    return lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
 
 
 @torch.no_grad()
-def reconstruct(vae: nn.Module, pictures: Tensor) -> Tensor:
+def reconstruct(vae: VAE, pictures: Tensor) -> Tensor:
     """Return pictures (B, 3, H, W) in [-1, 1], encoded to the posterior's mean and decoded."""
-    assert isinstance(vae, VAE)
     return torch.cat([vae.decode(vae.encode(some)) for some in pictures.split(16)]).clamp(-1, 1)
 
 
@@ -153,7 +142,7 @@ def encode_latents(work: Path, vae: VAE, plan: Plan) -> dict[str, Any]:
         "held_out_seeds": torch.tensor(seeds[plan.latents :]),
         "vae": vae.state_dict(),
     }
-    training.write_whole(path, lambda temporary: torch.save(cache, temporary))
+    training.save(cache, path)
     training.say(f"latents: done; channel means were {mean.tolist()}, spreads {std.tolist()}")
     return cache
 
@@ -174,9 +163,7 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
         num_attention_heads=4,
         max_position_embeddings=TOKENS,
         hidden_act="quick_gelu",
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
 
 
@@ -207,7 +194,7 @@ def caption_tokens(tokenizer: CLIPTokenizer, seeds: Tensor) -> Tensor:
 
 
 def train_unet(work: Path, cache: dict[str, Any], plan: Plan) -> Denoiser:
-    layout.write_tokenizer(work / "tokenizer", scenes.WORDS, TOKENS)
+    training.write_tokenizer(work / "tokenizer", scenes.WORDS, TOKENS)
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     torch.manual_seed(plan.seed)
     denoiser = Denoiser(text_config(tokenizer))
@@ -232,30 +219,23 @@ def train_unet(work: Path, cache: dict[str, Any], plan: Plan) -> Denoiser:
         return (weights[t] * errors).mean(), errors.detach().mean().item(), n
 
     held_out = cache["held_out"][:128]
-    held_out_tokens = caption_tokens(tokenizer, cache["held_out_seeds"][:128])[0]
-    rng = training.generator(plan.seed, -1)
     held_out_t = torch.arange(len(held_out)) * 1000 // len(held_out)
-    held_out_noise = torch.randn(held_out.shape, generator=rng)
+    held_out_noise = torch.randn(held_out.shape, generator=training.generator(plan.seed, -1))
+    held_out_z = training.noised(held_out, held_out_t, held_out_noise, abar)
+    watched = held_out_z, held_out_t, caption_tokens(tokenizer, cache["held_out_seeds"][:128])[0]
 
     @torch.no_grad()
-    def watch(average: nn.Module) -> str:
-        z = training.noised(held_out, held_out_t, held_out_noise, abar)
-        parts = zip(z.split(32), held_out_t.split(32), held_out_tokens.split(32), strict=True)
-        eps = torch.cat([average(*part) for part in parts])
+    def watch(average: Denoiser) -> str:
+        eps = torch.cat([average(*part) for part in zip(*(one.split(32) for one in watched), strict=True)])
         losses = (eps - held_out_noise).square().mean(dim=(1, 2, 3))
         quarters = " ".join(f"{part.mean():.4f}" for part in losses.chunk(4))
         return f"held-out loss {losses.mean():.4f} (by quarter of t: {quarters})"
 
     def rate(progress: float) -> float:
-        falling = max(0.0, (progress - plan.unet_decay) / (1 - plan.unet_decay))
-        return plan.unet_lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * falling)))
+        return falling(plan.unet_lr, max(0.0, (progress - plan.unet_decay) / (1 - plan.unet_decay)))
 
-    def export(average: nn.Module) -> None:
-        assert isinstance(average, Denoiser)
-        write_model(work / "export", cache, average, work / "tokenizer")
-
-    average = trained(Stage("unet", denoiser, plan.unet_minutes, batches, rate, watch, export), work, plan)
-    assert isinstance(average, Denoiser)
+    export = partial(write_model, work / "export", cache, tokenizer=work / "tokenizer")
+    average = training.train("unet", denoiser, work, plan.unet_minutes, batches, rate, watch, export)
     export(average)
     return average
 
@@ -265,44 +245,35 @@ def write_model(folder: Path, cache: dict[str, Any], denoiser: Denoiser, tokeniz
 
     `cache` is that of `encode_latents`, which has the VAE and the latents' size.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".export") as temporary:
-        new = Path(temporary)
-        for name in ("unet", "vae", "text_encoder", "scheduler"):
-            (new / name).mkdir()
-        shutil.copytree(tokenizer, new / "tokenizer")
-        layout.save_half(new / "unet" / "diffusion_pytorch_model.safetensors", denoiser.unet.state_dict())
-        layout.save_half(new / "vae" / "diffusion_pytorch_model.safetensors", cache["vae"])
-        text = {key: value for key, value in denoiser.text.state_dict().items() if not key.endswith("position_ids")}
-        if not any(key.startswith("text_model.") for key in text):
-            text = {f"text_model.{key}": value for key, value in text.items()}
-        layout.save_half(new / "text_encoder" / "model.safetensors", text)
-        text_settings = denoiser.text.config.to_dict() | {"architectures": ["CLIPTextModel"], "dtype": "float32"}
-        files.save_json(text_settings, new / "text_encoder" / "config.json")
-        for name, value in layout.settings(UNET_CONFIG, VAE_CONFIG, 8 * cache["latents"].shape[-1]).items():
-            files.save_json(value, new / name)
-        for file in sorted(file for file in new.rglob("*") if file.is_file()):
-            place = folder / file.relative_to(new)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(file, place)
+    for name in ("unet", "vae", "text_encoder", "scheduler", "tokenizer"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for file in tokenizer.iterdir():
+        files.save_bytes(file.read_bytes(), folder / "tokenizer" / file.name, overwrite=True)
+    training.save_half(folder / "unet" / "diffusion_pytorch_model.safetensors", denoiser.unet.state_dict())
+    training.save_half(folder / "vae" / "diffusion_pytorch_model.safetensors", cache["vae"])
+    text = {key: value for key, value in denoiser.text.state_dict().items() if not key.endswith("position_ids")}
+    if not any(key.startswith("text_model.") for key in text):
+        text = {f"text_model.{key}": value for key, value in text.items()}
+    training.save_half(folder / "text_encoder" / "model.safetensors", text)
+    settings = training.settings(UNET_CONFIG, VAE_CONFIG, 8 * cache["latents"].shape[-1])
+    own = denoiser.text.config.to_dict() | {"architectures": ["CLIPTextModel"], "dtype": "float32"}
+    for name, value in {**settings, "text_encoder/config.json": own}.items():
+        files.save_json(value, folder / name, overwrite=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     training.say(f"export: {folder}, {size / 1e6:.1f} MB")
 
 
 def export_now(work: Path, folder: Path) -> None:
     """Write the averaged networks that the checkpoints hold now as a folder."""
-    cache = torch.load(work / "latents.pt", weights_only=True)
-    tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
-    denoiser = Denoiser(text_config(tokenizer))
-    denoiser.load_state_dict(torch.load(work / "unet.pt", weights_only=True)["average"])
-    write_model(folder, cache, denoiser, work / "tokenizer")
+    trained = checkpoint(work, "unet")["average"]
+    denoiser = Denoiser(text_config(CLIPTokenizer.from_pretrained(work / "tokenizer")))
+    denoiser.load_state_dict(trained)
+    write_model(folder, checkpoint(work, "latents"), denoiser, work / "tokenizer")
 
 
 def evaluate(folder: Path, count: int = 200) -> None:
     """Print the VAE's reconstruction of held-out scenes: PSNR, and where and in what colour the objects are found."""
-    vae = VAE(VAE_CONFIG).eval()
-    tensors = load_file(folder / "vae" / "diffusion_pytorch_model.safetensors")
-    vae.load_state_dict({key: value.float() for key, value in tensors.items()})
+    vae = loading.load(folder).vae
     size = json.loads((folder / "vae" / "config.json").read_text())["sample_size"]
     held_out = [scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:count]]
     pictures = scenes.draw_batch(held_out, size)
@@ -312,17 +283,14 @@ def evaluate(folder: Path, count: int = 200) -> None:
     for shape in scenes.SHAPES:
         chosen = torch.tensor([scene.shape == shape for scene in held_out])
         print(f"  {shape:9s} {db[chosen].mean():.2f} dB ({int(chosen.sum())} scenes)")
-    shifts, overlaps, objects, grounds = [], [], [], []
+    rows = []
     for scene, picture in zip(held_out, again, strict=True):
-        place, truth = locate.locate(picture, scene), scenes.keypoints(scene, size)["centre"]
-        error = locate.colour_error(picture, scene)
-        shifts.append(math.dist(place[:2], truth))
-        overlaps.append(locate.overlap(picture, scene))
-        objects.append(error.object)
-        grounds.append(error.ground)
-    mean = {name: sum(v) / count for name, v in (("overlap", overlaps), ("object", objects), ("ground", grounds))}
-    print(f"  place off by at most {max(shifts):.2f} px; overlap with the truth {mean['overlap']:.3f} mean")
-    print(f"  colour error of the object {mean['object']:.1f}, of the ground {mean['ground']:.1f} (of 255)")
+        shift = math.dist(fit.locate(picture, scene)[:2], scenes.keypoints(scene, size)["centre"])
+        rows.append((shift, fit.overlap(picture, scene), *fit.colour_error(picture, scene)))
+    shifts, *others = zip(*rows, strict=True)
+    overlap, on_object, on_ground = (sum(values) / count for values in others)
+    print(f"  place off by at most {max(shifts):.2f} px; overlap with the truth {overlap:.3f} mean")
+    print(f"  colour error of the object {on_object:.1f}, of the ground {on_ground:.1f} (of 255)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -346,25 +314,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = Plan(options.seed, options.size, minutes["vae"], minutes["unet"], bfloat16=options.bfloat16)
     work, stage = options.work, options.stage
     if options.fresh:
-        files = {"vae": ("vae",), "latents": ("latents",), "unet": ("unet",), "all": ("vae", "latents", "unet")}
-        for name in files.get(stage, ()):
+        for name in ("vae", "latents", "unet") if stage == "all" else (stage,):
             (work / f"{name}.pt").unlink(missing_ok=True)
     if stage in ("all", "vae"):
         train_vae(work, plan)
     if stage in ("all", "latents"):
-        need(work / "vae.pt", "vae")
         vae = VAE(VAE_CONFIG)
-        vae.load_state_dict(torch.load(work / "vae.pt", weights_only=True)["average"])
+        vae.load_state_dict(checkpoint(work, "vae")["average"])
         encode_latents(work, vae, plan)
     if stage in ("all", "unet"):
-        need(work / "latents.pt", "latents")
-        train_unet(work, torch.load(work / "latents.pt", weights_only=True), plan)
+        train_unet(work, checkpoint(work, "latents"), plan)
     if stage in ("all", "export"):
-        need(work / "unet.pt", "unet")
         export_now(work, options.out)
     if stage in ("all", "evaluate"):
         need(options.out / "model_index.json", "export")
         evaluate(options.out)
+
+
+def checkpoint(work: Path, stage: str) -> dict[str, Any]:
+    need(work / f"{stage}.pt", stage)
+    return torch.load(work / f"{stage}.pt", weights_only=True)
 
 
 def need(path: Path, stage: str) -> None:

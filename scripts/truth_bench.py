@@ -24,7 +24,7 @@ from typing import Any
 
 from dragsa import cli
 from dragsa.evaluation import cases, runs, truth, truth_tables
-from dragsa.evaluation.settings import SETTINGS
+from dragsa.evaluation.runs import SETTINGS
 
 
 def arguments_of(arguments: Sequence[str] | None) -> Any:
@@ -54,10 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(truth_tables.write_tables(options.folder, options.rows))
         else:
             begin = time.perf_counter()
-            listed = cases.cases(options.cases, options.limit, options.size)
-            settings = SETTINGS[options.settings](options.size)
-            workers = options.workers or runs.default_workers()
-            if truth.run(options.folder, listed, settings, options.weights, workers, options.published):
+            if truth.run_as_asked(options, SETTINGS[options.settings](options.size)):
                 print(truth_tables.write_tables(options.folder, options.rows))
             print(f"{time.perf_counter() - begin:.0f} s in this run", file=sys.stderr)
     except (OSError, ValueError) as error:

@@ -22,10 +22,8 @@ ROOMS = ("files", "kernels", "layouts", "pictures", "loading", "checks", "passes
 
 def entered() -> list[str]:
     """Edit the demo's disc with a few updates, and return the package's files that run meanwhile."""
-    sd, config = (
-        dragsa.load("weights/small"),
-        dragsa.EditConfig.small(drag=dragsa.DragConfig(updates=3), steps=10, drag_step=4),
-    )
+    sd = dragsa.load("weights/small")
+    config = dragsa.EditConfig.small(drag=dragsa.DragConfig(updates=3), steps=10, drag_step=4)
     picture, mask = (Image.open(f"scripts/demo/{name}.png") for name in ("disc", "mask"))
     found: set[str] = set()
 

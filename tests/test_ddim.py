@@ -244,11 +244,11 @@ def test_replayed_is_the_target_of_the_side_by_side_pass(source, target, changes
 def sample_replayed(net, z, text, kept, latents=None, start=3, stop=0, guidance=1.0, **changes):
     """The target's row alone, on K/V that `kept` has by level."""
     may_move, uncond = changes.pop("may_move", None), changes.pop("uncond", None)
-    earlier = EarlierPass("recorded", kept.__getitem__, latents or {})
+    earlier = EarlierPass("recorded", kept.__getitem__, latents or {}, may_move)
     config = EditConfig(steps=start, **{"control_step": 0, **changes})
     levels = ddim.levels_between(Schedule(10), start, stop)
     guided = Guided(net, text, uncond, guidance)
-    return source_kv.replayed(guided, z, Schedule(10), levels, earlier, config, may_move)
+    return source_kv.replayed(guided, z, Schedule(10), levels, earlier, config)
 
 
 class Rows:

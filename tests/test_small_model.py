@@ -10,7 +10,7 @@ import torch
 import dragsa
 from dragsa import ddim, loading
 from dragsa.config import EditConfig
-from dragsa.evaluation import cases, locate, quality, scenes
+from dragsa.evaluation import cases, fit, quality, scenes
 from dragsa.pictures import images
 
 FOLDER = Path(__file__).parents[1] / "weights" / "small"
@@ -53,7 +53,7 @@ def test_a_dragged_disc_moves_and_an_idle_edit_does_not(sd):
     mask = cases.corridor(before, after)
 
     def left(edited):
-        place = locate.locate(images.to_tensor(edited.image)[0], after)
+        place = fit.locate(images.to_tensor(edited.image)[0], after)
         return math.dist(place[:2], goal["centre"])
 
     asked = math.dist(start["centre"], goal["centre"])

@@ -2,12 +2,12 @@
 
 Scripts take its modules by name, as in `from dragsa.evaluation import cases`:
 
-- scenes, locate, cases: drawn scenes, finding their objects by colour, and the benchmark's edits of them;
+- scenes, cases: drawn scenes, and the benchmark's edits of them;
 - quality, fit, figures, distances: likeness of pictures, finding a scene in a picture, a result's figures, and the
   published metrics;
-- intervals, tables, sheets: means with intervals, as text and as pictures;
-- settings, runs, truth, comparison, truth_tables, sweeps: the benchmark with exact truth;
+- tables, sheets: means with intervals, as text and as pictures;
+- runs, truth, truth_tables, sweeps: the benchmark with exact truth;
 - subjects, experiments, prompts, rivals, steps_table, round_trips: the paper's figures and table again;
-- plain_pickle, dragbench, processes: DragBench;
-- training, layout: training the small model, and writing it down.
+- plain_pickle, dragbench: DragBench;
+- training: training the small model, and writing it down.
 """

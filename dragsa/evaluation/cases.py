@@ -17,9 +17,10 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from dragsa import files, pictures
+from dragsa import pictures
 from dragsa.editing import Drag
 from dragsa.evaluation import scenes
 from dragsa.evaluation.scenes import Scene
@@ -110,8 +111,9 @@ class Case:
         return swept
 
     @property
-    def mask_picture(self) -> Image.Image:
-        return Image.fromarray((255 * self.mask).to(torch.uint8).numpy())
+    def pictures(self) -> dict[str, Image.Image]:
+        mask = Image.fromarray((255 * self.mask).to(torch.uint8).numpy())
+        return {"source": self.source, "truth": self.truth, "mask": mask}
 
     def points(self, scene: Scene) -> dict[str, Point]:
         """Return named points of a scene's object and neighbour, in pixels."""
@@ -131,11 +133,6 @@ class Case:
             return (quarters[self.number % len(quarters)],)
         return HANDLES[self.kind][variant]
 
-    @property
-    def square(self) -> float:
-        """Half the side, in pixels, of the square that fits into the circle round what moves; of two, the smaller."""
-        return min(before.size for before, _ in self.moving) * self.size / math.sqrt(8)
-
     def drags(self, variant: str) -> tuple[Drag, ...]:
         """Return handles and targets in pixels. `variant`: "one" handle for each object, or "five"."""
         start, goal = self.points(self.before), self.points(self.after)
@@ -144,6 +141,20 @@ class Case:
     @property
     def measured(self) -> tuple[str, ...]:
         return MEASURED[self.kind]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all that a program needs to make the edit, and an evaluator to judge it."""
+        drags = {
+            variant: [
+                {"name": name, "handle": handle, "target": target}
+                for name, (handle, target) in zip(self.handle_names(variant), self.drags(variant), strict=True)
+            ]
+            for variant in ("one", "five")
+        }
+        scalars = {name: getattr(self, name) for name in ("name", "kind", "number", "seed", "size", "prompt")}
+        points = {"before": self.points(self.before), "after": self.points(self.after)}
+        scenes = {"before": asdict(self.before), "after": asdict(self.after)}
+        return {**scalars, "drags": drags, "measured": list(self.measured), "points": points, **scenes}
 
 
 def corridor(before: Scene, after: Scene, size: int = SIZE) -> Tensor:
@@ -158,11 +169,9 @@ def dilated(mask: Tensor, reach: float) -> Tensor:
     return F.max_pool2d((mask > 0)[None].float(), 2 * room + 1, stride=1, padding=room)[0]
 
 
-def between(before: Scene, after: Scene) -> Iterator[Scene]:
-    """Yield scenes on the straight way, both ends among them; places and sizes change, of the neighbour too."""
-    for n in range(WAYPOINTS):
-        share = n / (WAYPOINTS - 1)
-        yield _mix(before, after, share)
+def between(before: Scene, after: Scene) -> list[Scene]:
+    """Return scenes on the straight way, both ends among them; places and sizes change, of the neighbour too."""
+    return [_mix(before, after, n / (WAYPOINTS - 1)) for n in range(WAYPOINTS)]
 
 
 def _mix(before: Scene, after: Scene, share: float) -> Scene:
@@ -183,20 +192,13 @@ def cases(which: str = "figures", limit: int | None = None, size: int = SIZE) ->
     if which not in FIRST:
         raise ValueError(f"no list of cases {which!r}; there are {', '.join(FIRST)}")
     each = EACH if limit is None else min(limit, EACH)
-    columns = [_of_kind(kind, FIRST[which] + n * STRETCH, each, size) for n, kind in enumerate(KINDS)]
+    columns = []
+    for n, kind in enumerate(KINDS):
+        first = FIRST[which] + n * STRETCH
+        edits = ((seed, _edit(kind, seed)) for seed in scenes.HELD_OUT_SEEDS[first : first + STRETCH])
+        with_room = islice(((seed, *pair) for seed, pair in edits if pair is not None), each)
+        columns.append([Case(kind, number, *edit, size) for number, edit in enumerate(with_room)])
     return [case for row in zip(*columns, strict=True) for case in row]
-
-
-def _of_kind(kind: str, first: int, count: int, size: int) -> list[Case]:
-    """Return the cases of the first seeds that give one: a scene that leaves its edit no room is passed over."""
-    found: list[Case] = []
-    for seed in scenes.HELD_OUT_SEEDS[first : first + STRETCH]:
-        pair = _edit(kind, seed)
-        if pair is not None:
-            found.append(Case(kind, len(found), seed, *pair, size))
-        if len(found) == count:
-            break
-    return found
 
 
 def _edit(kind: str, seed: int, tries: int = 300) -> tuple[Scene, Scene] | None:
@@ -207,9 +209,10 @@ def _edit(kind: str, seed: int, tries: int = 300) -> tuple[Scene, Scene] | None:
         return None
     for _ in range(tries):
         if kind in ("move", "protect"):
-            pair = before, _moved(before, rng, 0.3)
+            pair = before, scenes.moved(before, rng, 0.1, 0.3)
         elif kind == "two" and before.neighbour is not None:
-            pair = before, replace(_moved(before, rng, 0.25), neighbour=_moved(before.neighbour, rng, 0.25))
+            first, second = (scenes.moved(one, rng, 0.1, 0.25) for one in (before, before.neighbour))
+            pair = before, replace(first, neighbour=second)
         elif kind == "resize":
             least, most = scenes.FACE_SIZES if before.shape == "face" else scenes.SIZES
             pair = before, replace(before, size=rng.uniform(least, most))
@@ -226,41 +229,11 @@ def _edit(kind: str, seed: int, tries: int = 300) -> tuple[Scene, Scene] | None:
     return None
 
 
-def _moved(scene: Scene, rng: random.Random, most: float) -> Scene:
-    distance, angle = rng.uniform(0.1, most), rng.uniform(0, 2 * math.pi)
-    return replace(scene, x=scene.x + distance * math.cos(angle), y=scene.y + distance * math.sin(angle))
-
-
 # ---------------------------------------------------------------------------------------------------------- as files
 
 
-def save(case: Case, folder: Path) -> None:
-    """Write source.png, truth.png, mask.png and case.json (points, prompt, scenes) into a folder that is there."""
-    pictures.save_picture(case.source, folder / "source.png", overwrite=True)
-    pictures.save_picture(case.truth, folder / "truth.png", overwrite=True)
-    pictures.save_picture(case.mask_picture, folder / "mask.png", overwrite=True)
-    files.save_json(to_json(case), folder / "case.json", overwrite=True)
-
-
-def to_json(case: Case) -> dict[str, Any]:
-    """Return all that a program needs to make the edit, and an evaluator to judge it."""
-    drags = {
-        variant: [{"name": n, "handle": h, "target": t} for n, (h, t) in zip(names, case.drags(variant), strict=True)]
-        for variant, names in ((v, case.handle_names(v)) for v in ("one", "five"))
-    }
-    scalars = {name: getattr(case, name) for name in ("name", "kind", "number", "seed", "size", "prompt")}
-    return {
-        **scalars,
-        "drags": drags,
-        "measured": list(case.measured),
-        "points": {"before": case.points(case.before), "after": case.points(case.after)},
-        "before": asdict(case.before),
-        "after": asdict(case.after),
-    }
-
-
 def load(folder: Path) -> Case:
-    """Return the case that `save` wrote into a folder. Raises OSError or ValueError for a folder that holds none."""
+    """Return the case of a folder that `runs.save` wrote. Raises OSError or ValueError for a folder that holds none."""
     try:
         value = json.loads((folder / "case.json").read_text())
         before, after = (_scene(value[name]) for name in ("before", "after"))

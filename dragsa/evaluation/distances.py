@@ -32,7 +32,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -107,17 +107,10 @@ def dift(sd: StableDiffusion, picture: Image.Image, prompt: str, seed: int, size
     return sd.unet(z_t, TIMESTEP, context, taps=(tap,), until=tap).taps[tap].float().mean(dim=0, keepdim=True)
 
 
-class Corners(NamedTuple):
-    """The places of an axis' pixels between native cells: the cell before each, and how far beyond it, (N,) each."""
-
-    cell: Tensor
-    fraction: Tensor
-
-
-def _corners(native: int, pixels: int) -> Corners:
-    """Return the corners for bilinear reading, align_corners=False, edges clamped."""
+def _between(native: int, pixels: int) -> tuple[Tensor, Tensor]:
+    """Return for an axis' pixels the native cell before each, and how far beyond it, (N,) each; edges clamped."""
     at = ((torch.arange(pixels, dtype=torch.float64) + 0.5) * native / pixels - 0.5).clamp(0, native - 1)
-    return Corners(at.long(), at.frac())
+    return at.long(), at.frac()
 
 
 def similarities(features: Tensor, references: Tensor, size: Size) -> Tensor:
@@ -127,17 +120,15 @@ def similarities(features: Tensor, references: Tensor, size: Size) -> Tensor:
     bilinear, p = Σ w_k f_k over the four about a pixel, and neither product needs them: r·p = Σ w_k (r·f_k) and
     |p|² = Σ w_k w_l (f_k·f_l). So no map of C channels at the picture's size is made.
     """
-    width, height = size
-    _, _, h, w = features.shape
-    x, y = _corners(w, width), _corners(h, height)
+    h, w = features.shape[2:]
+    (before, beyond_x), (above, beyond_y) = _between(w, size[0]), _between(h, size[1])
+    before, beyond_x, above, beyond_y = before[None, :], beyond_x[None, :], above[:, None], beyond_y[:, None]
     cells = F.pad(features.double().cpu(), (0, 1, 0, 1), mode="replicate")[0]  # (C, h + 1, w + 1)
     corners = torch.stack([cells[:, i : i + h, j : j + w] for i in (0, 1) for j in (0, 1)])  # (4, C, h, w)
     references = references.double().cpu()
     products = torch.einsum("nc,kchw->knhw", references, corners)
     gram = torch.einsum("kchw,lchw->klhw", corners, corners)
-    beyond_x, beyond_y = x.fraction[None, :], y.fraction[:, None]
     shares = [down * across for down in (1 - beyond_y, beyond_y) for across in (1 - beyond_x, beyond_x)]  # (H, W) each
-    above, before = y.cell[:, None], x.cell[None, :]
     dot = sum(weight * products[k][:, above, before] for k, weight in enumerate(shares))  # (n, H, W)
     square = sum(
         one * other * gram[k, m][above, before] for k, one in enumerate(shares) for m, other in enumerate(shares)
@@ -189,12 +180,12 @@ def distances(
     masked = None if may_move is None else first_maximum(similarity, may_move)
     near = first_maximum(similarity, near_the_drag(handles, targets, size))
     return Distances(
-        whole_px=_lengths(whole - targets),
-        masked_px=None if masked is None else _lengths(masked - targets),
-        normalised=_lengths((near - targets) / torch.tensor(size)),
-        found_whole=_points(whole),
-        found_masked=None if masked is None else _points(masked),
-        found_near=_points(near),
+        whole_px=tuple((whole - targets).norm(dim=1).tolist()),
+        masked_px=None if masked is None else tuple((masked - targets).norm(dim=1).tolist()),
+        normalised=tuple(((near - targets) / torch.tensor(size)).norm(dim=1).tolist()),
+        found_whole=tuple(map(tuple, whole.tolist())),
+        found_masked=None if masked is None else tuple(map(tuple, masked.tolist())),
+        found_near=tuple(map(tuple, near.tolist())),
     )
 
 
@@ -219,14 +210,6 @@ def of_size(picture: Image.Image, size: Size) -> Image.Image:
     """Return the picture as RGB, brought to a size bilinearly, as the published programs do."""
     picture = pictures.to_rgb(picture)
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BILINEAR)
-
-
-def _lengths(vectors: Tensor) -> tuple[float, ...]:
-    return tuple(vectors.norm(dim=1).tolist())
-
-
-def _points(points: Tensor) -> tuple[Point, ...]:
-    return tuple((x, y) for x, y in points.tolist())
 
 
 @torch.no_grad()

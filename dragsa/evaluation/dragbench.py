@@ -16,13 +16,12 @@ import torch
 
 from dragsa import editing, files, pictures
 from dragsa.config import EditConfig
-from dragsa.evaluation import distances, intervals, plain_pickle, tables
+from dragsa.evaluation import distances, plain_pickle, tables
 from dragsa.evaluation.distances import Sample
 from dragsa.loading import StableDiffusion
 
 PICTURE, META, RESULT, TRACE = "original_image.png", "meta_data.pkl", "dragged_image.png", "trace.json"
 FORMS = distances.FORMS
-FIDELITY = "image fidelity, 1 - LPIPS"
 
 
 def sample_names(data: Path) -> list[str]:
@@ -30,11 +29,8 @@ def sample_names(data: Path) -> list[str]:
 
     Raises FileNotFoundError where there are none.
     """
-    found = {
-        f"{file.parent.parent.name}/{file.parent.name}"
-        for file in data.glob("*/*/*")
-        if file.name in (PICTURE, META) and not file.parent.name.startswith(".")
-    }
+    files = [file for name in (PICTURE, META) for file in data.glob(f"*/[!.]*/{name}")]
+    found = {f"{file.parent.parent.name}/{file.parent.name}" for file in files}
     if not found:
         raise FileNotFoundError(f"{data}: no samples there (category/sample/{PICTURE} and {META})")
     return sorted(found)
@@ -59,13 +55,11 @@ def read_sample(data: Path, name: str) -> Sample:
         raise ValueError(f"{folder / META}: points must be handle and target by turns, (x, y) each") from None
     pictures.to_grid(points.tolist(), picture.size, picture.size)  # raises for one outside
     drags = tuple(((x0, y0), (x1, y1)) for x0, y0, x1, y1 in points.reshape(-1, 4).tolist())
-    mask = meta.get("mask")
+    mask, size = meta.get("mask"), picture.size[::-1]
     if mask is None or not mask.any():
         return Sample(name, picture, meta["prompt"], drags, None)
-    if mask.shape != picture.size[::-1]:
-        raise ValueError(
-            f"{folder / META}: the mask is {mask.shape}; the picture, {picture.size[::-1]} (height, width)"
-        )
+    if mask.shape != size:
+        raise ValueError(f"{folder / META}: the mask is {mask.shape}; the picture, {size} (height, width)")
     return Sample(name, picture, meta["prompt"], drags, torch.from_numpy(np.asarray(mask > 0)))
 
 
@@ -135,23 +129,22 @@ def evaluate_sample(
     return row
 
 
-def summaries(rows: dict[str, Any], seed: int) -> dict[str, intervals.Summary]:
+def summaries(rows: dict[str, Any], seed: int) -> dict[str, tables.Summary]:
     """Return every metric over the samples, by the names that tables give them."""
     columns = {title: {name: row[key] or () for name, row in rows.items()} for title, key in FORMS.items()}
-    for title, key in ((FIDELITY, "fidelity"), ("seconds", "seconds")):
+    for title, key in (("image fidelity, 1 - LPIPS", "fidelity"), ("seconds", "seconds")):
         columns[title] = {name: [row.get(key)] for name, row in rows.items()}
-    return {title: intervals.summarise(values, seed) for title, values in columns.items()}
+    return {title: tables.summarise(values, seed) for title, values in columns.items()}
 
 
-def table(found: dict[str, intervals.Summary]) -> str:
+def table(found: dict[str, tables.Summary]) -> str:
     """Return a Markdown row for each metric, with the mean published under its name: over handles or pictures."""
     lines = []
     for title, summary in found.items():
-        if not summary.pictures:
-            continue
-        by_handle = title in FORMS and FORMS[title] not in distances.BY_PICTURE
-        mean = summary.per_handle if by_handle else summary.per_picture
-        over = f"{summary.handles} handles" if by_handle else f"{summary.pictures} pictures"
+        mean, over = summary.per_picture, f"{summary.pictures} pictures"
+        if title in FORMS and FORMS[title] not in distances.BY_PICTURE:
+            mean, over = summary.per_handle, f"{summary.handles} handles"
         digits = 1 if "px" in title or title == "seconds" else 3
-        lines.append({"metric": title, "mean (95 %)": intervals.text(mean, digits), "over": over})
+        if summary.pictures:
+            lines.append({"metric": title, "mean (95 %)": tables.text(mean, digits), "over": over})
     return tables.markdown(lines)

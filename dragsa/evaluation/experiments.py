@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +13,11 @@ from PIL import Image
 
 from dragsa import files, pictures
 from dragsa.config import EditConfig
-from dragsa.evaluation import intervals, runs
-from dragsa.evaluation.intervals import Mean
-from dragsa.evaluation.settings import Setting
+from dragsa.evaluation import runs, sheets, tables
+from dragsa.evaluation.runs import Setting
+from dragsa.evaluation.sheets import Panel
 from dragsa.evaluation.subjects import Subject
+from dragsa.evaluation.tables import Mean
 from dragsa.loading import StableDiffusion
 
 DECIDING = 5  # pictures at least, for a sentence to stand or fall
@@ -25,16 +25,16 @@ DECIDING = 5  # pictures at least, for a sentence to stand or fall
 
 @dataclass(frozen=True)
 class Item:
-    """The work of one go: an experiment's `part`, if it has parts, of one subject, or of several."""
+    """The work of one go: an experiment's `part`, 0 if it has none, of one subject, or of several."""
 
     experiment: str
     subjects: tuple[Subject, ...]
-    part: int | None = None
+    part: int = 0
 
     @property
     def name(self) -> str:
-        whose = "_".join((self.subjects[0].name, *(s.name for s in self.subjects[1:][-1:])))
-        return whose if self.part is None else f"{whose}_{self.part}"
+        first_and_last = dict.fromkeys((self.subjects[0].name, self.subjects[-1].name))
+        return "_".join((*first_and_last, *([str(self.part)] if self.part else [])))
 
 
 class Done(NamedTuple):
@@ -44,9 +44,8 @@ class Done(NamedTuple):
     figures: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Finished:
-    """An item as its folder has it."""
+class Finished(NamedTuple):
+    """An item, and the folder that has it once it is done."""
 
     item: Item
     folder: Path
@@ -64,6 +63,11 @@ class Finished:
         file = self.folder / f"{name}.png"
         return pictures.open_picture(file) if file.is_file() else None
 
+    def source_panel(self) -> Panel:
+        """The source with the drags on it, if it is there."""
+        source = self.picture("source")
+        return Panel(source and sheets.with_drags(source, self.item.subjects[0].drags))
+
 
 class Report(NamedTuple):
     """An experiment's picture, and the numbers over all items."""
@@ -74,17 +78,13 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """The command line's choices. `own`: one's own pictures; None for drawn ones."""
+    """The command line's choices. `own`: one's own pictures; None for so many drawn ones, each experiment's number."""
 
     base: EditConfig
     guidance: float
     seed: int
     count: int | None
     own: tuple[Subject, ...] | None
-
-    def number(self, default: int) -> int:
-        """Return how many drawn pictures to take."""
-        return default if self.count is None else self.count
 
 
 Configs = Mapping[str, EditConfig]
@@ -124,12 +124,9 @@ def lines_of(figures: Mapping[str, Any]) -> tuple[str, ...]:
     if figures["background"] is not None:
         lines.append(f"background {figures['background']:.1f}")
     seconds = figures["seconds"]
-    if isinstance(seconds, Mapping):
-        lora = f", LoRA {seconds['lora']:.0f}" if seconds["lora"] else ""
-        lines.append(f"{seconds['all']:.0f} s{lora}")
-    else:
-        lines.append(f"{seconds:.0f} s")
-    return tuple(lines)
+    spent = seconds if isinstance(seconds, Mapping) else {"all": seconds, "lora": 0}
+    lora = f", LoRA {spent['lora']:.0f}" if spent["lora"] else ""
+    return (*lines, f"{spent['all']:.0f} s{lora}")
 
 
 MEASURED = ("left", "share", "background", "changed", "yaw_left", "object_colour", "overlap", "truth_db")
@@ -151,7 +148,7 @@ Values = Mapping[str, float | None]  # of one figure, by the subject's name
 
 def mean_over(values: Values) -> Mean:
     """Return the mean over pictures with its bootstrap interval."""
-    return intervals.summarise({name: [value] for name, value in values.items()}).per_picture
+    return tables.summarise({name: [value] for name, value in values.items()}).per_picture
 
 
 def statement(says: str, values: Values, sign: int) -> dict[str, Any]:
@@ -163,18 +160,10 @@ def statement(says: str, values: Values, sign: int) -> dict[str, Any]:
     verdict = "not decided, the interval holds zero"
     if mean.low is None or mean.high is None or pictures < DECIDING:
         verdict = f"not decided, too few pictures ({pictures})"
-    elif min(sign * mean.low, sign * mean.high) > 0:
-        verdict = "borne out"
-    elif max(sign * mean.low, sign * mean.high) < 0:
-        verdict = "contradicted"
-    return {
-        "says": says,
-        "sign": sign,
-        "pictures": pictures,
-        "verdict": verdict,
-        "found": intervals.text(mean),
-        **asdict(mean),
-    }
+    elif mean.low > 0 or mean.high < 0:
+        verdict = "borne out" if sign * mean.low > 0 else "contradicted"
+    told = {"says": says, "sign": sign, "pictures": pictures, "verdict": verdict, "found": tables.text(mean)}
+    return {**told, **asdict(mean)}
 
 
 def run(folder: Path, experiments: Mapping[str, Experiment], choice: Choice, model: Path, workers: int) -> None:
@@ -182,20 +171,18 @@ def run(folder: Path, experiments: Mapping[str, Experiment], choice: Choice, mod
 
     Raises ValueError as `runs.claim` does.
     """
-    items = {name: experiment.items(choice) for name, experiment in experiments.items()}
-    settings = {name: experiment.settings(choice) for name, experiment in experiments.items()}
     own = None if choice.own is None else {s.name: s.identity for s in choice.own}
-    for name in experiments:
-        runs.claim(folder / name, settings[name], model, seed=choice.seed, own=own)
-    missing = [
-        (experiment.do, item, settings[name])
-        for name, experiment in experiments.items()
-        for item in items[name]
-        if not (folder / name / item.name).exists()
-    ]
-    runs.each(partial(_do, folder), missing, model, workers)
+    work: dict[str, list[Work]] = {}
     for name, experiment in experiments.items():
-        finished = [Finished(item, folder / name / item.name) for item in items[name]]
+        settings = experiment.settings(choice)
+        runs.claim(folder / name, settings, model, seed=choice.seed, own=own)
+        configs = configs_of(settings)
+        work[name] = [
+            (experiment.do, Finished(item, folder / name / item.name), configs) for item in experiment.items(choice)
+        ]
+    runs.each(_do, [one for row in work.values() for one in row if not one[1].folder.exists()], model, workers)
+    for name, experiment in experiments.items():
+        finished = [one for _, one, _ in work[name]]
         report = experiment.report(choice, finished)
         told = {
             **json.loads((folder / name / "run.json").read_text()),
@@ -214,16 +201,12 @@ def configs_of(settings: Sequence[Setting]) -> dict[str, EditConfig]:
     return {setting.name: setting.config for setting in settings if setting.config is not None}
 
 
-Work = tuple[Callable[[StableDiffusion, Item, Configs], Done], Item, list[Setting]]
+Work = tuple[Callable[[StableDiffusion, Item, Configs], Done], Finished, Configs]
 
 
-def _do(folder: Path, sd: StableDiffusion, work: Work) -> str:
+def _do(sd: StableDiffusion, work: Work) -> str:
     """Do one item, write it whole or not at all, and return the line that says so."""
-    do, item, settings = work
-    begin = time.perf_counter()
-    done = do(sd, item, configs_of(settings))
-    with files.whole_folder(folder / item.experiment / item.name) as part:
-        for name, picture in done.pictures.items():
-            pictures.save_picture(picture, part / f"{name}.png")
-        files.save_json(files.finite(done.figures), part / "figures.json")
+    (do, (item, folder), configs), begin = work, time.perf_counter()
+    done = do(sd, item, configs)
+    runs.save(folder, done.pictures, {"figures": done.figures})
     return f"{item.experiment} {item.name}  {time.perf_counter() - begin:.1f} s"

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa.evaluation import cases, fit, locate, quality, scenes, tables
+from dragsa.evaluation import cases, fit, quality, scenes, tables
 from dragsa.evaluation.cases import Case
 from dragsa.evaluation.fit import Fit
 from dragsa.loading import StableDiffusion
@@ -48,35 +48,29 @@ def measure(result: Image.Image, case: Case) -> dict[str, Any]:
         there = there and (name != "nose" or found.nose_found)
         return math.dist(at[name] if there else before[name], asked[name])
 
-    points: list[dict[str, Any]] = []
-    for name in case.measured:
-        distance, still = math.dist(before[name], asked[name]), left(name)
-        points.append({"name": name, "asked": distance, "left": still, "share": still / distance})
-    moving = [name for name in at if math.dist(before[name], asked[name]) > 0.5]
-
+    distances = {name: math.dist(before[name], asked[name]) for name in at}
+    points: list[dict[str, Any]] = [
+        {"name": name, "asked": distances[name], "left": left(name), "share": left(name) / distances[name]}
+        for name in case.measured
+    ]
     covered = torch.stack([scenes.object_mask(one, case.size) for pair in case.moving for one in pair]).amax(dim=0)
     away = cases.dilated(covered, 2 / 128) == 0
-    errors = {
-        "background_db": quality.decibels(picture[:, away, None], truth[:, away, None]),
-        "background_error": 127.5 * (picture - truth)[:, away].abs().mean().item(),
-        "outside_error": 127.5 * (picture - truth)[:, case.mask == 0].abs().mean().item(),
-        "truth_db": quality.decibels(picture, truth),
-        "truth_ssim": quality.ssim(picture, truth),
-    }
-    judged = [_object_figures(picture, truth, case, found, beside=False)]
-    if case.kind == "two":
-        judged.append(_object_figures(picture, truth, case, found, beside=True))
-    figures: dict[str, Any] = {key: _mean(one[key] for one in judged) for key in judged[0]}
-    figures |= _kind_figures(picture, truth, case, found)
+    sides = (False, True) if case.kind == "two" else (False,)
+    judged = [_object_figures(picture, truth, case, found, beside) for beside in sides]
     return {
         "found": found.found and (case.kind != "two" or found.neighbour_found),
         "nose_found": found.nose_found if case.kind == "turn" else None,
         "points": points,
         "left": _mean(point["left"] for point in points),
         "share": _mean(point["share"] for point in points),
-        "all_left": _mean(left(name) for name in moving),
-        **errors,
-        **figures,
+        "all_left": _mean(left(name) for name, distance in distances.items() if distance > 0.5),
+        "background_db": quality.decibels(picture[:, away, None], truth[:, away, None]),
+        "background_error": _error(picture, truth, away),
+        "outside_error": _error(picture, truth, case.mask == 0),
+        "truth_db": quality.decibels(picture, truth),
+        "truth_ssim": quality.ssim(picture, truth),
+        **{key: _mean(one[key] for one in judged) for key in judged[0]},
+        **_kind_figures(picture, truth, case, found),
         "scene": asdict(found.scene),
     }
 
@@ -87,7 +81,7 @@ def _kind_figures(picture: Tensor, truth: Tensor, case: Case, found: Fit) -> dic
     figures: dict[str, float | None] = {}
     if case.kind == "protect" and case.before.neighbour is not None:
         inside = cases.dilated(scenes.object_mask(case.before.neighbour, case.size), 1 / 128) > 0
-        figures["neighbour_error"] = 127.5 * (picture - truth)[:, inside].abs().mean().item()
+        figures["neighbour_error"] = _error(picture, truth, inside)
         centre = cases.NEIGHBOUR + "centre"
         figures["neighbour_moved"] = math.dist(at[centre], before[centre]) if found.neighbour_found else None
     if case.kind in ("turn", "resize"):
@@ -95,7 +89,7 @@ def _kind_figures(picture: Tensor, truth: Tensor, case: Case, found: Fit) -> dic
     if case.kind == "turn":
         turned = found.scene.yaw if found.nose_found else case.before.yaw
         figures["yaw_left"] = abs(turned - case.after.yaw) / abs(case.before.yaw - case.after.yaw)
-        nose = locate.locate_nose(picture, case.before)
+        nose = fit.locate_nose(picture, case.before)
         figures["nose_left"] = None if math.isnan(nose.x) else math.dist(nose[:2], asked["nose"])
     return figures
 
@@ -125,11 +119,17 @@ def _object_figures(picture: Tensor, truth: Tensor, case: Case, found: Fit, besi
     return figures
 
 
+def _error(picture: Tensor, truth: Tensor, where: Tensor) -> float:
+    """Return the mean difference of pictures (3, H, W) in 255ths, where a mask (H, W) says."""
+    return 127.5 * (picture - truth)[:, where].abs().mean().item()
+
+
 def _mean(numbers: Iterable[float | None]) -> float | None:
     there = [number for number in numbers if number is not None and math.isfinite(number)]
     return sum(there) / len(there) if there else None
 
 
+@torch.no_grad()
 def check(listed: Sequence[Case], sd: StableDiffusion | None = None) -> dict[str, dict[str, list[float]]]:
     """Return how far the measured points are found from where they are: drawing -> kind -> pixels of each point.
 
@@ -138,14 +138,11 @@ def check(listed: Sequence[Case], sd: StableDiffusion | None = None) -> dict[str
     errors: dict[str, dict[str, list[float]]] = {}
     for case in listed:
         for name, scene, picture in (("source", case.before, case.source), ("truth", case.after, case.truth)):
-            pixels = to_tensor(picture)  # (1, 3, H, W)
-            pictures = {name: pixels[0]}
+            pictures, true = {name: to_tensor(picture)}, case.points(scene)  # (1, 3, H, W)
             if sd is not None:
-                with torch.no_grad():
-                    pictures[f"{name} through the VAE"] = sd.decode(sd.encode(pixels))[0].clamp(-1, 1)
-            true = case.points(scene)
+                pictures[f"{name} through the VAE"] = sd.decode(sd.encode(pictures[name])).clamp(-1, 1)
             for what, drawn in pictures.items():
-                found = fit.fit(drawn, case.before)
+                found = fit.fit(drawn[0], case.before)
                 at = case.points(found.scene)
                 there = found.found and (case.kind != "turn" or found.nose_found)
                 pixels_off = [math.dist(at[n], true[n]) if there else float(case.size) for n in case.measured]
@@ -158,9 +155,8 @@ def check_table(errors: dict[str, dict[str, list[float]]]) -> str:
     rows = []
     for what, by_kind in errors.items():
         for kind, row in {**by_kind, "all": [e for each in by_kind.values() for e in each]}.items():
-            ordered = sorted(row)
-            high = ordered[math.ceil(0.95 * len(row)) - 1]
-            error = {"mean px": sum(row) / len(row), "95 % px": high, "most px": ordered[-1]}
+            high = sorted(row)[math.ceil(0.95 * len(row)) - 1]
+            error = {"mean px": sum(row) / len(row), "95 % px": high, "most px": max(row)}
             rows.append({"picture": what, "kind": kind, "points": len(row), **error})
     return tables.markdown(rows)
 
@@ -182,8 +178,6 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """Return means over the cases with their 95 % intervals as a Markdown table, a row for each result's name."""
     columns = {"left": ("share", 2), "IoU": ("overlap", 2), "truth dB": ("truth_db", 1), "SSIM": ("truth_ssim", 3)}
     columns |= {"object's colour": ("object_colour", 1), "background": ("background_error", 2), "shape": ("shape", 2)}
-    rows = []
-    for name, of_case in results.items():
-        means = {heading: tables.mean(of_case, figure, digits) for heading, (figure, digits) in columns.items()}
-        rows.append({"result": name, "cases": len(of_case), **means})
+    of_each = results.items()
+    rows = [{"result": name, "cases": len(row), **tables.means(row, columns)} for name, row in of_each]
     return tables.markdown(rows)

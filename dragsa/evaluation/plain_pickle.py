@@ -58,11 +58,6 @@ def checked(shape: Any, kind: Any, data: Any) -> np.dtype[Any]:
     return kind.dtype
 
 
-def empty_array(subtype: Any, shape: Any, code: Any) -> Array:
-    """`numpy.core.multiarray._reconstruct`: an array whose state comes next."""
-    return Array((0,), dtype=np.uint8)
-
-
 def array_of_bytes(data: Any, kind: Any, shape: Any, order: Any) -> np.ndarray:
     """`numpy.core.numeric._frombuffer`: an array as protocol 5 stores it."""
     dtype = checked(shape, kind, data)
@@ -88,7 +83,9 @@ NAMES: dict[tuple[str, str], Any] = {
     ("__builtin__", "bytes"): lambda: b"",  # with which the old protocols store the bytes of an array without any
 }
 for core in ("numpy.core", "numpy._core"):  # NumPy 1's name and NumPy 2's
-    NAMES[f"{core}.multiarray", "_reconstruct"] = empty_array
+    NAMES[f"{core}.multiarray", "_reconstruct"] = lambda kind, shape, code: Array(
+        (0,), np.uint8
+    )  # its state comes next
     NAMES[f"{core}.multiarray", "scalar"] = number
     NAMES[f"{core}.numeric", "_frombuffer"] = array_of_bytes
 

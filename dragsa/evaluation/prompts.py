@@ -16,7 +16,7 @@ from dragsa.config import EditConfig
 from dragsa.editing import Drag, Source
 from dragsa.evaluation import experiments, quality, sheets, subjects, truth
 from dragsa.evaluation.experiments import Choice, Configs, Done, Experiment, Finished, Item, Report
-from dragsa.evaluation.settings import Setting
+from dragsa.evaluation.runs import Setting
 from dragsa.evaluation.sheets import Panel, Row
 from dragsa.evaluation.subjects import Subject
 from dragsa.loading import StableDiffusion
@@ -38,9 +38,9 @@ def items(experiment: str, choice: Choice) -> list[Item]:
     if choice.own is not None:
         mine = [s for s in choice.own if (s.picture is None) == (experiment == "fig3") and s.target_prompt and s.drags]
     elif experiment == "fig2":
-        mine = subjects.turning_faces(choice.number(COUNT), size, seed)
+        mine = subjects.turning_faces(choice.count or COUNT, size, seed)
     else:
-        mine = subjects.generated_faces(choice.number(COUNT), seed)
+        mine = subjects.generated_faces(choice.count or COUNT, seed)
     return [Item(experiment, (subject,)) for subject in mine]
 
 
@@ -58,18 +58,21 @@ def do(sd: StableDiffusion, item: Item, configs: Configs) -> Done:
     asked = subjects.found_face(subject, source.picture) if subject.shown is not None else subject
     if asked is None:
         return Done(pictures, {**given, "face": False})
-    results: dict[str, tuple[Image.Image, float]] = {}
+    makes: dict[str, Callable[[], Image.Image]] = {}
     for name, config in configs.items():
-        if config.control == "masked" and not asked.object_words:
-            continue
-        config = replace(config, object_words=asked.object_words if config.control == "masked" else ())
-        results[name] = timed(partial(edited, sd, source, config, asked))
-    results["prompt-to-prompt"] = timed(partial(by_prompt_to_prompt, sd, source, asked.target_prompt or "", ours))
-    results["then dragged"] = timed(partial(edited, sd, source, ours, asked, asked.drags))
+        if config.control == "masked":
+            config = replace(config, object_words=asked.object_words)
+        if config.control != "masked" or asked.object_words:
+            makes[name] = partial(edited, sd, source, config, asked)
+    makes["prompt-to-prompt"] = partial(by_prompt_to_prompt, sd, source, asked.target_prompt or "", ours)
+    makes["then dragged"] = partial(edited, sd, source, ours, asked, asked.drags)
     figures = {}
-    for name, (picture, seconds) in results.items():
-        measured = subjects.measure(sd, asked, source.picture, picture, ours.size)
-        pictures[name], figures[name] = picture, {**measured, "seconds": seconds}
+    for name, make in makes.items():
+        begin = time.perf_counter()
+        pictures[name] = make()
+        seconds = time.perf_counter() - begin
+        measured = subjects.measure(sd, asked, source.picture, pictures[name], ours.size)
+        figures[name] = {**measured, "seconds": seconds}
     if asked.case is not None and not source.generated:
         pictures["truth"] = asked.case.truth
     return Done(pictures, {**given, "target_prompt": asked.target_prompt, "drags": asked.drags, "results": figures})
@@ -83,26 +86,17 @@ def edited(
     return editing.edit(sd, source, drags, mask, target_prompt=subject.target_prompt, config=config).image
 
 
-def timed(make: Callable[[], Image.Image]) -> tuple[Image.Image, float]:
-    begin = time.perf_counter()
-    picture = make()
-    return picture, time.perf_counter() - begin
-
-
 @torch.no_grad()
 def by_prompt_to_prompt(sd: StableDiffusion, source: Source, target_prompt: str, config: EditConfig) -> Image.Image:
     """Return Prompt-to-Prompt's edit: words replaced where the prompts have as many, else refined by further ones."""
     kind = "replacement" if len(source.prompt.split()) == len(target_prompt.split()) else "refinement"
     change = prompt_to_prompt.prompt_edit(sd.text, source.prompt, target_prompt, kind)
-    uncond, context = sd.embed(["", source.prompt, target_prompt]).split([1, 2])
-    z_T, steps = source.latents[-1], source.schedule.steps
-    guidance = source.guidance, config.guidance
+    branch = editing.leave(sd, source, target_prompt, config=config, keep=False)
+    unet, context, uncond, guidance = branch.guided
     zs = ddim.sample_controlled(
-        *(sd.unet, z_T, z_T, context, source.schedule),
-        guidance=guidance,
-        uncond=uncond,
-        hook_at=lambda step: change.hook_at(step, steps),
-    )
+        *(unet, branch.z_source, branch.z_target, context, source.schedule), guidance=guidance, uncond=uncond,
+        hook_at=lambda step: change.hook_at(step, config.steps),
+    )  # fmt: skip
     return restore(to_picture(sd.decode(zs[-1, 1:])), source.picture)
 
 
@@ -123,17 +117,12 @@ def report(experiment: str, choice: Choice, finished: Sequence[Finished]) -> Rep
     rows = []
     for one in finished:
         figures, results = one.figures, one.results
-        panels = []
-        for name in heads:
-            lines: tuple[str, ...] = ()
-            if name == "source":
-                lines = (f"seed {figures['seed']}",) if experiment == "fig3" else ()
-                lines += () if results else ("no face to turn was found",)
-            elif name == "inverted":
-                lines = (f"{figures['inverted']['db']:.1f} dB",)
-            elif name in results:
-                lines = experiments.lines_of(results[name])
-            panels.append(Panel(one.picture(name), lines))
+        lines = {name: experiments.lines_of(result) for name, result in results.items()}
+        lines["source"] = (f"seed {figures['seed']}",) if experiment == "fig3" else ()
+        lines["source"] += () if results else ("no face to turn was found",)
+        if "inverted" in figures:
+            lines["inverted"] = (f"{figures['inverted']['db']:.1f} dB",)
+        panels = [Panel(one.picture(name), lines.get(name, ())) for name in heads]
         rows.append(Row(f"{figures['prompt']}\nbecomes\n{figures['target_prompt']}", panels))
     ours = choice.base
     what = "a real picture" if experiment == "fig2" else "a generated picture"

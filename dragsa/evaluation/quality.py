@@ -41,9 +41,8 @@ def ssim(first: Tensor, second: Tensor) -> float:
         return F.conv2d(F.conv2d(x, row.view(1, 1, 1, 11)), row.view(1, 1, 11, 1))
 
     x, y = ((p.double()[:, None] + 1) / 2 for p in (first, second))  # (3, 1, H, W)
-    mean_x, mean_y = blurred(x), blurred(y)
+    mean_x, mean_y, c_1, c_2 = blurred(x), blurred(y), 0.01**2, 0.03**2
     var_x, var_y, both = blurred(x * x) - mean_x**2, blurred(y * y) - mean_y**2, blurred(x * y) - mean_x * mean_y
-    c_1, c_2 = 0.01**2, 0.03**2
     brightness = (2 * mean_x * mean_y + c_1) / (mean_x**2 + mean_y**2 + c_1)
     return (brightness * (2 * both + c_2) / (var_x + var_y + c_2)).mean().item()
 

@@ -10,7 +10,7 @@ from dragsa import editing
 from dragsa.editing import Source
 from dragsa.evaluation import experiments, sheets, subjects
 from dragsa.evaluation.experiments import Choice, Configs, Done, Experiment, Finished, Item, Report, Values
-from dragsa.evaluation.settings import Setting, drag_rivals
+from dragsa.evaluation.runs import Setting, drag_rivals
 from dragsa.evaluation.sheets import Panel, Row
 from dragsa.loading import StableDiffusion
 
@@ -27,7 +27,7 @@ def settings(choice: Choice) -> list[Setting]:
 
 def items(choice: Choice) -> list[Item]:
     if choice.own is None:
-        mine = subjects.benchmark(choice.number(COUNT), choice.base.size, choice.seed)
+        mine = subjects.benchmark(choice.count or COUNT, choice.base.size, choice.seed)
     else:
         mine = [s for s in choice.own if s.picture is not None and s.drags]
     return [Item("fig4", (subject,)) for subject in mine]
@@ -72,12 +72,9 @@ def report(choice: Choice, finished: Sequence[Finished]) -> Report:
     heads = {name: head for name, head in HEADS.items() if any(one.picture(name) for one in finished)}
     rows = []
     for one in finished:
-        results = one.results
-        picture = one.picture("source")
-        panels = [Panel(picture and sheets.with_drags(picture, one.item.subjects[0].drags))]
-        for name in list(heads)[1:]:
-            panels.append(Panel(one.picture(name), experiments.lines_of(results[name]) if name in results else ()))
-        rows.append(Row(f"{one.item.name}\n{one.figures['prompt']}", panels))
+        lines = {name: experiments.lines_of(result) for name, result in one.results.items()}
+        panels = [Panel(one.picture(name), lines.get(name, ())) for name in list(heads)[1:]]
+        rows.append(Row(f"{one.item.name}\n{one.figures['prompt']}", [one.source_panel(), *panels]))
     names = [name for name in heads if name not in ("source", "truth")]
     means = {}
     for name in names:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from dragsa.config import EditConfig
 from dragsa.ddim import Schedule
 from dragsa.evaluation import experiments, quality, sheets, subjects
 from dragsa.evaluation.experiments import Choice, Configs, Done, Experiment, Finished, Item, Report, Values
-from dragsa.evaluation.intervals import Mean
-from dragsa.evaluation.settings import Setting
+from dragsa.evaluation.runs import Setting
+from dragsa.evaluation.tables import Mean
 from dragsa.loading import StableDiffusion
 from dragsa.pictures import to_tensor, working_size
 
@@ -24,24 +23,20 @@ COUNT = 10  # drawn pictures
 TRIP_BATCH = 5  # pictures of one size that are inverted together
 
 
-class RoundTrip(NamedTuple):
-    """PSNR of pictures that were inverted and denoised, (B,) each: against the VAE's own, and against the pictures."""
-
-    against_vae: Tensor
-    against_picture: Tensor
+AGAINST_VAE, AGAINST_PICTURE = "dB against the VAE's", "dB against the picture"
+Decibels = dict[str, dict[str, Tensor]]  # one of these two -> schedule variant -> PSNR of each picture, (B,)
 
 
 @torch.no_grad()
-def round_trips(sd: StableDiffusion, pictures: Tensor, prompts: Sequence[str], steps: int) -> dict[str, RoundTrip]:
+def round_trips(sd: StableDiffusion, pictures: Tensor, prompts: Sequence[str], steps: int) -> Decibels:
     """Take pictures (B, 3, H, W) in [-1, 1] from z_0 to z_T and back under each schedule variant."""
-    context, z_0, found = sd.embed(prompts), sd.encode(pictures), {}
-    own = sd.decode(z_0).clamp(-1, 1)
+    context, z_0, again = sd.embed(prompts), sd.encode(pictures), {}
     for variant in ddim.VARIANTS:
         schedule = Schedule(steps, variant)
         z_T = ddim.invert(sd.unet, z_0, context, schedule)[-1]
-        again = sd.decode(ddim.sample(sd.unet, z_T, context, schedule)[-1]).clamp(-1, 1)
-        found[variant] = RoundTrip(quality.psnr(again, own), quality.psnr(again, pictures))
-    return found
+        again[variant] = sd.decode(ddim.sample(sd.unet, z_T, context, schedule)[-1]).clamp(-1, 1)
+    truths = {AGAINST_VAE: sd.decode(z_0).clamp(-1, 1), AGAINST_PICTURE: pictures}
+    return {name: {v: quality.psnr(one, truth) for v, one in again.items()} for name, truth in truths.items()}
 
 
 def settings(choice: Choice) -> list[Setting]:
@@ -51,7 +46,7 @@ def settings(choice: Choice) -> list[Setting]:
 def items(choice: Choice) -> list[Item]:
     """Return one's own pictures one by one, since they may be of any size; drawn ones several together."""
     if choice.own is None:
-        mine, batch = subjects.any_scenes(choice.number(COUNT), choice.base.size, choice.seed), TRIP_BATCH
+        mine, batch = subjects.any_scenes(choice.count or COUNT, choice.base.size, choice.seed), TRIP_BATCH
     else:
         mine, batch = [s for s in choice.own if s.picture is not None], 1
     several = [tuple(mine[n : n + batch]) for n in range(0, len(mine), batch)]
@@ -60,24 +55,21 @@ def items(choice: Choice) -> list[Item]:
 
 def do(sd: StableDiffusion, item: Item, configs: Configs) -> Done:
     """Measure each subject's round trip under every schedule variant, at one number of steps, in dB."""
-    size, steps = configs["round trip"].size, item.part
-    assert steps is not None
-    pictures = [s.picture for s in item.subjects if s.picture is not None]
+    size, pictures = configs["round trip"].size, [s.picture for s in item.subjects if s.picture is not None]
     tensors = torch.cat([to_tensor(p, working_size(*p.size, size)) for p in pictures])
-    found = round_trips(sd, tensors, [s.prompt for s in item.subjects], steps)
-    names = [subject.name for subject in item.subjects]
-    against_vae, against_picture = (
-        {name: {v: trip[which][n].item() for v, trip in found.items()} for n, name in enumerate(names)}
-        for which in (0, 1)
-    )
-    return Done({}, {"steps": steps, "dB against the VAE's": against_vae, "dB against the picture": against_picture})
+    found = round_trips(sd, tensors, [s.prompt for s in item.subjects], item.part)
+    by_name = {
+        which: {s.name: {v: db[n].item() for v, db in by_variant.items()} for n, s in enumerate(item.subjects)}
+        for which, by_variant in found.items()
+    }
+    return Done({}, {"steps": item.part, **by_name})
 
 
 def report(choice: Choice, finished: Sequence[Finished]) -> Report:
-    steps = sorted({one.item.part or 0 for one in finished})
+    steps = sorted({one.item.part for one in finished})
     by_steps: dict[int, dict[str, dict[str, float]]] = {n: {} for n in steps}
     for one in finished:
-        by_steps[one.item.part or 0] |= one.figures["dB against the VAE's"]
+        by_steps[one.item.part] |= one.figures[AGAINST_VAE]
 
     def of(steps: int, variant: str) -> Mean:
         return experiments.mean_over({name: row[variant] for name, row in by_steps[steps].items()})

@@ -1,25 +1,136 @@
-"""Runs of many edits: who does what, and a folder that holds each finished piece whole or not at all."""
+"""Runs of many edits: their settings, who does what, and a folder that holds each finished piece whole or not at all.
+
+A setting is an edit's numbers under a name; there are lists of them that are compared.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import threading
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from PIL import Image
 
 from dragsa import files, loading, pictures
+from dragsa.config import EditConfig, LoRAConfig
 from dragsa.evaluation import cases
+from dragsa.evaluation.cases import Case
 from dragsa.loading import StableDiffusion
 
-Item = TypeVar("Item")
+NO_EDIT, RECONSTRUCTION, MAIN = "no-edit", "reconstruction", "five-handles"
+CAPTION = "caption"
+GUIDANCE = 6.0  # at which the small model follows a changed prompt
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of the table: an edit's numbers, and the handles that ask for it.
+
+    Without a config the source itself is the result. Without a variant of handles ("one", "five") the result is the
+    source inverted and denoised again, with no edit. "caption" for handles: nothing is dragged, the result is asked for
+    by the prompt alone. `dtype`: of the networks; what is measured of results is measured in float32. `fitted`: where
+    one handle stands for a whole object, its patch is the square that fits in there (see `config_for`).
+    """
+
+    name: str
+    config: EditConfig | None = None
+    handles: str | None = None
+    dtype: str = "float32"
+    fitted: bool = False
+
+    def config_for(self, case: Case) -> EditConfig | None:
+        """Return the config; a fitted one with the case's own r_1."""
+        if self.config is None or not self.fitted or case.kind not in cases.WHOLE:
+            return self.config
+        working = pictures.working_size(case.size, case.size, self.config.size)
+        cells = pictures.grid_size(working)[0]  # of the supervision grid, to the case's width
+        # Half the side of the square that fits into the circle round what moves; of two, the smaller.
+        half = min(before.size for before, _ in case.moving) / math.sqrt(8)
+        return replace(self.config, drag=replace(self.config.drag, radius=max(1, round(half * cells))))
+
+
+def headline(size: int = cases.SIZE) -> list[Setting]:
+    """Return the reported settings: the small model's own, variations of it, and the paper's.
+
+    A small patch on an object's even middle is content as soon as that has arrived, before the rest.
+    """
+    small = EditConfig.small(size=size)
+    return [
+        Setting(NO_EDIT),
+        Setting(RECONSTRUCTION, small),
+        Setting(MAIN, small, "five"),
+        Setting("one-handle", small, "one", fitted=True),
+        Setting("no-control", replace(small, control_step=None), "five"),
+        Setting("blended", replace(small, blend=True), "five"),
+        Setting("paper", EditConfig.paper(size=size), "five"),
+    ]
+
+
+def parts(size: int = cases.SIZE) -> list[Setting]:
+    """Return the small model's settings, and the same without some of their parts.
+
+    "adam" has an optimiser that scales each element by itself. "not-anchored" pulls as the paper prints it, to the
+    current latent's patch alone; with and without control, since the anchor holds the colours that control is for.
+    """
+    small = EditConfig.small(size=size)
+    loose = replace(small, drag=replace(small.drag, anchor=0.0))
+    configs = {
+        MAIN: small,
+        "no-control": replace(small, control_step=None),
+        "adam": replace(small, drag=replace(small.drag, optimizer="adam")),
+        "not-anchored": loose,
+        "not-anchored-no-control": replace(loose, control_step=None),
+    }
+    return [Setting(NO_EDIT), *(Setting(name, config, "five") for name, config in configs.items())]
+
+
+def rivals(size: int = cases.SIZE) -> list[Setting]:
+    """Return ours beside others' methods, by the small model's numbers.
+
+    MasaCtrl, which drags nothing, is asked by the caption, at the guidance that the small model wants.
+    """
+    small = EditConfig.small(size=size)
+    masactrl = EditConfig.masactrl(size=size, steps=small.steps, guidance=GUIDANCE, source_kv="none")
+    return [Setting(NO_EDIT), *drag_rivals(small), Setting("masactrl", masactrl, CAPTION)]
+
+
+def drag_rivals(ours: EditConfig) -> list[Setting]:
+    """Return ours, and DragDiffusion by the same numbers wherever these are not its method's own.
+
+    Its own are the schedule, when control acts, and the LoRA; its first version has no control. Tap, level, learning
+    rate and updates are the same for all.
+    """
+    theirs = EditConfig.dragdiffusion()
+    later = replace(ours, variant=theirs.variant, control_step=theirs.control_step)
+    first = replace(later, control_step=None)
+    return [
+        Setting("ours", ours, "five"),
+        Setting("dragdiffusion-first", first, "five"),
+        Setting("dragdiffusion-first-lora", replace(first, lora_steps=LoRAConfig().steps), "five"),
+        Setting("dragdiffusion", later, "five"),
+        Setting("dragdiffusion-lora", replace(later, lora_steps=LoRAConfig().steps), "five"),
+    ]
+
+
+def precision(size: int = cases.SIZE) -> list[Setting]:
+    """Return the small model's own settings, with networks of each type."""
+    small = EditConfig.small(size=size)
+    return [Setting(NO_EDIT), Setting(MAIN, small, "five"), Setting("bfloat16", small, "five", "bfloat16")]
+
+
+SETTINGS = {"headline": headline, "parts": parts, "rivals": rivals, "precision": precision}
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
 
 
 def claim(folder: Path, settings: Sequence[Any], model: Path, **more: Any) -> None:
@@ -43,39 +154,36 @@ def claim(folder: Path, settings: Sequence[Any], model: Path, **more: Any) -> No
     files.save_json({**mine, "versions": pictures.versions()}, path, overwrite=True)
 
 
-def each(
-    work: Callable[[StableDiffusion, Item], str],
-    items: Sequence[Item],
-    model: Path,
-    workers: int = 1,
-    threads: int | None = None,
-) -> None:
+def save(folder: Path, images: Mapping[str, Image.Image], values: Mapping[str, Any]) -> None:
+    """Write a finished piece, whole or not at all: pictures as <name>.png, and values as <name>.json."""
+    with files.whole_folder(folder) as part:
+        for name, picture in images.items():
+            pictures.save_picture(picture, part / f"{name}.png")
+        for name, value in values.items():
+            files.save_json(files.finite(value), part / f"{name}.json")
+
+
+def each(work: Callable[[StableDiffusion, Any], str], items: Sequence[Any], model: Path, workers: int = 1) -> None:
     """Do every item with the model, and print the line that each gives, as soon as it is done.
 
-    `workers` processes take the next item when they are free; a single one is this process, with `threads`.
+    `workers` processes take the next item when they are free; a single one is this process.
     """
     if min(workers, len(items)) > 1:
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(items)), _begin, (model,)) as pool:
-            for line in pool.imap_unordered(partial(_with_model, work), items):
+        with multiprocessing.get_context("spawn").Pool(min(workers, len(items)), _begin) as pool:
+            for line in pool.imap_unordered(partial(_with_model, model, work), items):
                 print(line, flush=True)
     elif items:
-        _begin(model, threads)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's other ranks share the machine
+            torch.set_num_threads(1)
+        sd = loading.load(model)
         for item in items:
-            print(_with_model(work, item), flush=True)
+            print(work(sd, item), flush=True)
 
 
-_model: StableDiffusion | None = None  # of a worker process
-
-
-def _begin(model: Path, threads: int | None = 1) -> None:
+def _begin() -> None:
     """Begin a worker. Several share the machine, so each computes with one thread."""
-    global _model
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    _model = loading.load(model)
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
 
 def _end_with(parent: Any) -> None:
@@ -84,9 +192,11 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-def _with_model(work: Callable[[StableDiffusion, Item], str], item: Item) -> str:
-    assert _model is not None
-    return work(_model, item)
+_load = cache(loading.load)  # of a worker process, for all its items
+
+
+def _with_model(model: Path, work: Callable[[StableDiffusion, Any], str], item: Any) -> str:
+    return work(_load(model), item)
 
 
 Results = dict[str, dict[str, dict[str, Any]]]  # setting -> case -> figures
@@ -100,11 +210,10 @@ def read(folder: Path) -> Results:
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder}: no run; make one with `truth_bench.py run {folder}`")
     order = [setting["name"] for setting in json.loads((folder / "run.json").read_text())["settings"]]
-    results: Results = {name: {} for name in order}
-    for name in order:
-        for file in sorted(folder.glob(f"*/{name}.json")):
-            if not file.parent.name.startswith("."):
-                results[name][file.parent.name] = json.loads(file.read_text())
+    results: Results = {
+        name: {file.parent.name: json.loads(file.read_text()) for file in sorted(folder.glob(f"[!.]*/{name}.json"))}
+        for name in order
+    }
     if not any(results.values()):
         raise ValueError(f"{folder}: no case of the run is done yet")
     return results

@@ -56,8 +56,7 @@ GREYING, GREY = 0.3, 0.45  # a ground's colour is its palette colour mixed with 
 WAVES = 4  # cosines that make a ground's texture
 
 # Corners, and the radius of the points midway between them over the radius of the corners.
-_CORNERS = {"square": (4, math.cos(math.pi / 4)), "triangle": (3, 0.5), "star": (5, 0.5)}
-CORNERS = {shape: count for shape, (count, _) in _CORNERS.items()}
+CORNERS = {"square": (4, math.cos(math.pi / 4)), "triangle": (3, 0.5), "star": (5, 0.5)}
 
 
 @dataclass(frozen=True)
@@ -123,35 +122,38 @@ def random_scene(seed: int, shapes: Sequence[str] | None = None, neighbour: bool
 def _placed(rng: random.Random, shape: str, size: float) -> dict[str, Any]:
     """Return a random place inside the picture for a shape of that size, and a rotation."""
     least, most = size / 2 + MARGIN, 1 - size / 2 - MARGIN
-    half_sector = math.pi / _CORNERS[shape][0] if shape in _CORNERS else 0.0
-    turned = 0.2 if shape == "face" else half_sector
-    return {
-        "x": rng.uniform(least, most),
-        "y": rng.uniform(least, most),
-        "size": size,
-        "rotation": rng.uniform(-turned, turned),
-    }
+    turned = 0.2 if shape == "face" else half_sector(shape)
+    place = {"x": rng.uniform(least, most), "y": rng.uniform(least, most)}
+    return {**place, "size": size, "rotation": rng.uniform(-turned, turned)}
+
+
+def half_sector(shape: str) -> float:
+    """Return half the angle between two corners of a shape, beyond which a turn brings nothing new; 0 without any."""
+    return math.pi / CORNERS[shape][0] if shape in CORNERS else 0.0
 
 
 def is_clear(scene: Scene) -> bool:
     """Return True if object and neighbour lie wholly inside the picture and do not touch."""
-    both = [scene] if scene.neighbour is None else [scene, scene.neighbour]
-    inside = all(s.size / 2 + MARGIN <= place <= 1 - s.size / 2 - MARGIN for s in both for place in (s.x, s.y))
-    if len(both) == 1:
-        return inside
-    first, second = both
-    return inside and math.dist((first.x, first.y), (second.x, second.y)) >= (first.size + second.size) / 2 + GAP
+    both, beside = [scene], scene.neighbour
+    if beside is not None:
+        both.append(beside)
+        if math.dist((scene.x, scene.y), (beside.x, beside.y)) < (scene.size + beside.size) / 2 + GAP:
+            return False
+    return all(s.size / 2 + MARGIN <= place <= 1 - s.size / 2 - MARGIN for s in both for place in (s.x, s.y))
 
 
 def translation(seed: int, least: float = 0.1, most: float = 0.3) -> tuple[Scene, Scene]:
     """Return a seed's scene without neighbour, and the same with its object moved by `least` … `most` of the width."""
-    scene = random_scene(seed, neighbour=False)
-    rng = random.Random(seed + 1)
-    while True:
-        distance, angle = rng.uniform(least, most), rng.uniform(0, 2 * math.pi)
-        moved = replace(scene, x=scene.x + distance * math.cos(angle), y=scene.y + distance * math.sin(angle))
-        if is_clear(moved):
-            return scene, moved
+    scene, rng = random_scene(seed, neighbour=False), random.Random(seed + 1)
+    while not is_clear(after := moved(scene, rng, least, most)):
+        pass
+    return scene, after
+
+
+def moved(scene: Scene, rng: random.Random, least: float, most: float) -> Scene:
+    """Return the scene with its object moved by `least` … `most` of the width, in any direction."""
+    distance, angle = rng.uniform(least, most), rng.uniform(0, 2 * math.pi)
+    return replace(scene, x=scene.x + distance * math.cos(angle), y=scene.y + distance * math.sin(angle))
 
 
 def caption(scene: Scene, place: bool = False, looking: bool = False) -> str:
@@ -184,7 +186,8 @@ def draw_batch(scenes: Sequence[Scene], size: int = 128, corners: Tensor | None 
     picture of `size` pixels: (B, 3, window, window).
     """
     x, y = _coordinates(len(scenes), size, corners, window)
-    return _with_objects(scenes, _backgrounds(scenes, x, y, size), x, y, size) * 2 - 1
+    grounds = _with_neighbours(scenes, _grounds(scenes, x, y), x, y, size)
+    return _with_objects(scenes, grounds, x, y, size) * 2 - 1
 
 
 def draw_over(scenes: Sequence[Scene], ground: Tensor) -> Tensor:
@@ -197,7 +200,8 @@ def draw_over(scenes: Sequence[Scene], ground: Tensor) -> Tensor:
 
 def draw_ground(scene: Scene, size: int = 128) -> Tensor:
     """Return the scene without its object, but with its neighbour: (3, size, size) in [-1, 1]."""
-    return _backgrounds([scene], *_coordinates(1, size), size)[0] * 2 - 1
+    x, y = _coordinates(1, size)
+    return _with_neighbours([scene], _grounds([scene], x, y), x, y, size)[0] * 2 - 1
 
 
 def object_mask(scene: Scene, size: int = 128) -> Tensor:
@@ -226,19 +230,14 @@ def _colours(names: Sequence[str]) -> Tensor:
 def _grounds(scenes: Sequence[Scene], x: Tensor, y: Tensor) -> Tensor:
     """Return a greyed colour, plus a slope and a few long cosine waves in brightness: (B, 3, h, w) in [0, 1]."""
     light = _column([s.slope[0] for s in scenes]) * (2 * x - 1) + _column([s.slope[1] for s in scenes]) * (2 * y - 1)
-    waves = []
-    for scene in scenes:
-        rng = random.Random(scene.texture)
-        waves.append([(*_wave_vector(rng), rng.uniform(0, 2 * math.pi)) for _ in range(WAVES)])
-    for wave in torch.tensor(waves).permute(1, 2, 0)[..., None, None]:  # (3, B, 1, 1)
-        light = light + 0.02 * torch.cos(wave[0] * x + wave[1] * y + wave[2])
+    rngs = [random.Random(scene.texture) for scene in scenes]
+    for _ in range(WAVES):
+        waves = [(rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 2.0), rng.uniform(0, 2 * math.pi)) for rng in rngs]
+        across = _column([2 * math.pi * cycles * math.cos(angle) for angle, cycles, _ in waves])  # (B, 1, 1)
+        down = _column([2 * math.pi * cycles * math.sin(angle) for angle, cycles, _ in waves])
+        light = light + 0.02 * torch.cos(across * x + down * y + _column([phase for *_, phase in waves]))
     colours = torch.lerp(_colours([s.ground for s in scenes]), torch.tensor(GREY), GREYING)
     return (colours + light[:, None]).clamp(0, 1)
-
-
-def _backgrounds(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int) -> Tensor:
-    """Return grounds with the neighbours on them: (B, 3, h, w) in [0, 1]."""
-    return _with_neighbours(scenes, _grounds(scenes, x, y), x, y, size)
 
 
 def _with_neighbours(scenes: Sequence[Scene], pictures: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
@@ -246,8 +245,7 @@ def _with_neighbours(scenes: Sequence[Scene], pictures: Tensor, x: Tensor, y: Te
     beside = [i for i, s in enumerate(scenes) if s.neighbour is not None]
     if beside:
         neighbours = [s.neighbour for s in scenes if s.neighbour is not None]
-        coverage = _coverage(neighbours, x[beside], y[beside], size)[:, None]
-        pictures[beside] = torch.lerp(pictures[beside], _colours([s.colour for s in neighbours]), coverage)
+        pictures[beside] = _with_objects(neighbours, pictures[beside], x[beside], y[beside], size)
     return pictures
 
 
@@ -260,17 +258,12 @@ def _with_objects(scenes: Sequence[Scene], pictures: Tensor, x: Tensor, y: Tenso
     return pictures
 
 
-def _wave_vector(rng: random.Random) -> tuple[float, float]:
-    angle, cycles = rng.uniform(0, 2 * math.pi), rng.uniform(0.5, 2.0)
-    return 2 * math.pi * cycles * math.cos(angle), 2 * math.pi * cycles * math.sin(angle)
-
-
 def _coverage(scenes: Sequence[Scene], x: Tensor, y: Tensor, size: int) -> Tensor:
     """Return the coverage of the pixels by the objects, from the signed distance to the outline: (B, h, w)."""
     x, y = x - _column([s.x for s in scenes]), y - _column([s.y for s in scenes])
     radius = _column([s.size / 2 for s in scenes])
     distance = torch.hypot(x, y) - radius
-    cornered = [i for i, s in enumerate(scenes) if s.shape in _CORNERS]
+    cornered = [i for i, s in enumerate(scenes) if s.shape in CORNERS]
     if cornered:
         some = [scenes[i] for i in cornered]
         distance[cornered] = _cornered_distance(some, x[cornered], y[cornered], radius[cornered])
@@ -283,8 +276,8 @@ def _cornered_distance(scenes: Sequence[Scene], x: Tensor, y: Tensor, radius: Te
     The plane is folded into half a corner's sector, where the outline is one segment from the corner (R, 0) to the
     point halfway to the next corner, at angle π/n and radius r.
     """
-    count = _column([_CORNERS[s.shape][0] for s in scenes])
-    inner = _column([_CORNERS[s.shape][1] for s in scenes]) * radius
+    count = _column([CORNERS[s.shape][0] for s in scenes])
+    inner = _column([CORNERS[s.shape][1] for s in scenes]) * radius
     half = math.pi / count
     angle = torch.atan2(x, -y) - _column([s.rotation for s in scenes])  # clockwise from the top
     angle = (torch.remainder(angle + half, 2 * half) - half).abs()  # 0 at a corner, π/n between two
@@ -345,8 +338,7 @@ def keypoints(scene: Scene, size: int = 128, reach: float = 0.6) -> dict[str, tu
     points = {"centre": (scene.x, scene.y)}
     for quarter, name in enumerate(("top", "right", "bottom", "left")):
         angle = quarter * math.pi / 2
-        length = reach * _outline(scene, angle)
-        turned = angle + scene.rotation
+        length, turned = reach * _outline(scene, angle), angle + scene.rotation
         points[name] = scene.x + length * math.sin(turned), scene.y - length * math.cos(turned)
     if scene.shape == "face":
         points |= {name: _face_point(scene, *part[:3]) for name, part in _PARTS.items()}
@@ -356,10 +348,9 @@ def keypoints(scene: Scene, size: int = 128, reach: float = 0.6) -> dict[str, tu
 def _outline(scene: Scene, angle: float) -> float:
     """Return the distance from the centre to the outline at an angle from the object's own top, clockwise."""
     radius = scene.size / 2
-    if scene.shape not in _CORNERS:
+    if scene.shape not in CORNERS:
         return radius
-    count, inner = _CORNERS[scene.shape]
-    half = math.pi / count
+    inner, half = CORNERS[scene.shape][1], half_sector(scene.shape)
     angle = abs((angle + half) % (2 * half) - half)
     along, across = 1 - inner * math.cos(half), inner * math.sin(half)
     return radius * across / (across * math.cos(angle) + along * math.sin(angle))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -11,15 +10,17 @@ from PIL import Image, ImageDraw, ImageFont
 from dragsa import pictures
 from dragsa.config import EditConfig
 from dragsa.editing import Drag
-from dragsa.evaluation.intervals import Mean
+from dragsa.evaluation.tables import Mean
 
 SIDE = 176  # pixels of a sheet's pictures, the longer side
 GAP, MARGIN, LABEL = 8, 14, 104
 COLOURS = ("#2060ff", "#e8222e", "#109040", "#c07000", "#8020b0", "#505050")
 
 
-@dataclass(frozen=True)
-class Panel:
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class Panel(NamedTuple):
     """A picture, or None for an empty place, and the lines under it."""
 
     picture: Image.Image | None
@@ -46,51 +47,40 @@ def sheet(title: str, heads: Sequence[str], rows: Sequence[Row], notes: Sequence
     foot = under_heads + sum(highs)
     whole = Image.new("RGB", (width, foot + 6 + leading * len(note_lines) + MARGIN), "white")
     ink = ImageDraw.Draw(whole)
-    for n, line in enumerate(title_lines):
-        ink.text((MARGIN, MARGIN + 24 * n), line, fill="black", font=large)
-    for column, lines in enumerate(head_lines):
+
+    def write(x: int, y: int, lines: Sequence[str], font: Font, leading: int = leading, fill: str = "black") -> None:
         for n, line in enumerate(lines):
-            ink.text((MARGIN + LABEL + column * step, top + leading * n), line, fill="black", font=font)
+            ink.text((x, y + leading * n), line, fill=fill, font=font)
+
+    write(MARGIN, MARGIN, title_lines, large, leading=24)
+    columns = [MARGIN + LABEL + column * step for column in range(len(heads))]
+    for x, lines in zip(columns, head_lines, strict=True):
+        write(x, top, lines, font)
     y = under_heads
     for row, high in zip(rows, highs, strict=True):
-        for n, line in enumerate(_wrapped(row.label, font, LABEL - GAP)):
-            ink.text((MARGIN, y + leading * n), line, fill="black", font=font)
-        for column, panel in enumerate(row.panels):
-            x = MARGIN + LABEL + column * step
+        write(MARGIN, y, _wrapped(row.label, font, LABEL - GAP), font)
+        for x, panel in zip(columns, row.panels, strict=False):
             if panel.picture is not None:
                 whole.paste(_fitted(panel.picture), (x, y))
-            for n, line in enumerate(panel.lines):
-                ink.text((x, y + SIDE + 1 + leading * n), line, fill="#303030", font=small)
+            write(x, y + SIDE + 1, panel.lines, small, fill="#303030")
         y += high
-    for n, line in enumerate(note_lines):
-        ink.text((MARGIN, foot + 6 + leading * n), line, fill="#303030", font=small)
+    write(MARGIN, foot + 6, note_lines, small, fill="#303030")
     return whole
 
 
 def with_drags(picture: Image.Image, drags: Sequence[Drag]) -> Image.Image:
     """Return the picture, enlarged, with the drags on it."""
-    asked = pictures.Trace(
-        EditConfig(),
-        seed=0,
-        prompt="",
-        target_prompt=None,
-        generated=False,
-        picture_size=picture.size,
-        working_size=picture.size,
-        grid_size=picture.size,
-        weights="",
-        drags=tuple(drags),
-    )
-    return pictures.draw_path(picture, asked, max(1, round(2 * SIDE / max(picture.size))))
+    size = picture.size
+    asked = pictures.Trace(EditConfig(), 0, "", None, False, size, size, size, weights="", drags=tuple(drags))
+    return pictures.draw_path(picture, asked, max(1, round(2 * SIDE / max(size))))
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
-    scale = SIDE / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return pictures.to_rgb(picture).resize(size, Image.Resampling.LANCZOS)
+    width, height = (max(1, round(side * (SIDE / max(picture.size)))) for side in picture.size)
+    return pictures.to_rgb(picture).resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
     lines: list[str] = []
     for part in text.split("\n"):
         lines.append("")

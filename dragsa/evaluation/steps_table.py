@@ -14,10 +14,10 @@ from dragsa import editing
 from dragsa.config import EditConfig
 from dragsa.evaluation import experiments, quality, sheets, subjects
 from dragsa.evaluation.experiments import Choice, Configs, Done, Experiment, Finished, Item, Report
-from dragsa.evaluation.intervals import Mean
 from dragsa.evaluation.prompts import edited
-from dragsa.evaluation.settings import Setting
+from dragsa.evaluation.runs import Setting
 from dragsa.evaluation.sheets import Panel, Row
+from dragsa.evaluation.tables import Mean
 from dragsa.loading import StableDiffusion
 
 TABLE_STEPS = tuple(range(4, 9))  # of control and of drag in the paper's table 1
@@ -40,7 +40,7 @@ def settings(choice: Choice) -> list[Setting]:
 
 def items(choice: Choice) -> list[Item]:
     if choice.own is None:
-        mine = subjects.restyled(choice.number(COUNT), choice.base.size, choice.seed)
+        mine = subjects.restyled(choice.count or COUNT, choice.base.size, choice.seed)
     else:
         mine = [s for s in choice.own if s.picture is not None and s.drags and s.target_prompt]
     return [Item("table1", (subject,), step) for subject in mine for step in (*TABLE_STEPS, *BEYOND)]
@@ -53,7 +53,7 @@ OWN = "like the prompt's own"  # what the prompt gives without control
 def do(sd: StableDiffusion, item: Item, configs: Configs) -> Done:
     """Make one drag step's edits under every control step, and without control, as the prompt alone would have it."""
     (subject,), step, config = item.subjects, item.part, configs["table"]
-    assert subject.picture is not None and step is not None
+    assert subject.picture is not None
     source = editing.prepare(sd, subject.picture, subject.prompt, subject.seed, config)
     steps: tuple[int | None, ...] = (None, *TABLE_STEPS) if step in TABLE_STEPS else (TABLE_STEPS[-1],)
     pictures, figures = {}, {}
@@ -72,7 +72,7 @@ def do(sd: StableDiffusion, item: Item, configs: Configs) -> Done:
 def report(choice: Choice, finished: Sequence[Finished]) -> Report:
     by_subject: dict[str, dict[int, Finished]] = {}
     for one in finished:
-        by_subject.setdefault(one.item.subjects[0].name, {})[one.item.part or 0] = one
+        by_subject.setdefault(one.item.subjects[0].name, {})[one.item.part] = one
     values = {name: {step: one.results for step, one in columns.items()} for name, columns in by_subject.items()}
 
     def cell(key: str, control_step: int, step: int) -> Mean:
@@ -80,34 +80,31 @@ def report(choice: Choice, finished: Sequence[Finished]) -> Report:
             {name: rows[step][f"control-{control_step}"][key] for name, rows in values.items()}
         )
 
-    changed = {f"A {a}, S {s}": asdict(cell("changed", a, s)) for a in TABLE_STEPS for s in TABLE_STEPS}
-    last = TABLE_STEPS[-1]
-    for step in BEYOND:
-        changed[f"A {last}, S {step}"] = asdict(cell("changed", last, step))
-    like = {f"A {a}, S {s}": asdict(cell(OWN, a, s)) for a in TABLE_STEPS for s in TABLE_STEPS}
+    last, table = TABLE_STEPS[-1], [(a, s) for a in TABLE_STEPS for s in TABLE_STEPS]
+    means = {(a, s): cell("changed", a, s) for a, s in [*table, *((last, step) for step in BEYOND)]}
+    changed = {f"A {a}, S {s}": asdict(mean) for (a, s), mean in means.items()}
+    like = {f"A {a}, S {s}": asdict(cell(OWN, a, s)) for a, s in table}
     lower, later = (correlations(values, *of) for of in (("changed", "drag"), (OWN, "control")))
-    settled = {
-        name: settling({s: rows[s][f"control-{last}"]["changed"] for s in rows}) for name, rows in values.items()
-    }
-    lower_says = "the lower the drag step, the larger the change (rank correlation of drag step and change)"
-    settled_says = (
-        f"the change has settled from drag step {last} on (by how much steeper it falls, a step, from "
-        f"{TABLE_STEPS[0]} to {last} than from {last} to {BEYOND[-1]})"
-    )
-    later_says = (
-        "a later control step follows the target prompt's structure more (rank correlation of control step and "
-        "likeness to what the prompt gives without control)"
-    )
+    at_last = {name: {s: rows[s][f"control-{last}"]["changed"] for s in rows} for name, rows in values.items()}
+    settled = {name: settling(changed_at) for name, changed_at in at_last.items()}
     says = [
-        experiments.statement(lower_says, lower, -1),
-        experiments.statement(settled_says, settled, 1),
-        experiments.statement(later_says, later, 1),
-    ]
+        experiments.statement(
+            "the lower the drag step, the larger the change (rank correlation of drag step and change)", lower, -1
+        ),
+        experiments.statement(
+            f"the change has settled from drag step {last} on (by how much steeper it falls, a step, from "
+            f"{TABLE_STEPS[0]} to {last} than from {last} to {BEYOND[-1]})", settled, 1,
+        ),
+        experiments.statement(
+            "a later control step follows the target prompt's structure more (rank correlation of control step and "
+            "likeness to what the prompt gives without control)", later, 1,
+        ),
+    ]  # fmt: skip
     first = next(iter(by_subject.values()))
-    rows = _rows(first, {(a, s): cell("changed", a, s) for a in TABLE_STEPS for s in TABLE_STEPS})
+    rows = _rows(first, means)
     shown = first[TABLE_STEPS[0]]
-    subject, source = shown.item.subjects[0], shown.picture("source")
-    rows.append(Row("source", [Panel(source and sheets.with_drags(source, subject.drags))]))
+    subject = shown.item.subjects[0]
+    rows.append(Row("source", [shown.source_panel()]))
     notes = [
         f"{subject.prompt}, to become {subject.target_prompt}. T = {choice.base.steps}, "
         f"{experiments.drag_words(table_config(choice))}, guidance {choice.guidance:g}, seed {choice.seed}. "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ class Subject:
 # ------------------------------------------------------------------------------------------------------ drawn scenes
 
 
+def held_out(kind: str) -> Sequence[int]:
+    """Return the seeds of a kind of subjects."""
+    return scenes.HELD_OUT_SEEDS[FIRST[kind] : FIRST[kind] + 2_000]
+
+
 def recoloured(scene: Scene) -> Scene:
     """Return a face in another skin than its own and than the ground's colour."""
     return replace(scene, colour=next(c for c in scenes.SKINS if c not in (scene.colour, scene.ground)))
@@ -72,7 +77,7 @@ def recoloured(scene: Scene) -> Scene:
 def turning_faces(count: int, size: int, seed: int) -> list[Subject]:
     """Return held-out faces that are to get another colour by the prompt, and to be turned to the right by the drag."""
     found: list[Subject] = []
-    for number in scenes.HELD_OUT_SEEDS[FIRST["real"] : FIRST["real"] + 2_000]:
+    for number in held_out("real"):
         drawn = scenes.random_scene(number, ("face",), neighbour=False)
         if len(found) == count:
             break
@@ -87,22 +92,12 @@ def turning_faces(count: int, size: int, seed: int) -> list[Subject]:
 def generated_faces(count: int, seed: int) -> list[Subject]:
     """Return faces that the model is to draw, each from its own seed; handles are found once they are drawn."""
     found = []
-    for number in range(count):
-        drawn = scenes.random_scene(scenes.HELD_OUT_SEEDS[FIRST["generated"] + number], ("face",), neighbour=False)
+    for number, drawn_by in enumerate(held_out("generated")[:count]):
+        drawn = scenes.random_scene(drawn_by, ("face",), neighbour=False)
         drawn = replace(drawn, x=0.5, y=0.5, yaw=-LEAST_TURN, rotation=0.0, slope=(0.0, 0.0))
-        prompt, wanted = (
-            scenes.caption(scene, looking=looking) for scene, looking in ((drawn, True), (recoloured(drawn), False))
-        )
-        found.append(
-            Subject(
-                f"seed-{seed + number}",
-                prompt,
-                seed + number,
-                target_prompt=wanted,
-                object_words=("face",),
-                shown=drawn,
-            )
-        )
+        subject = Subject(f"seed-{seed + number}", scenes.caption(drawn, looking=True), seed + number, shown=drawn)
+        wanted = scenes.caption(recoloured(drawn))
+        found.append(replace(subject, target_prompt=wanted, object_words=("face",)))
     return found
 
 
@@ -110,15 +105,9 @@ def turned(subject: Subject, face: Scene, size: int) -> Subject:
     """Return the subject with its face to be recoloured by the prompt, and turned by a drag of nose, eyes and mouth."""
     wanted = recoloured(face)
     after = replace(wanted, yaw=min(MOST_YAW, face.yaw + TURN))
-    case = Case("turn", 0, subject.seed, wanted, after, size)
-    return replace(
-        subject,
-        target_prompt=subject.target_prompt or scenes.caption(wanted),
-        drags=case.drags("five"),
-        mask=case.mask,
-        object_words=("face",),
-        case=case,
-    )
+    case, prompt = Case("turn", 0, subject.seed, wanted, after, size), subject.target_prompt or scenes.caption(wanted)
+    asked = replace(subject, target_prompt=prompt, object_words=("face",), case=case)
+    return replace(asked, drags=case.drags("five"), mask=case.mask)
 
 
 def found_face(subject: Subject, picture: Image.Image) -> Subject | None:
@@ -139,29 +128,26 @@ def benchmark(count: int, size: int, seed: int) -> list[Subject]:
 def restyled(count: int, size: int, seed: int) -> list[Subject]:
     """Return held-out objects alone that the prompt turns into another shape, and a drag moves."""
     found: list[Subject] = []
-    for number in scenes.HELD_OUT_SEEDS[FIRST["restyled"] : FIRST["restyled"] + 2_000]:
+    for number in held_out("restyled"):
         if len(found) == count:
             break
         before, after = scenes.translation(number)
         if before.shape == "face":
             continue
-        shape = "star" if before.shape == "disc" else "disc"
-        case = Case("move", len(found), number, before, after, size)
-        prompt = scenes.caption(replace(before, shape=shape))
-        subject = replace(_of_case(case, seed), name=f"shape-{len(found):02d}", target_prompt=prompt, case=None)
-        found.append(subject)
+        subject = _of_case(Case("move", len(found), number, before, after, size), seed)
+        prompt = scenes.caption(replace(before, shape="star" if before.shape == "disc" else "disc"))
+        found.append(replace(subject, name=f"shape-{len(found):02d}", target_prompt=prompt, case=None))
     return found
 
 
 def any_scenes(count: int, size: int, seed: int) -> list[Subject]:
     """Return held-out scenes with nothing asked of them."""
-    first = FIRST["round trip"]
-    drawn = [scenes.random_scene(n) for n in scenes.HELD_OUT_SEEDS[first : first + count]]
-    shown = [pictures.to_picture(scenes.draw(scene, size)) for scene in drawn]
-    return [
-        Subject(f"scene-{n:02d}", scenes.caption(scene), seed, picture)
-        for n, (scene, picture) in enumerate(zip(drawn, shown, strict=True))
-    ]
+    found: list[Subject] = []
+    for number in held_out("round trip")[:count]:
+        drawn = scenes.random_scene(number)
+        picture = pictures.to_picture(scenes.draw(drawn, size))
+        found.append(Subject(f"scene-{len(found):02d}", scenes.caption(drawn), seed, picture))
+    return found
 
 
 def _of_case(case: Case, seed: int) -> Subject:
@@ -178,26 +164,18 @@ def of_job(options: Mapping[str, Any], number: int, seed: int) -> Subject:
         raise ValueError(f"{other[0]} is the reproduction's own; a job says {', '.join(OWN_KEYS)}")
     if ("image" in options) == options.get("from_noise", False):
         raise ValueError("give either image or from_noise")
-    picture, mask, name = None, None, f"{number:02d}-noise"
-    if "image" in options:
-        picture, name = pictures.open_picture(options["image"]), f"{number:02d}-{Path(options['image']).stem}"
-        drags = tuple(options.get("drag", ()))
-        # Raises for a point outside.
+    drags, stem = tuple(options.get("drag", ())), Path(options.get("image", "noise")).stem
+    picture = pictures.open_picture(options["image"]) if "image" in options else None
+    if picture is not None:  # raises for a point outside
         pictures.to_grid([point for pair in drags for point in pair], picture.size, picture.size)
-        if "mask" in options:
-            mask = pictures.open_mask(options["mask"], picture.size, picture.size)
-    elif "mask" in options:
-        size = pictures.open_picture(options["mask"]).size
+    mask = None
+    if "mask" in options:
+        size = (picture or pictures.open_picture(options["mask"])).size
         mask = pictures.open_mask(options["mask"], size, size)
+    prompts = {name: options[name] for name in ("target_prompt", "object_words") if name in options}
+    own_seed = options.get("seed", seed)
     return Subject(
-        name,
-        options.get("prompt", ""),
-        options.get("seed", seed),
-        picture,
-        options.get("target_prompt"),
-        tuple(options.get("drag", ())),
-        mask,
-        options.get("object_words", ()),
+        f"{number:02d}-{stem}", options.get("prompt", ""), own_seed, picture, drags=drags, mask=mask, **prompts
     )
 
 
@@ -215,12 +193,8 @@ def measure(
     DragDiffusion's evaluation does. `background`: against the truth of a drawn picture, else against the source,
     outside of the mask; None without one.
     """
-    found: dict[str, Any] = {
-        "changed": quality.difference(source, result),
-        "left": None,
-        "share": None,
-        "background": None,
-    }
+    changed = quality.difference(source, result)
+    found: dict[str, Any] = {"changed": changed, "left": None, "share": None, "background": None}
     if subject.mask is not None and (subject.mask <= 0.5).any():
         found["background"] = quality.difference(source, result, subject.mask <= 0.5)
     if subject.case is not None:

@@ -7,18 +7,17 @@ import io
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from dragsa import checks, files, pictures
 from dragsa.config import DragConfig, EditConfig
-from dragsa.evaluation import cases, intervals, runs, sheets, tables, truth_tables
-from dragsa.evaluation.intervals import Mean
-from dragsa.evaluation.runs import Results
-from dragsa.evaluation.settings import Setting
+from dragsa.evaluation import cases, runs, sheets, tables, truth_tables
+from dragsa.evaluation.runs import Results, Setting
+from dragsa.evaluation.tables import Mean
 
 BASE = "base"
 Change = Mapping[str, Any]  # names of DragConfig's or EditConfig's fields, or "handles", and their values
@@ -26,8 +25,7 @@ PANEL = 260  # pixels of a chart's panel
 TABLE = ("share", "overlap", "object_colour", "shape", "background_error", "truth_db")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A setting's place in a sweep: which sweep, the value as text, and the name of the setting that has it."""
 
     sweep: str
@@ -35,26 +33,25 @@ class Row:
     setting: str
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The settings to be run, each once, and the rows that they are shown in."""
 
-    settings: tuple[Setting, ...]
-    rows: tuple[Row, ...]
+    settings: list[Setting]
+    rows: list[Row]
 
 
-def plan(base: EditConfig, sweeps: Mapping[str, Sequence[Change]], handles: str = "five") -> Plan:
+def plan(base: Setting, sweeps: Mapping[str, Sequence[Change]]) -> Plan:
     """Return every sweep's settings from one base. A value equal to the base's is the base's row."""
-    start = Setting(BASE, base, handles)
-    settings, rows = {BASE: start}, []
+    settings, rows = {BASE: base}, []
     for sweep, changes in sweeps.items():
         for change in changes:
             value = ",".join(text(v) if len(change) == 1 else f"{k}={text(v)}" for k, v in change.items())
-            setting = changed(start, change, name=",".join(f"{k}={text(v)}" for k, v in change.items()))
-            same = [name for name, other in settings.items() if replace(other, name=setting.name) == setting]
-            settings.setdefault(same[0] if same else setting.name, setting)
-            rows.append(Row(sweep, value, same[0] if same else setting.name))
-    return Plan(tuple(settings.values()), tuple(rows))
+            setting = changed(base, change, name=",".join(f"{k}={text(v)}" for k, v in change.items()))
+            same = (name for name, other in settings.items() if replace(other, name=setting.name) == setting)
+            name = next(same, setting.name)
+            settings.setdefault(name, setting)
+            rows.append(Row(sweep, value, name))
+    return Plan([*settings.values()], rows)
 
 
 def changed(setting: Setting, change: Change, name: str) -> Setting:
@@ -80,27 +77,29 @@ def changed(setting: Setting, change: Change, name: str) -> Setting:
 
 def text(value: Any) -> str:
     """Return a value as it stands in names and tables; a run of blocks as `11-16`."""
-    if isinstance(value, tuple):
-        return f"{value[0]}-{value[-1]}" if value else "none"
-    return "none" if value is None else str(value)
+    if isinstance(value, tuple) and value:
+        return f"{value[0]}-{value[-1]}"
+    return "none" if value in (None, ()) else str(value)
 
 
 def table(rows: Sequence[Row], results: Results) -> list[dict[str, Any]]:
     """Return each row's means with their intervals, and its difference from the base in the share left by case."""
     found = []
     base = results[BASE]
-    for row in (Row(BASE, "", BASE), *rows):
-        of_case = results[row.setting]
-        line: dict[str, Any] = {"sweep": row.sweep, "value": row.value, "cases": len(of_case)}
+    for sweep, value, setting in (Row(BASE, "", BASE), *rows):
+        of_case = results[setting]
+        line: dict[str, Any] = {"sweep": sweep, "value": value, "cases": len(of_case)}
         shared = {case: [of_case[case]["share"] - base[case]["share"]] for case in of_case if case in base}
         means = {figure: tables.summary(of_case, figure).per_picture for figure in TABLE}
-        for name, mean in {**means, "share - base": intervals.summarise(shared).per_picture}.items():
+        for name, mean in {**means, "share - base": tables.summarise(shared).per_picture}.items():
             line |= {name: mean.mean, f"{name} low": mean.low, f"{name} high": mean.high}
         line["halved"] = sum(figures["share"] < 0.5 for figures in of_case.values()) / max(1, len(of_case))
         line["not found"] = sum(not figures["found"] for figures in of_case.values())
-        for kind in cases.KINDS:
-            line[f"share, {kind}"] = tables.summary(tables.of_kind(of_case, kind), "share").per_picture.mean
-        line["angle left, turn"] = tables.summary(tables.of_kind(of_case, "turn"), "yaw_left").per_picture.mean
+        by_kind = {f"share, {kind}": (kind, "share") for kind in cases.KINDS} | {
+            "angle left, turn": ("turn", "yaw_left")
+        }
+        for name, (kind, figure) in by_kind.items():
+            line[name] = tables.summary(tables.of_kind(of_case, kind), figure).per_picture.mean
         spent = [(figures["drag"]["updates"], figures["seconds"]["all"]) for figures in of_case.values()]
         line["updates"], line["seconds"] = map(statistics.fmean, zip(*spent, strict=True)) if spent else (None, None)
         found.append(line)
@@ -109,16 +108,16 @@ def table(rows: Sequence[Row], results: Results) -> list[dict[str, Any]]:
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the table's main columns as Markdown."""
-    columns = {"share left": ("share", 2), "− base": ("share - base", 2), "halved": ("halved", 0)}
-    columns |= {f"share, {kind}": (f"share, {kind}", 2) for kind in cases.KINDS}
-    columns |= {"angle left, turn": ("angle left, turn", 2), "IoU": ("overlap", 2)}
-    columns |= {"object's colour": ("object_colour", 1), "shape": ("shape", 2), "background": ("background_error", 1)}
-    columns |= {"truth dB": ("truth_db", 1), "updates": ("updates", 0), "s": ("seconds", 1)}
+    of_kinds = {name: (name, 2) for name in (*(f"share, {kind}" for kind in cases.KINDS), "angle left, turn")}
+    columns = {"share left": ("share", 2), "− base": ("share - base", 2), "halved": ("halved", 0), **of_kinds}
+    columns |= {"IoU": ("overlap", 2), "object's colour": ("object_colour", 1), "shape": ("shape", 2)}
+    columns |= {"background": ("background_error", 1), "truth dB": ("truth_db", 1)}
+    columns |= {"updates": ("updates", 0), "s": ("seconds", 1)}
     rows = []
     for line in lines:
         row = {"sweep": line["sweep"], "value": line["value"]}
         for heading, (name, digits) in columns.items():
-            row[heading] = intervals.text(_mean(line, name), digits, sign=name == "share - base")
+            row[heading] = tables.text(_mean(line, name), digits, sign=name == "share - base")
         rows.append({**row, "halved": f"{line['halved']:.0%}"})
     return tables.markdown(rows)
 
@@ -145,7 +144,7 @@ def write_tables(folder: Path, rows: int = 4) -> str:
 def chart(lines: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Draw the share left of every value with its interval beside the base's, a panel for each sweep."""
     base, *rest = lines
-    most = max(1.0, *(line[name] for line in lines for name in ("share", "share high") if line[name] is not None), 1.0)
+    most = max(1.0, *(line[name] or 0.0 for line in lines for name in ("share", "share high")))
     panels = []
     for sweep in dict.fromkeys(line["sweep"] for line in rest):
         mine = [line for line in rest if line["sweep"] == sweep]

@@ -1,74 +1,62 @@
-"""Training networks on drawn scenes: the loop with its average and checkpoints, batches, and the VAE's latents."""
+"""Training networks on drawn scenes: the loop, batches, the VAE's latents; and a folder in diffusers' layout."""
 
 from __future__ import annotations
 
 import copy
-import os
+import io
+import json
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dragsa import files
+from dragsa.config import UNetConfig, VAEConfig
 from dragsa.evaluation import scenes
 from dragsa.evaluation.scenes import Scene
 from dragsa.model.vae import VAE
 
 AVERAGING, WEIGHT_DECAY = 0.999, 1e-4  # of the parameters
+LOG, SAVE, EXPORT = 60, 180, 900  # every so many seconds
+
+SMALL = Path(__file__).parents[2] / "weights" / "small"
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+Trained = TypeVar("Trained", bound=nn.Module)
 
 
-class Average:
-    """Exponential moving average of a module's parameters, for use in place of the last ones."""
+def train(
+    name: str,
+    module: Trained,
+    work: Path,
+    minutes: float,
+    batches: Callable[[int, float], tuple[Tensor, float, int]],
+    rate: Callable[[float], float],
+    watch: Callable[[Trained], str],
+    export: Callable[[Trained], None] | None = None,
+) -> Trained:
+    """Train a module with AdamW for its minutes of processor time, and return the moving average of its parameters.
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False).eval()
-        self.decay = decay
-        self.own: list[Tensor] = list(self.module.parameters())
-        self.others: list[Tensor] = list(module.parameters())
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.own, [p.detach() for p in self.others], weight)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A module, and the training of it. `progress` runs from 0 to 1 over the minutes.
-
-    `batches(step, progress)` gives an update's loss, its value for the log and its number of pictures; `rate(progress)`
-    the learning rate; `watch(average)` a line about held-out data; `export(average)` writes down what there is.
+    The checkpoint is `work/<name>.pt`; a training goes on from it. `batches(step, progress)` gives an update's loss,
+    its value for the log and its number of pictures; `rate(progress)` the learning rate; `watch(average)` a line about
+    held-out data; `export(average)` writes down what there is. `progress` runs from 0 to 1 over the minutes.
     """
-
-    name: str
-    module: nn.Module
-    minutes: float
-    batches: Callable[[int, float], tuple[Tensor, float, int]]
-    rate: Callable[[float], float]
-    watch: Callable[[nn.Module], str]
-    export: Callable[[nn.Module], None] | None = None
-
-
-def train(stage: Stage, work: Path, log: float, save: float, export: float) -> nn.Module:
-    """Train a stage's module with AdamW for its minutes of processor time, and return its average.
-
-    The checkpoint is `work/<name>.pt`; a training goes on from it. `log`, `save` and `export`: every so many seconds.
-    """
-    name, module, minutes = stage.name, stage.module, stage.minutes
-    average = Average(module, AVERAGING)
+    average = copy.deepcopy(module).requires_grad_(False).eval()
     optimiser = torch.optim.AdamW(
-        module.parameters(), lr=stage.rate(0.0), betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
+        module.parameters(), lr=rate(0.0), betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
     )
+    parts: dict[str, Any] = {"module": module, "average": average, "optimiser": optimiser}
     path = work / f"{name}.pt"
     step, before = 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
-        module.load_state_dict(state["module"])
-        average.module.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
+        for key, part in parts.items():
+            part.load_state_dict(state[key])
         step, before = state["step"], state["seconds"]
     first, began = step, time.thread_time()
     logged = saved = exported = began
@@ -76,61 +64,54 @@ def train(stage: Stage, work: Path, log: float, save: float, export: float) -> n
     size = sum(p.numel() for p in module.parameters())
     say(f"{name}: {size:,} parameters, from update {step}, {before / 60:.1f} of {minutes:.1f} min passed")
 
+    def seconds() -> float:
+        return before + time.thread_time() - began
+
     def checkpoint() -> None:
-        state = {
-            "module": module.state_dict(),
-            "average": average.module.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "step": step,
-            "seconds": before + time.thread_time() - began,
-        }
-        write_whole(path, lambda temporary: torch.save(state, temporary))
+        save({**{key: part.state_dict() for key, part in parts.items()}, "step": step, "seconds": seconds()}, path)
 
-    def progress() -> float:
-        return min(1.0, (before + time.thread_time() - began) / (60 * minutes))
-
-    while progress() < 1:
-        passed = progress()
+    while (progress := min(1.0, seconds() / (60 * minutes))) < 1:
         for group in optimiser.param_groups:
-            group["lr"] = stage.rate(passed) * min(1.0, (step + 1) / 50)
-        loss, report, pictures = stage.batches(step, passed)
+            group["lr"] = rate(progress) * min(1.0, (step + 1) / 50)
+        loss, report, pictures = batches(step, progress)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimiser.step()
-        average.update(step)
+        with torch.no_grad():
+            weight = 1 - min(AVERAGING, (1 + step) / (10 + step))
+            torch._foreach_lerp_([*average.parameters()], [p.detach() for p in module.parameters()], weight)
         step += 1
         done, total, counted = done + pictures, total + report, counted + 1
         now = time.thread_time()
-        if now - logged > log or step in (200, 1000):
+        if now - logged > LOG or step in (200, 1000):
             say(
-                f"{name} {step:6d}  {(before + now - began) / 60:5.1f} min  loss {total / counted:.4f}  "
-                f"{done / (now - logged):5.1f} pictures/s  lr {optimiser.param_groups[0]['lr']:.1e}  "
-                f"{stage.watch(average.module)}"
+                f"{name} {step:6d}  {seconds() / 60:5.1f} min  loss {total / counted:.4f}  "
+                f"{done / (now - logged):5.1f} pictures/s  lr {optimiser.param_groups[0]['lr']:.1e}  {watch(average)}"
             )
             logged, done, total, counted = time.thread_time(), 0, 0.0, 0
-        if now - saved > save:
+        if now - saved > SAVE:
             checkpoint()
             saved = time.thread_time()
-        if stage.export is not None and now - exported > export:
-            stage.export(average.module)
+        if export is not None and now - exported > EXPORT:
+            export(average)
             exported = time.thread_time()
     if step > first:
         checkpoint()
-    say(f"{name}: trained, {step} updates, {stage.watch(average.module)}")
-    return average.module
+    say(f"{name}: trained, {step} updates, {watch(average)}")
+    return average
 
 
 def say(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in its place."""
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a dictionary of tensors whole or not at all, as `torch.load` reads it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    write(temporary)
-    os.replace(temporary, path)
+    written = io.BytesIO()
+    torch.save(state, written)
+    files.save_bytes(written.getvalue(), path, overwrite=True)
 
 
 @torch.no_grad()
@@ -142,14 +123,13 @@ def start_vae(vae: VAE) -> None:
     """
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d) and not name.endswith(("conv1", "conv2", "decoder.conv_out")):
-            copied = min(module.out_channels, module.in_channels)
-            module.weight[:copied] = 0
-            for i in range(copied):
-                if module.stride[0] == 2:  # the mean of the four pixels that become one
-                    module.weight[i, i, :2, :2] = 0.25
-                else:
-                    centre = module.kernel_size[0] // 2
-                    module.weight[i, i, centre, centre] = 1
+            same = range(min(module.out_channels, module.in_channels))
+            module.weight[: len(same)] = 0
+            if module.stride[0] == 2:  # the mean of the four pixels that become one
+                module.weight[same, same, :2, :2] = 0.25
+            else:
+                centre = module.kernel_size[0] // 2
+                module.weight[same, same, centre, centre] = 1
             module.bias[:] = 0  # type: ignore[index]
         elif name.endswith(("conv2", "to_out.0")):
             module.weight.zero_()
@@ -205,3 +185,75 @@ def noised(z: Tensor, t: Tensor, noise: Tensor, abar: Tensor) -> Tensor:
     """Return z_t = √ᾱ_t z + √(1 - ᾱ_t) noise."""
     signal = abar[t][:, None, None, None]
     return signal.sqrt() * z + (1 - signal).sqrt() * noise
+
+
+# ----------------------------------------------------------------------------------- a folder in diffusers' layout
+
+
+def settings(unet: UNetConfig, vae: VAEConfig, size: int) -> dict[str, dict[str, Any]]:
+    """Return the settings of networks for pictures of `size` pixels, by file; without the text encoder's.
+
+    They are those of the model that ships, but for the networks' own numbers.
+    """
+    own: dict[str, dict[str, Any]] = {
+        "unet/config.json": {
+            "attention_head_dim": list(unet.heads),  # the published key counts heads
+            "block_out_channels": list(unet.widths),
+            "cross_attention_dim": unet.context_dim,
+            "in_channels": unet.latent_channels,
+            "norm_num_groups": unet.groups,
+            "out_channels": unet.latent_channels,
+            "sample_size": size // 8,
+        },
+        "vae/config.json": {
+            "block_out_channels": list(vae.widths),
+            "latent_channels": vae.latent_channels,
+            "norm_num_groups": vae.groups,
+            "sample_size": size,
+            "scaling_factor": vae.scaling_factor,
+        },
+    }
+    names = (*own, "scheduler/scheduler_config.json", "model_index.json")
+    return {name: json.loads((SMALL / name).read_text()) | own.get(name, {}) for name in names}
+
+
+def write_tokenizer(folder: Path, words: Sequence[str], tokens: int) -> None:
+    """Write a byte-pair tokenizer in CLIP's format in which each of `words` is one token and any text has some."""
+    # A printable letter for each byte (GPT-2's alphabet): Latin-1 for itself, the others from U+0100 on.
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [chr(number) for number in (*printable, *range(256, 512 - len(printable)))]
+    vocabulary = letters + [letter + "</w>" for letter in letters]
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        # Merges added later rank lower, so they never come between the merges of an earlier word.
+        parts = [*word[:-1], word[-1] + "</w>"]
+        for merge in merges:
+            parts = _merged(parts, merge)
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts = _merged(parts, merges[-1])
+    vocabulary += ["".join(merge) for merge in merges] + [START, END]
+    folder.mkdir(parents=True, exist_ok=True)
+    files.save_json({token: i for i, token in enumerate(vocabulary)}, folder / "vocab.json", overwrite=True)
+    lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+    files.save_json(special, folder / "special_tokens_map.json", overwrite=True)
+    more = {"tokenizer_class": "CLIPTokenizer", "do_lower_case": True, "model_max_length": tokens}
+    files.save_json(special | more, folder / "tokenizer_config.json", overwrite=True)
+
+
+def _merged(parts: list[str], merge: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for part in parts:
+        if out and (out[-1], part) == merge:
+            out[-1] += part
+        else:
+            out.append(part)
+    return out
+
+
+def save_half(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors as a safetensors file in float16."""
+    halves = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
+    files.save_bytes(safetensors.torch.save(halves, metadata={"format": "pt"}), path, overwrite=True)

@@ -15,24 +15,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa import ddim, editing, files, pictures
+from dragsa import ddim, editing, pictures
 from dragsa.config import EditConfig
 from dragsa.editing import Branch, Drag, Source
 from dragsa.evaluation import cases, distances, figures, runs, scenes
 from dragsa.evaluation.cases import Case
-from dragsa.evaluation.settings import CAPTION, Setting
+from dragsa.evaluation.runs import CAPTION, Setting
 from dragsa.loading import StableDiffusion
 
 
-class Dragged(NamedTuple):
-    """A source's latent after the drag, for any number of ways down from there. `course`: how the drag went."""
-
-    latent: Tensor  # (1, 4, h, w)
-    course: dict[str, Any]
-
-
-def drag_source(branch: Branch, drags: Sequence[Drag]) -> Dragged:
-    """Drag a branch's target, and time it."""
+def drag_source(branch: Branch, drags: Sequence[Drag]) -> tuple[Tensor, dict[str, Any]]:
+    """Return a branch's latent after the drag, (1, 4, h, w), for any number of ways down; and how the drag went."""
     begin = time.perf_counter()
     dragged = editing.drag_source(branch, drags)
     size = branch.source.picture.size
@@ -46,7 +39,7 @@ def drag_source(branch: Branch, drags: Sequence[Drag]) -> Dragged:
         "distances_cells": dragged.distances.mean(dim=1).tolist(),
         "seconds": time.perf_counter() - begin,
     }
-    return Dragged(dragged.latent, course)
+    return dragged.latent, course
 
 
 @torch.no_grad()
@@ -70,11 +63,7 @@ class Result(NamedTuple):
     figures: dict[str, Any]
 
 
-class Shared(NamedTuple):
-    """The work that settings of one case have in common, by the numbers that it depends on."""
-
-    sources: dict[Any, Source]
-    dragged: dict[Any, Dragged]
+Shared = dict[Any, Any]  # what settings of one case have in common, sources and drags, by the numbers it depends on
 
 
 def run_case(
@@ -86,7 +75,8 @@ def run_case(
     distance, with what the model makes of the true result (see `drawable`).
     """
     first = next((setting.name for setting in settings if setting.handles in ("one", "five")), None)
-    shared, metrics = Shared({}, {}), _published(sd, case) if published else None
+    shared: Shared = {}
+    metrics = _published(sd, case) if published else None
     results = {}
     for setting in settings:
         config, picture = setting.config_for(case), case.source
@@ -108,9 +98,9 @@ def _edit(sd: StableDiffusion, case: Case, setting: Setting, config: EditConfig,
     prompt = in_words(case.before) if setting.handles == CAPTION else case.prompt
     numbers = config.steps, config.variant, config.fixed_point, config.size, config.lora_steps
     inversion = (*numbers, prompt, setting.dtype)
-    if inversion not in shared.sources:
-        shared.sources[inversion] = editing.prepare(sd, case.source, prompt, config=config)
-    source, begin, found = shared.sources[inversion], time.perf_counter(), {}
+    if inversion not in shared:
+        shared[inversion] = editing.prepare(sd, case.source, prompt, config=config)
+    source, begin, found = shared[inversion], time.perf_counter(), {}
     seconds = {"lora": source.seconds["lora"]} if config.lora_steps else {}
     seconds["inversion"] = sum(source.seconds.values()) - sum(seconds.values())
     if setting.handles is None:
@@ -120,12 +110,12 @@ def _edit(sd: StableDiffusion, case: Case, setting: Setting, config: EditConfig,
     else:
         key, drags = (inversion, config.drag, config.drag_step, setting.handles), case.drags(setting.handles)
         branch = editing.leave(sd, source, drags=drags, mask=case.mask, config=config)
-        if key not in shared.dragged:
-            shared.dragged[key] = drag_source(branch, drags)
-        found["drag"] = shared.dragged[key].course
+        if key not in shared:
+            shared[key] = drag_source(branch, drags)
+        latent, found["drag"] = shared[key]
         seconds["drag"] = found["drag"]["seconds"]
         begin = time.perf_counter()
-        z_0 = editing.denoise(replace(branch, z_target=shared.dragged[key].latent)).z_target
+        z_0 = editing.denoise(replace(branch, z_target=latent)).z_target
         picture = pictures.restore(pictures.to_picture(sd.decode(z_0)), source.picture)
     seconds["denoising"] = time.perf_counter() - begin
     return Result(picture, {**found, "seconds": {**seconds, "all": sum(seconds.values())}})
@@ -215,8 +205,15 @@ def run(
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     missing = [case for case in listed[rank::ranks] if not (folder / case.name / "case.json").exists()]
     work = partial(_do, folder=folder, settings=settings, published=published, explain=explain)
-    runs.each(work, missing, model, workers, threads=None if ranks == 1 else 1)
+    runs.each(work, missing, model, workers)
     return all((folder / case.name / "case.json").exists() for case in listed)
+
+
+def run_as_asked(options: Any, settings: Sequence[Setting], explain: bool = True) -> bool:
+    """Do what is missing of a run by a command line with the options of `runs.add_options`. Returns as `run` does."""
+    listed = cases.cases(options.cases, options.limit, options.size)
+    workers = options.workers or runs.default_workers()
+    return run(options.folder, listed, settings, options.weights, workers, options.published, explain)
 
 
 def _do(
@@ -232,8 +229,5 @@ def _do(
 
 def save(folder: Path, case: Case, results: Mapping[str, Result]) -> None:
     """Write a finished case, whole or not at all."""
-    with files.whole_folder(folder / case.name) as part:
-        cases.save(case, part)
-        for name, (picture, row) in results.items():
-            pictures.save_picture(picture, part / f"{name}.png")
-            files.save_json(files.finite(row), part / f"{name}.json")
+    images = {**case.pictures, **{name: result.picture for name, result in results.items()}}
+    runs.save(folder / case.name, images, {"case": case.to_json(), **{n: row for n, (_, row) in results.items()}})

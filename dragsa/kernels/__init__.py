@@ -6,22 +6,11 @@ memory. `windows` is the geometry that they share.
 """
 
 from dragsa.kernels import windows
-from dragsa.kernels.attention import attend
 from dragsa.kernels.convolution import Convolution
+from dragsa.kernels.cpu_attention import attend
 from dragsa.kernels.gated import gated
 from dragsa.kernels.memory import kept
 from dragsa.kernels.operators import pull, search
 from dragsa.kernels.windows import between, patches, sample_points
 
-__all__ = [
-    "Convolution",
-    "attend",
-    "between",
-    "gated",
-    "kept",
-    "patches",
-    "pull",
-    "sample_points",
-    "search",
-    "windows",
-]
+__all__ = ["Convolution", "attend", "between", "gated", "kept", "patches", "pull", "sample_points", "search", "windows"]

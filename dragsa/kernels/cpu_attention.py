@@ -17,13 +17,14 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 WEIGHTS = 2**20  # of one head that are held at a time: 2 MB
 LEAST = 2**18  # weights of a head, under which PyTorch's gradient is as fast
@@ -37,7 +38,7 @@ _pytorchs_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_
 
 
 def has_faster_forward(q: Tensor, k: Tensor) -> bool:
-    """Whether `attend` is for q (B, heads, n, d) and k (B, heads, m, d) even where no gradient is wanted.
+    """Whether this module's is for q (B, heads, n, d) and k (B, heads, m, d) even where no gradient is wanted.
 
     Milliseconds of PyTorch's kernel and ours on one core of Zen 4, 8 heads, bfloat16: 340 and 215 of 4096 × 4096
     weights, 34 and 27 of 1024 × 1024; 11 and 20 of 4096 × 77, which is PyTorch's. On two that share what is a core's:
@@ -49,7 +50,7 @@ def has_faster_forward(q: Tensor, k: Tensor) -> bool:
 
 
 def has_faster_gradient(q: Tensor, k: Tensor) -> bool:
-    """The same where a gradient is wanted: whether `attend`'s is the faster one.
+    """The same where a gradient is wanted: whether this module's is the faster one.
 
     Milliseconds of the two on one core of Zen 4, 8 heads, bfloat16: 660 and 440 of 4096 × 4096 weights, 64 and 53 of
     1024 × 1024, 25 and 15 of 4096 × 77 where K and V want no gradient; equal at 256 × 256 and 256 × 77. On two that
@@ -58,9 +59,21 @@ def has_faster_gradient(q: Tensor, k: Tensor) -> bool:
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] * k.shape[2] >= LEAST
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v: q (B, heads, n, d), k and v (B, heads, m, d) -> (B, heads, n, d)."""
-    return attend_with_normaliser(q, k, v)[0]
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return softmax(q kᵀ / √d + bias) v, by whichever kernel is the fastest for it, on any device.
+
+    q (B, heads, n, d), k and v (B, heads, m, d) -> (B, heads, n, d). bias: of a shape that can be expanded to
+    (B, heads, n, m); None adds nothing.
+    """
+    if bias is not None:
+        bias = bias.to(q.dtype).expand(*q.shape[:3], k.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    with_gradient = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if has_faster_forward(q, k) or (with_gradient and has_faster_gradient(q, k)):
+        return attend_with_normaliser(q, k, v)[0]
+    if q.device.type == "cpu":  # whose kernel is up to a fifth slower on heads that lie between one another
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 @torch.library.custom_op("dragsa::attend", mutates_args=())
@@ -80,17 +93,17 @@ def _enough_heads(q: Tensor) -> bool:
 def _by_heads(work: Callable[[int, int], None], q: Tensor) -> None:
     """Calls `work(b, h)` for every head of q (B, heads, n, d), by as many threads as torch has."""
     heads, threads = itertools.product(range(q.shape[0]), range(q.shape[1])), torch.get_num_threads()
+
+    def in_inference(head: tuple[int, int]) -> None:
+        with torch.inference_mode():  # a thread's own, and without which nothing is written to tensors made in it
+            work(*head)
+
     if threads == 1:
         for head in heads:
             work(*head)
     else:
-        for _ in _pool(threads, os.getpid()).map(lambda head: _in_inference(work, *head), heads):
+        for _ in _pool(threads, os.getpid()).map(in_inference, heads):
             pass
-
-
-def _in_inference(work: Callable[[int, int], None], b: int, h: int) -> None:
-    with torch.inference_mode():  # which is a thread's own, and without which nothing is written to tensors made in it
-        work(b, h)
 
 
 @cache
@@ -182,33 +195,27 @@ def attend_backward(
     queries) they are moved there, and exp(-H) is put back at the end. As P ≤ 1, what is exponentiated is at most H ≤
     log m.
     """
-    to_q, to_k, to_v = _by_tokens(q), *(_by_tokens(x if to_kv else x[:, :, :0]) for x in (k, v))
+    to_q, to_k, to_v = _empty_gradients(q, k, v, to_kv)
+    wanted = (to_q, to_k, to_v) if to_kv else (to_q,)
     if not _enough_heads(q):
         whole = _pytorchs_backward(gradient, q, k, v, out, log_sum, 0.0, False)
-        for mine, theirs in zip((to_q, to_k, to_v) if to_kv else (to_q,), whole, strict=False):
+        for mine, theirs in zip(wanted, whole, strict=False):
             mine.copy_(theirs)
         return to_q, to_k, to_v
 
     def head_backward(b: int, h: int) -> None:
-        to_head_kv = (to_k[b, h], to_v[b, h]) if to_kv else None
-        _head_backward(gradient[b, h], q[b, h], k[b, h], v[b, h], out[b, h], log_sum[b, h], to_q[b, h], to_head_kv)
+        into = [x[b, h] for x in wanted]
+        _head_backward(gradient[b, h], q[b, h], k[b, h], v[b, h], out[b, h], log_sum[b, h], into)
 
     _by_heads(head_backward, q)
     return to_q, to_k, to_v
 
 
 def _head_backward(
-    gradient: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    log_sum: Tensor,
-    to_q: Tensor,
-    to_kv: tuple[Tensor, Tensor] | None,
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, wanted: Sequence[Tensor]
 ) -> None:
-    """One head, q (n, d), k and v (m, d), the gradients written into to_q and to_kv."""
-    (n, d), m, scale = q.shape, len(k), q.shape[1] ** -0.5
+    """One head, q (n, d), k and v (m, d), the gradients in q, or in all three, written into `wanted`."""
+    (n, d), m, scale, (to_q, *to_kv) = q.shape, len(k), q.shape[1] ** -0.5, wanted
     keys = max(1, min(m, WEIGHTS // n))
     weights, products = (q.new_empty(n * keys) for _ in range(2))
     entropy = _entropy(q, k, log_sum, scale)
@@ -222,11 +229,11 @@ def _head_backward(
         p, s = (held[: n * len(key)].view(n, -1) for held in (weights, products))
         torch.addmm(p, shifted, _beside_ones(key).t(), beta=0, alpha=scale * _LOG2_E, out=p).exp2_()
         torch.mm(towards, _beside_ones(value).t(), out=s)
-        if to_kv is not None:
+        if to_kv:
             to_kv[1][some] = torch.mm(gradient_t, p).mul_(back).t()
         s.mul_(p)
         sum_q += torch.mm(key.t(), s.t())  # (d, n), by its long side as above
-        if to_kv is not None:
+        if to_kv:
             to_kv[0][some] = torch.mm(q_t, s).mul_(scale * back).t()
     to_q.copy_(sum_q.mul_(scale * back).t())
 
@@ -264,9 +271,11 @@ def _attend_shapes(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @attend_backward.register_fake
-def _attend_backward_shapes(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_sum: Tensor, to_kv: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _attend_backward_shapes(_: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_gradients(q, k, v, to_kv=others[-1])
+
+
+def _empty_gradients(q: Tensor, k: Tensor, v: Tensor, to_kv: bool) -> tuple[Tensor, Tensor, Tensor]:
     to_k, to_v = (_by_tokens(x if to_kv else x[:, :, :0]) for x in (k, v))
     return _by_tokens(q), to_k, to_v
 

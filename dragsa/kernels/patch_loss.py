@@ -19,22 +19,12 @@ four products in DragDiffusion's order (`windows.blend`), so that the sign is th
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
 from dragsa.kernels import windows
 from dragsa.kernels.windows import Cells
-
-
-class Pull(NamedTuple):
-    """The loss, a scalar, and its gradient as the native cells that it reaches, both float32 or float64."""
-
-    loss: Tensor
-    gradient: Tensor  # (n, C, K, L)
-    first: Tensor  # (n, 2) int64: row and column of the first of each handle's K × L cells
 
 
 def pull(
@@ -44,16 +34,18 @@ def pull(
     directions: Tensor,
     active: Tensor | None,
     radius: int,
-    grid: tuple[int, int],
-) -> Pull:
-    """Return the loss and its gradient; handles and directions (n, 2) float32 or float64."""
-    height, width = grid
-    _, c, h, w = features.shape
+    height: int,
+    width: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss, a scalar, its gradient as the native cells that it reaches, and where these are.
+
+    handles and directions: (n, 2) float32 or float64, and the loss and the gradient (n, C, K, L) likewise. height,
+    width: of the grid. Where they are is row and column of the first of each handle's K × L cells, (n, 2) int64.
+    """
+    grid, (_, c, h, w) = (height, width), features.shape
     window = windows.window_about(handles, radius, grid)
-    at_x = windows.native_position(window.x, w, width)  # (n, P)
-    at_y = windows.native_position(window.y, h, height)
-    x = windows.moved_by(window.x, at_x, directions[:, :1], w, width)
-    y = windows.moved_by(window.y, at_y, directions[:, 1:], h, height)
+    x = windows.moved_by(window.x, directions[:, :1], w, width)
+    y = windows.moved_by(window.y, directions[:, 1:], h, height)
     columns = windows.cells_under(window.x, 1, w, width)  # (n, L)
     rows = windows.cells_under(window.y, 1, h, height)  # (n, K)
     there = windows.product(windows.along_moved(y, rows), windows.along_moved(x, columns))  # (n, P, P, K L)
@@ -64,7 +56,7 @@ def pull(
     if active is not None:
         counted = counted & active[:, None, None]
     if target_patch is None:
-        here = windows.product(windows.along(at_y, rows), windows.along(at_x, columns))  # (n, P, P, K L)
+        here = windows.product(windows.along(y.before, rows), windows.along(x.before, columns))  # (n, P, P, K L)
         target_patch = windows.sample(native, here)  # (n, C, P, P)
         flat = y.flat[:, :, None] & x.flat[:, None]  # (n, P, P)
         blended = (y.fraction != 0)[:, :, None] | (x.fraction != 0)[:, None]
@@ -77,16 +69,16 @@ def pull(
     difference = moved - target_patch
     gradient = einsum(difference.sgn() * weight, there, "n c p q, n p q k -> n c k")
     first = torch.stack([rows[:, 0], columns[:, 0]], dim=1)  # (n, 2)
-    return Pull((difference.abs() * weight).sum(), gradient.unflatten(2, (rows.shape[1], -1)), first)
+    return (difference.abs() * weight).sum(), gradient.unflatten(2, (rows.shape[1], -1)), first
 
 
-def spread(gradient: Tensor, first: Tensor, scale: Tensor, native: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Add up cells (n, C, K, L), times a scalar, in a map of zeros (1, C, h, w) of that type."""
+def spread(gradient: Tensor, first: Tensor, scale: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Add up cells (n, C, K, L), times a scalar, in a map of zeros (1, C, height, width) of that type."""
     c = gradient.shape[1]
     rows = first[:, :1] + torch.arange(gradient.shape[2], device=first.device)  # (n, K)
     columns = first[:, 1:] + torch.arange(gradient.shape[3], device=first.device)  # (n, L)
-    at = windows.index(Cells(rows, columns), native[1])  # (n K L)
+    at = windows.index(Cells(rows, columns), width)  # (n K L)
     cells = rearrange(gradient * scale, "n c k l -> c (n k l)")
     # In float32 whatever the type, since handles overlap. scatter_add_ adds up in a fixed order on the CPU.
-    features = gradient.new_zeros(c, native[0] * native[1]).scatter_add_(1, at.expand(c, -1), cells)  # (C, h w)
-    return features.to(dtype).view(1, c, *native)
+    features = gradient.new_zeros(c, height * width).scatter_add_(1, at.expand(c, -1), cells)  # (C, h w)
+    return features.to(dtype).view(1, c, height, width)

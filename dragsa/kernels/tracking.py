@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from dragsa.kernels import windows
 
 
-class Found(NamedTuple):
-    """points: (n, 2), whole numbers as floats. distance: (n,), Σ_channels |F(point) - reference|."""
+def search(
+    features: Tensor, reference: Tensor, handles: Tensor, radius: int, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Find the cell of each window whose features are nearest to the reference (n, C). handles: (n, 2).
 
-    points: Tensor
-    distance: Tensor
-
-
-def search(features: Tensor, reference: Tensor, handles: Tensor, radius: int, grid: tuple[int, int]) -> Found:
-    """Find the cell of each window whose features are nearest to the reference (n, C). handles: (n, 2)."""
-    height, width = grid
-    _, _, h, w = features.shape
+    height, width: of the grid. Returns the points (n, 2), whole numbers as floats, and their distances (n,),
+    Σ_channels |F(point) - reference|.
+    """
+    grid, (h, w) = (height, width), features.shape[2:]
     dtype = windows.accumulated_in(features)
     window = windows.window_about(handles.to(dtype), radius, grid)
     x, y = window.x, window.y  # each (n, P)
@@ -31,7 +27,7 @@ def search(features: Tensor, reference: Tensor, handles: Tensor, radius: int, gr
     best, index = distance.min(dim=1)  # the first of equals
     size = x.shape[1]
     best_x, best_y = x.gather(1, index[:, None] % size), y.gather(1, index[:, None] // size)
-    return Found(torch.cat([best_x, best_y], dim=1).to(handles.dtype), best)
+    return torch.cat([best_x, best_y], dim=1).to(handles.dtype), best
 
 
 def repeats(position: Tensor, native: int, grid: int) -> Tensor:

@@ -15,7 +15,7 @@ patches overlap, `spread` adds up in the order of the handles, without atomics: 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -28,16 +28,6 @@ TILE = 2048  # native cells × channels, and native cells × samples, that one p
 ROUNDED = {"enable_fp_fusion": False}  # no product and sum in one rounding
 
 
-class Extents(NamedTuple):
-    """The fixed sizes of a launch: native cells under a window, and what the tensors of a program are padded to."""
-
-    rows: int  # K
-    columns: int  # L
-    cells: int  # ≥ K L
-    channels: int  # of one block
-    samples: int  # of one block, of the window's P²
-
-
 def pull(
     features: Tensor,
     target_patch: Tensor | None,
@@ -45,15 +35,14 @@ def pull(
     directions: Tensor,
     active: Tensor | None,
     radius: int,
-    grid: tuple[int, int],
+    *grid: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute `patch_loss.pull`."""
     dtype = windows.accumulated_in(features)
-    n, (_, c, h, w) = len(handles), features.shape
-    extents = _extents(radius, 1, c, (h, w), grid)
-    blocks = triton.cdiv(c, extents.channels)
+    n, c, sizes = len(handles), features.shape[1], _sizes(features, radius, 1, grid)
+    blocks = triton.cdiv(c, sizes["CHANNELS"])
     loss = torch.empty(n, blocks, dtype=dtype, device=features.device)
-    gradient = torch.empty(n, c, extents.rows, extents.columns, dtype=dtype, device=features.device)
+    gradient = torch.empty(n, c, sizes["ROWS"], sizes["COLUMNS"], dtype=dtype, device=features.device)
     first = torch.empty(n, 2, dtype=torch.long, device=features.device)
     given = features if target_patch is None else target_patch.contiguous()
     with torch.cuda.device_of(features):
@@ -61,59 +50,55 @@ def pull(
             features, given, handles.contiguous(), directions.contiguous(),
             handles if active is None else active.contiguous(), loss, gradient, first,
             *features.stride()[1:], c, blocks,
-            HAS_TARGET=target_patch is not None, HAS_ACTIVE=active is not None, RADIUS=radius,
-            NATIVE_HEIGHT=h, NATIVE_WIDTH=w, HEIGHT=grid[0], WIDTH=grid[1],
-            ROWS=extents.rows, COLUMNS=extents.columns, CELLS=extents.cells, CHANNELS=extents.channels,
-            SAMPLES=extents.samples, **ROUNDED,
+            HAS_TARGET=target_patch is not None, HAS_ACTIVE=active is not None, **sizes, **ROUNDED,
         )  # fmt: skip
     return loss.sum(), gradient, first
 
 
-def spread(gradient: Tensor, first: Tensor, scale: Tensor, native: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def spread(gradient: Tensor, first: Tensor, scale: Tensor, height: int, width: int, dtype: torch.dtype) -> Tensor:
     """Compute `patch_loss.spread`."""
     n, c, rows, columns = gradient.shape
-    features = torch.zeros(1, c, *native, dtype=dtype, device=gradient.device)
+    features = torch.zeros(1, c, height, width, dtype=dtype, device=gradient.device)
     cells = triton.next_power_of_2(rows * columns)
     channels = max(1, min(TILE // cells, triton.next_power_of_2(c)))
     with torch.cuda.device_of(gradient):
         _spread[n, triton.cdiv(c, channels)](
-            gradient.contiguous(), first.contiguous(), scale, features, n, c,
-            NATIVE_HEIGHT=native[0], NATIVE_WIDTH=native[1], ROWS=rows, COLUMNS=columns,
-            CELLS=cells, CHANNELS=channels, **ROUNDED,
+            gradient.contiguous(), first.contiguous(), scale, features, n, c, NATIVE_HEIGHT=height, NATIVE_WIDTH=width,
+            ROWS=rows, COLUMNS=columns, CELLS=cells, CHANNELS=channels, **ROUNDED,
         )  # fmt: skip
     return features
 
 
-def search(
-    features: Tensor, reference: Tensor, handles: Tensor, radius: int, grid: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
+def search(features: Tensor, reference: Tensor, handles: Tensor, radius: int, *grid: int) -> tuple[Tensor, Tensor]:
     """Compute `tracking.search`, but that NaN is never the minimum."""
-    dtype = windows.accumulated_in(features)
-    n, (_, c, h, w) = len(handles), features.shape
-    extents = _extents(radius, 0, c, (h, w), grid)
+    dtype, (n, c) = windows.accumulated_in(features), reference.shape
     points = torch.empty(n, 2, dtype=handles.dtype, device=handles.device)
     distance = torch.empty(n, dtype=dtype, device=features.device)
     with torch.cuda.device_of(features):
         _search[n,](
             features, reference.to(dtype).contiguous(), handles.to(dtype).contiguous(), points, distance,
-            *features.stride()[1:], c, RADIUS=radius,
-            NATIVE_HEIGHT=h, NATIVE_WIDTH=w, HEIGHT=grid[0], WIDTH=grid[1],
-            ROWS=extents.rows, COLUMNS=extents.columns, CELLS=extents.cells, CHANNELS=extents.channels,
-            SAMPLES=extents.samples, **ROUNDED,
+            *features.stride()[1:], c, **_sizes(features, radius, 0, grid), **ROUNDED,
         )  # fmt: skip
     return points, distance
 
 
-def _extents(radius: int, margin: int, channels: int, native: tuple[int, int], grid: tuple[int, int]) -> Extents:
-    rows, columns = (
-        windows.cells_across(radius, margin, cells, size) for cells, size in zip(native, grid, strict=True)
-    )
+def _sizes(features: Tensor, radius: int, margin: int, grid: Sequence[int]) -> dict[str, int]:
+    """Return the fixed sizes of a launch, by the kernels' names for them.
+
+    ROWS × COLUMNS native cells lie under a window. A program holds tensors that are padded: CELLS of those, CHANNELS of
+    one block, and SAMPLES of one block of the window's P².
+    """
+    c, *native = features.shape[1:]
+    rows, columns = (windows.cells_across(radius, margin, *sizes) for sizes in zip(native, grid, strict=True))
     least = 16  # that tl.dot takes
     cells = max(least, triton.next_power_of_2(rows * columns))
     channels, samples = (
-        max(least, min(TILE // cells, triton.next_power_of_2(count))) for count in (channels, (2 * radius + 1) ** 2)
+        max(least, min(TILE // cells, triton.next_power_of_2(count))) for count in (c, (2 * radius + 1) ** 2)
     )
-    return Extents(rows, columns, cells, channels, samples)
+    return {
+        "RADIUS": radius, "NATIVE_HEIGHT": native[0], "NATIVE_WIDTH": native[1], "HEIGHT": grid[0], "WIDTH": grid[1],
+        "ROWS": rows, "COLUMNS": columns, "CELLS": cells, "CHANNELS": channels, "SAMPLES": samples,
+    }  # fmt: skip
 
 
 @triton.jit
@@ -316,12 +301,7 @@ def _along(at: tl.tensor, cells: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def _moved(
-    position: tl.tensor,
-    first: tl.tensor,
-    shift: tl.tensor,
-    cells: tl.tensor,
-    NATIVE: tl.constexpr,
-    GRID: tl.constexpr,
+    position: tl.tensor, first: tl.tensor, shift: tl.tensor, cells: tl.tensor, NATIVE: tl.constexpr, GRID: tl.constexpr
 ) -> tl.tuple:
     """`windows.moved_by` of a window that begins at `first`: fraction, flat, and the weights before and after."""
     first = tl.maximum(first, 0.0)

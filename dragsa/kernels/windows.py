@@ -81,6 +81,7 @@ class Window(NamedTuple):
 class Moved(NamedTuple):
     """One axis of the windows after a shift by less than two cells."""
 
+    before: Tensor  # (n, P) where the samples lay among the native cells
     at: Tensor  # (n, P + 1) where cells of the grid lie among the native: sample p is between the p-th and the next
     fraction: Tensor  # (n, P) and this far towards the next
     flat: Tensor  # (n, P) bool: both stand on the very features that the sample left, by a zero shift or by the border
@@ -136,14 +137,6 @@ def product(along_y: Tensor, along_x: Tensor) -> Tensor:
     return einsum(along_y, along_x, "n p k, n q l -> n p q k l").flatten(3)
 
 
-def sampling(
-    x: Tensor, y: Tensor, columns: Tensor, rows: Tensor, native: tuple[int, int], grid: tuple[int, int]
-) -> Tensor:
-    """The linear map from native cells, columns (n, L) and rows (n, K), to cells of the grid, x (n, Q) and y (n, P)."""
-    at_y, at_x = native_position(y, native[0], grid[0]), native_position(x, native[1], grid[1])
-    return product(along(at_y, rows), along(at_x, columns))  # (n, P, Q, K L)
-
-
 def native_cells(features: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
     """The native cells of each window: (1, C, h, w) -> (n, C, K L), float32 or float64."""
     cells = take(features.flatten(2), index(Cells(rows, columns), features.shape[3]))  # (1, C, n K L)
@@ -183,17 +176,17 @@ def blend(
     )
 
 
-def moved_by(position: Tensor, left_at: Tensor, shift: Tensor, native: int, grid: int) -> Moved:
-    """Positions (n, P) of a window, `left_at` among the native cells, shifted by (n, 1) and clamped to the grid."""
+def moved_by(position: Tensor, shift: Tensor, native: int, grid: int) -> Moved:
+    """Positions (n, P) of a window, shifted by (n, 1) and clamped to the grid."""
     # One fraction for all samples of a window, taken at its first cell inside the grid, as the reference rounds it.
     first = position[:, :1].clamp(min=0)
     start = (first + shift).floor()
     cell = position + (start - first)  # (n, P)
     fraction = torch.where((cell >= 0) & (cell < grid - 1), first + shift - start, 0)
     cells = torch.cat([cell, cell[:, -1:] + 1], dim=1).clamp(0, grid - 1)  # (n, P + 1)
-    at = native_position(cells, native, grid)  # (n, P + 1)
-    flat = (at[:, :-1] == left_at) & ((at[:, 1:] == left_at) | (fraction == 0))
-    return Moved(at, fraction, flat)
+    before, at = native_position(position, native, grid), native_position(cells, native, grid)
+    flat = (at[:, :-1] == before) & ((at[:, 1:] == before) | (fraction == 0))
+    return Moved(before, at, fraction, flat)
 
 
 def patches(features: Tensor, points: Tensor, radius: int, grid: tuple[int, int]) -> Tensor:
@@ -201,8 +194,8 @@ def patches(features: Tensor, points: Tensor, radius: int, grid: tuple[int, int]
     (height, width), (h, w) = grid, features.shape[2:]
     window = window_about(points.to(accumulated_in(features)), radius, grid)
     columns, rows = cells_under(window.x, 0, w, width), cells_under(window.y, 0, h, height)
-    weights = sampling(window.x, window.y, columns, rows, (h, w), grid)  # (n, P, P, K L)
-    return sample(native_cells(features, columns, rows), weights)
+    at_x, at_y = native_position(window.x, w, width), native_position(window.y, h, height)
+    return sample(native_cells(features, columns, rows), product(along(at_y, rows), along(at_x, columns)))
 
 
 def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -213,7 +206,6 @@ def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int]) -> Te
         window = window_about(points, 0, grid)
         columns, rows = cells_under(window.x, 1, w, width), cells_under(window.y, 1, h, height)
         beyond = points - points.trunc()  # (n, 2)
-        at_x, at_y = (native_position(*axis) for axis in ((window.x, w, width), (window.y, h, height)))
-        x, y = moved_by(window.x, at_x, beyond[:, :1], w, width), moved_by(window.y, at_y, beyond[:, 1:], h, height)
+        x, y = moved_by(window.x, beyond[:, :1], w, width), moved_by(window.y, beyond[:, 1:], h, height)
         weights = product(along(y.at, rows), along(x.at, columns))  # (n, 2, 2, K L)
     return between(sample(native_cells(features, columns, rows), weights), x.fraction, y.fraction)[:, :, 0, 0]

@@ -22,12 +22,7 @@ class CompileError(ValueError):
 
 
 # One graph for each case, and none for sizes in general; each function's graphs are counted for themselves.
-_SETTINGS: dict[str, Any] = {
-    "fullgraph": True,
-    "dynamic": False,
-    "recompile_limit": SHAPES,
-    "isolate_recompiles": True,
-}
+_SETTINGS: dict[str, Any] = {"fullgraph": True, "dynamic": False, "recompile_limit": SHAPES, "isolate_recompiles": True}
 
 
 @cache

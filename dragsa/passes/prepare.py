@@ -62,7 +62,11 @@ def prepare(
     another callable than a UNet is to be compiled or checkpointed, and for a module whose weights are such that no
     gradient passes through it.
     """
-    check_differentiable(unet)
+    if isinstance(unet, nn.Module) and any(parameter.is_inference() for parameter in unet.parameters()):
+        raise ValueError(
+            "the network was loaded under torch.inference_mode, and no gradient passes through such weights: load it "
+            "outside of that"
+        )
     hook = None if attention is None else Named(attention, ("target",))
     if not isinstance(unet, UNet):
         if config.checkpoint or mode != "off":
@@ -144,12 +148,3 @@ def looping(unet: FeatureExtractor, device: torch.device) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def check_differentiable(unet: FeatureExtractor) -> None:
-    """Raise a ValueError for a module whose weights are such that no gradient passes through it."""
-    if isinstance(unet, nn.Module) and any(parameter.is_inference() for parameter in unet.parameters()):
-        raise ValueError(
-            "the network was loaded under torch.inference_mode, and no gradient passes through such weights: load it "
-            "outside of that"
-        )

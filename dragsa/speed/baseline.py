@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dragsa import ddim, kernels, motion
-from dragsa.drag import Task
+from dragsa.drag import FirstPass, Task
 from dragsa.hooks import Attend, Site
 from dragsa.kernels import Convolution
 from dragsa.layouts import fitting
@@ -68,21 +68,13 @@ def plain_attention(site: Site, q: Tensor, k: Tensor, v: Tensor, attend: Attend)
 # --- the loop
 
 
-class FirstPass(NamedTuple):
-    """The pass on the first latent, with which later updates are compared."""
-
-    dense: Tensor  # (1, C, H, W), its map on the grid
-    z_prev: Tensor  # (1, 4, h, w), z⁰_{k-1}
-    handles: Tensor  # (n, 2)
-
-
 class BaselineStep(NamedTuple):
     """One pass; `gradient` is None where every handle has arrived."""
 
     loss: Tensor
     gradient: Tensor | None
     handles: Tensor
-    first: FirstPass
+    first: FirstPass  # whose features are the map on the grid, (1, C, H, W)
 
 
 class BaselineUpdate(NamedTuple):
@@ -93,7 +85,7 @@ class BaselineUpdate(NamedTuple):
     latent: Tensor  # (1, 4, h, w) after it
 
 
-def baseline_updates(unet: UNet, at: Task) -> Iterator[BaselineUpdate]:
+def baseline_updates(unet: UNet, at: Task, first_pass: FirstPass | None = None) -> Iterator[BaselineUpdate]:
     """Yield the updates of DragDiffusion's loop, until every handle is nearer than `reach` to its target.
 
     Each update is one whole pass, from the latent and the text alone. From the second on the handles are tracked first.
@@ -101,15 +93,16 @@ def baseline_updates(unet: UNet, at: Task) -> Iterator[BaselineUpdate]:
     first update serves. Nor does it freeze the network: the gradients of all weights, which nobody uses, are left out.
     """
     latent = at.latent.clone().requires_grad_()
-    optimizer = torch.optim.Adam([latent], lr=at.config.lr)
-    handles, first = at.handles, None
+    optimizer: torch.optim.Adam | None = None
+    handles, first = at.handles, first_pass
     while True:
         clock = Clock(latent.device)
         step = baseline_step(unet, latent, at, handles, first, clock)
         if step.gradient is None:
             return
-        handles, first = step.handles, step.first
-        latent.grad = step.gradient
+        handles, first, latent.grad = step.handles, step.first, step.gradient
+        # Made here, when the first pass has left its memory, since PyTorch loads its compiler for it.
+        optimizer = optimizer or torch.optim.Adam([latent], lr=at.config.lr)
         optimizer.step()
         clock.lap("optimiser")
         yield BaselineUpdate(Lap(clock.seconds, float(step.loss)), handles, latent.detach().clone())
@@ -136,7 +129,7 @@ def baseline_step(
             return BaselineStep(loss, None, handles, first)
         for handle, target in zip(handles[~arrived], at.targets[~arrived], strict=True):
             loss = loss + pull(dense, handle, target, at.config.radius)
-        if at.frozen is not None:
+        if at.frozen is not None and first.z_prev is not None:
             loss = loss + at.config.lam * ((z_prev - first.z_prev).abs() * at.frozen).sum()
         clock.lap("loss")
         (gradient,) = torch.autograd.grad(loss, latent)
@@ -151,7 +144,7 @@ def tracked(dense: Tensor, handles: Tensor, first: FirstPass, radius: int) -> Te
     """
     found = []
     for handle, (x, y) in zip(handles, first.handles.int().tolist(), strict=True):
-        sought = first.dense[0, :, y, x]  # (C,)
+        sought = first.features[0, :, y, x]  # (C,)
         top, bottom, left, right = square_about(handle, radius, dense)
         distance = (dense[0, :, top:bottom, left:right] - sought[:, None, None]).abs().sum(dim=0)
         best = int(distance.argmin())

@@ -16,6 +16,10 @@ import torch
 Say = Callable[[str], None]
 
 
+class ChildError(RuntimeError):
+    """A child process has failed; the message says how it ended."""
+
+
 class Lap(NamedTuple):
     """One run of what is measured: seconds by part, and for an update the loss that it saw."""
 
@@ -59,18 +63,6 @@ def again(action: Callable[[], Any], device: torch.device, times: int = 1) -> It
         yield Lap({"seconds": clock.seconds["seconds"] / times})
 
 
-def interleaved(cases: Mapping[str, Iterator[Lap]], repeats: int, say: Say, label: str) -> dict[str, list[Lap]]:
-    """Take one lap of each case that is not counted, then one of each in turn, `repeats` times."""
-    laps: dict[str, list[Lap]] = {name: [] for name in cases}
-    for turn in range(repeats + 1):
-        for name, case in cases.items():
-            say(f"{label}: {name}, {f'repeat {turn} of {repeats}' if turn else 'warming up'}")
-            lap = next(case)
-            if turn:
-                laps[name].append(lap)
-    return laps
-
-
 class Flops(NamedTuple):
     """Floating-point operations of one update; those of attention (its products with K and V) are among them."""
 
@@ -107,11 +99,29 @@ class Measurement:
         return statistics.median(self.values)
 
 
-def measured(part: str, case: str, size: int, laps: Sequence[Lap]) -> Measurement:
+def in_turns(part: str, size: int, cases: Mapping[str, Iterator[Lap]], repeats: int, say: Say) -> list[Measurement]:
+    """Take one lap of each case that is not counted, then one of each in turn, `repeats` times.
+
+    Where the child process of one fails, all of them have failed.
+    """
+    laps: dict[str, list[Lap]] = {name: [] for name in cases}
+    try:
+        for turn in range(repeats + 1):
+            for name, case in cases.items():
+                say(f"{part} at {size} px: {name}, {f'repeat {turn} of {repeats}' if turn else 'warming up'}")
+                lap = next(case)
+                if turn:
+                    laps[name].append(lap)
+    except ChildError as error:
+        return [Measurement(part, name, size, (), note=str(error)) for name in cases]
+    return [measured(part, name, size, taken) for name, taken in laps.items()]
+
+
+def measured(part: str, case: str, size: int, laps: Sequence[Lap], note: str = "") -> Measurement:
     """Return the measurement in seconds that these repeats make."""
-    parts = {name: tuple(lap.seconds[name] for lap in laps) for name in laps[0].seconds} if laps else {}
+    parts = {name: tuple(lap.seconds[name] for lap in laps) for name in laps[0].seconds}
     losses = tuple(lap.loss for lap in laps if lap.loss is not None)
-    return Measurement(part, case, size, tuple(lap.total for lap in laps), parts=parts, losses=losses)
+    return Measurement(part, case, size, tuple(lap.total for lap in laps), parts=parts, losses=losses, note=note)
 
 
 def significant(value: float) -> str:

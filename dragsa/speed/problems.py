@@ -7,7 +7,7 @@ not depend.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +19,6 @@ from dragsa.config import DragConfig, UNetConfig, VAEConfig, is_whole
 from dragsa.ddim import Schedule
 from dragsa.drag import Task
 from dragsa.model.unet import UNet
-from dragsa.model.vae import VAE
 
 PARTS = ("roof", "update", "memory", "fused", "tracking", "handles", "denoise", "recompiles", "compile", "whole")
 DEFAULT_PARTS = PARTS[:-2]  # the last two take the compiler's minutes, and a whole edit's
@@ -31,7 +30,6 @@ WIDTHS = {"sd15": (UNetConfig(), VAEConfig()), "tiny": TINY}
 
 M = TypeVar("M", bound=nn.Module)
 Network = Callable[[torch.dtype], UNet]
-Errand = Mapping[str, Any]  # of a child process: "task", its name in `tasks.TASKS`, and what else that asks for
 
 
 class Mode(NamedTuple):
@@ -94,14 +92,6 @@ def network(settings: Settings, dtype: torch.dtype) -> UNet:
     if settings.weights is not None:
         return loading.load(settings.weights, device, dtype).unet
     return seeded(UNet, WIDTHS[settings.width][0], dtype, device)
-
-
-def autoencoder(settings: Settings, dtype: torch.dtype) -> VAE:
-    """Return the VAE of a whole edit: read from `settings.weights`, or seeded."""
-    device = torch.device(settings.device)
-    if settings.weights is not None:
-        return loading.load(settings.weights, device, dtype).vae
-    return seeded(VAE, WIDTHS[settings.width][1], dtype, device)
 
 
 def seeded(kind: Callable[[Any], M], config: Any, dtype: torch.dtype, device: torch.device) -> M:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -11,42 +11,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa import ddim, editing, pictures
+from dragsa import ddim, editing, loading, pictures
 from dragsa.config import DragConfig, EditConfig
 from dragsa.drag import Task
 from dragsa.editing import Drag, Source
-from dragsa.model.unet import UNet
+from dragsa.loading import StableDiffusion
 from dragsa.model.vae import VAE
 from dragsa.speed.baseline import as_published, baseline_updates
 from dragsa.speed.laps import Clock, Lap, Measurement, Say, measured, significant
-from dragsa.speed.problems import MODES, Network, Settings, autoencoder, lattice
+from dragsa.speed.problems import MODES, WIDTHS, Network, Settings, lattice, seeded
 
 
-@dataclass(frozen=True, eq=False)
-class SeededModel:
-    """A model for an edit whose prompt stands for nothing: `StableDiffusion` without a text encoder."""
-
-    unet: UNet
-    vae: VAE
-    text: None = None
-    provenance: str = "seeded values"
+class SeededModel(StableDiffusion):
+    """A model for an edit whose prompt stands for nothing: it has no text encoder."""
 
     @property
-    def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
+    def provenance(self) -> str:
+        return "seeded values"
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Return a context of noise, (B, 77, C)."""
         noise = torch.randn(1, 77, self.unet.config.context_dim, generator=torch.Generator().manual_seed(0))
         return noise.to(self.device).expand(len(prompts), -1, -1)
-
-    @torch.no_grad()
-    def encode(self, picture: Tensor) -> Tensor:
-        return self.vae.encode(picture.to(self.device))
-
-    @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        return self.vae.decode(z)
 
 
 def measure_whole(settings: Settings, unet: Network, size: int, say: Say) -> list[Measurement]:
@@ -57,8 +43,13 @@ def measure_whole(settings: Settings, unet: Network, size: int, say: Say) -> lis
     steps, rows = max(2, settings.steps), []
     for name in settings.modes:
         mode = MODES[name]
-        net, vae = unet(mode.dtype), autoencoder(settings, mode.dtype)
-        model: Any = SeededModel(as_published(net) if mode.baseline else net, vae)
+        net, device = unet(mode.dtype), torch.device(settings.device)
+        if settings.weights is None:
+            vae = seeded(VAE, WIDTHS[settings.width][1], mode.dtype, device)
+        else:
+            vae = loading.load(settings.weights, device, mode.dtype).vae
+        nothing: Any = None
+        model = SeededModel(as_published(net) if mode.baseline else net, vae, text=nothing, config=nothing)
         say(f"whole edit at {size} px: {name}")
         drag = DragConfig(
             "decoder3", settings.updates, reach=0.0, patience=None, lost_patience=None, checkpoint=mode.checkpoint
@@ -74,16 +65,16 @@ def measure_whole(settings: Settings, unet: Network, size: int, say: Say) -> lis
         note = f"once: T = {steps}, S = 1, {settings.updates} updates; the paper's 50, 10 and 80 at these rates"
         for case, lap in ((name, first), (f"{name}, second edit", second)):
             seconds = paper_seconds(lap.seconds, steps, settings.updates)
-            rows.append(replace(measured("whole", case, size, [lap]), note=f"{note} {significant(seconds)} s"))
+            rows.append(measured("whole", case, size, [lap], f"{note} {significant(seconds)} s"))
     return rows
 
 
-def package_edit(model: Any, source: Source, drags: Sequence[Drag], config: EditConfig) -> Lap:
+def package_edit(model: StableDiffusion, source: Source, drags: Sequence[Drag], config: EditConfig) -> Lap:
     """Edit as this package does, and return the seconds of each stage."""
     return Lap(editing.edit(model, source, drags, config=config).trace.seconds)
 
 
-def baseline_edit(model: Any, source: Source, drags: Sequence[Drag], config: EditConfig) -> Lap:
+def baseline_edit(model: StableDiffusion, source: Source, drags: Sequence[Drag], config: EditConfig) -> Lap:
     """Edit with the baseline's drag, and the source denoised beside the target every time."""
     clock = Clock(model.device)
     branch = editing.leave(model, source, drags=drags, config=replace(config, source_kv="none"))

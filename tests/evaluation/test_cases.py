@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dragsa.evaluation import cases, scenes
+from dragsa.evaluation import cases, scenes, truth
 from dragsa.pictures import images
 
 LISTS = {which: cases.cases(which) for which in ("figures", "settings")}
@@ -86,12 +86,11 @@ def test_a_mask_beside_is_less_than_one_that_protects_nothing() -> None:
 
 def test_a_case_is_the_same_after_it_was_written_down(tmp_path: Path) -> None:
     for case in LISTS["figures"][:5]:
+        truth.save(tmp_path, case, {})
         folder = tmp_path / case.name
-        folder.mkdir()
-        cases.save(case, folder)
         assert cases.load(folder) == case
-        truth = images.to_tensor(images.open_picture(folder / "truth.png"))[0]
-        assert (truth - scenes.draw(case.after)).abs().max() <= 1.01 / 255
+        drawn = images.to_tensor(images.open_picture(folder / "truth.png"))[0]
+        assert (drawn - scenes.draw(case.after)).abs().max() <= 1.01 / 255
         assert (images.open_mask(folder / "mask.png", (128, 128), (128, 128)) == case.mask).all()
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dragsa.evaluation import cases, figures, locate, quality, scenes
+from dragsa.evaluation import cases, figures, fit, quality, scenes
 from dragsa.pictures import images
 
 ONE_OF_EACH = cases.cases("figures", limit=1)
@@ -47,7 +47,7 @@ def test_a_face_without_a_nose_counts_as_not_turned() -> None:
     picture, (x, y) = scenes.draw(case.after), case.points(case.after)["nose"]
     skin = torch.tensor(scenes.PALETTE[case.before.colour])[:, None, None] * 2 - 1
     radius = scenes.NOSE_WIDTH * case.after.size / 2 * 128 + 1
-    found = figures.measure(images.to_picture(torch.lerp(picture, skin, locate.disc(128, x, y, radius))), case)
+    found = figures.measure(images.to_picture(torch.lerp(picture, skin, fit.disc(128, x, y, radius))), case)
     assert found["found"] and found["nose_found"] is False and found["share"] == 1
 
 
@@ -118,7 +118,7 @@ def test_an_objects_colour_is_judged_where_it_is() -> None:
 def test_an_object_with_a_hole_keeps_its_tint() -> None:
     case = BY_KIND["move"]
     x, y = case.points(case.before)["centre"]
-    hole = locate.disc(128, x, y, 0.2 * case.before.size * 128)
+    hole = fit.disc(128, x, y, 0.2 * case.before.size * 128)
     holed = torch.lerp(scenes.draw(case.before), scenes.draw_ground(case.before), hole)
     found = figures.measure(images.to_picture(holed), case)
     assert found["object_colour"] > 10 and found["object_tint"] < 1

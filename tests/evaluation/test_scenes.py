@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dragsa.evaluation import locate, quality, scenes
+from dragsa.evaluation import fit, quality, scenes
 
 HELD_OUT = [scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:60]]
 FACES = [scene for scene in HELD_OUT if scene.shape == "face"]
@@ -65,14 +65,14 @@ def test_objects_are_inside_and_stand_out() -> None:
 
 def test_objects_are_located_in_their_own_pictures() -> None:
     for scene in HELD_OUT:
-        place = locate.locate(scenes.draw(scene), scene)
+        place = fit.locate(scenes.draw(scene), scene)
         assert math.dist(place[:2], scenes.keypoints(scene)["centre"]) < 0.3
 
 
 def test_an_object_is_located_where_it_was_moved_to_by_the_scene_before() -> None:
     for seed in scenes.HELD_OUT_SEEDS[:40]:
         source, target = scenes.translation(seed)
-        place = locate.locate(scenes.draw(target), source)
+        place = fit.locate(scenes.draw(target), source)
         assert math.dist(place[:2], scenes.keypoints(target)["centre"]) < 0.5
         distance = math.dist((source.x, source.y), (target.x, target.y))
         assert 0.1 <= distance <= 0.3
@@ -83,12 +83,12 @@ def test_locating_bears_noise_and_a_ghost() -> None:
     truth = replace(scene, x=0.75)
     ghost = torch.lerp(scenes.draw(truth), scenes.draw(scene), 0.4 * scenes.object_mask(scene))
     noise = 0.05 * torch.randn(ghost.shape, generator=torch.Generator().manual_seed(0))
-    place = locate.locate(ghost + noise, scene)
+    place = fit.locate(ghost + noise, scene)
     assert math.dist(place[:2], scenes.keypoints(truth)["centre"]) < 0.7
 
 
 def test_no_object_is_said_to_be_nowhere() -> None:
-    place = locate.locate(scenes.draw_ground(HELD_OUT[0]), HELD_OUT[0])
+    place = fit.locate(scenes.draw_ground(HELD_OUT[0]), HELD_OUT[0])
     assert math.isnan(place.x) and math.isnan(place.y) and place.area == 0
 
 
@@ -108,20 +108,20 @@ def test_noses_are_located_after_a_turn() -> None:
         before, after = turn(seed)
         noses = [scenes.keypoints(face)["nose"] for face in (before, after)]
         assert math.dist(*noses) >= 12.8
-        found = locate.locate_nose(scenes.draw(after), before)
+        found = fit.locate_nose(scenes.draw(after), before)
         assert math.dist(found[:2], noses[1]) < 0.5
 
 
 def test_a_nose_is_two_latent_cells() -> None:
     for face in FACES:
-        red = locate.locate_nose(scenes.draw(face), face)
+        red = fit.locate_nose(scenes.draw(face), face)
         assert 2 * math.sqrt(red.area / math.pi) > 13
 
 
 def test_only_faces_have_noses() -> None:
     star = next(scene for scene in HELD_OUT if scene.shape == "star")
     with pytest.raises(ValueError, match="a star has no nose"):
-        locate.locate_nose(scenes.draw(star), star)
+        fit.locate_nose(scenes.draw(star), star)
 
 
 def test_keypoints_are_on_the_object_and_at_its_outline() -> None:
@@ -150,18 +150,18 @@ def test_the_nose_goes_where_the_face_looks() -> None:
 def test_overlap() -> None:
     for scene in HELD_OUT[:10]:
         scene = replace(scene, x=0.3, y=0.3)
-        assert locate.overlap(scenes.draw(scene), scene) > 0.93
-        assert locate.overlap(scenes.draw(replace(scene, x=0.7, y=0.7)), scene) < 0.05
+        assert fit.overlap(scenes.draw(scene), scene) > 0.93
+        assert fit.overlap(scenes.draw(replace(scene, x=0.7, y=0.7)), scene) < 0.05
 
 
 def test_colour_errors_tell_object_and_ground_apart() -> None:
     source = scenes.Scene("square", "yellow", 0.3, 0.4, 0.35, ground="blue", texture=5)
     truth = replace(source, x=0.6)
-    assert locate.colour_error(scenes.draw(truth), truth, source) == pytest.approx((0, 0), abs=0.2)
-    recoloured = locate.colour_error(scenes.draw(replace(truth, colour="white")), truth, source)
+    assert fit.colour_error(scenes.draw(truth), truth, source) == pytest.approx((0, 0), abs=0.2)
+    recoloured = fit.colour_error(scenes.draw(replace(truth, colour="white")), truth, source)
     expected = 255 * sum(abs(a - b) for a, b in zip(scenes.PALETTE["white"], scenes.PALETTE["yellow"], strict=True)) / 3
     assert recoloured.object == pytest.approx(expected, rel=0.02) and recoloured.ground == pytest.approx(0, abs=0.01)
-    lighter = locate.colour_error((scenes.draw(truth) + 0.04 * (1 - scenes.object_mask(truth))).clamp(-1, 1), truth)
+    lighter = fit.colour_error((scenes.draw(truth) + 0.04 * (1 - scenes.object_mask(truth))).clamp(-1, 1), truth)
     assert lighter.object == pytest.approx(0, abs=0.2) and lighter.ground == pytest.approx(5.1, rel=0.02)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from dragsa.evaluation import sheets
-from dragsa.evaluation.intervals import Mean
 from dragsa.evaluation.sheets import Panel, Row
+from dragsa.evaluation.tables import Mean
 
 
 def test_a_sheet_has_its_pictures_where_they_belong() -> None:

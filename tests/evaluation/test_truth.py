@@ -18,7 +18,7 @@ import torch
 from dragsa import editing, loading, source_kv
 from dragsa.config import DragConfig, EditConfig
 from dragsa.evaluation import cases, runs, truth
-from dragsa.evaluation.settings import CAPTION, MAIN, Setting, rivals
+from dragsa.evaluation.runs import CAPTION, MAIN, Setting, rivals
 from dragsa.methods import lora
 
 FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64)
@@ -274,7 +274,7 @@ def test_a_case_that_breaks_off_leaves_nothing(model: Path, tmp_path: Path, monk
     def broken(*args: Any, **options: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(truth.files, "save_json", broken)
+    monkeypatch.setattr(runs.files, "save_json", broken)
     with pytest.raises(OSError, match="no space"):
         truth.save(tmp_path, LISTED[0], {})
     assert not list(tmp_path.iterdir())

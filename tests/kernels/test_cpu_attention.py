@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa.kernels import attention, cpu_attention
+from dragsa.kernels import cpu_attention
 
 SHAPES = [(1, 2, 64, 64, 8), (2, 3, 37, 53, 5), (1, 1, 70, 7, 16), (1, 2, 5, 90, 4), (1, 1, 1, 1, 1)]
 
@@ -17,6 +17,10 @@ def drawn(shape, dtype=torch.bfloat16, sharpness=1.0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     q, k, v, gradient = (torch.randn(b, heads, size, d, generator=generator) for size in (n, m, m, n))
     return [x.to(dtype) for x in (sharpness * q, k, v, gradient)]
+
+
+def by_products(q, k, v):
+    return cpu_attention.attend_with_normaliser(q, k, v)[0]
 
 
 def gradients(attend, inputs, wanted=(True, True, True)):
@@ -50,7 +54,7 @@ def test_in_float32_the_products_are_exact(shape, few_at_a_time):
 def test_in_bfloat16_the_products_round_as_little_as_they_can(sharpness):
     q, k, v, _ = drawn((1, 2, 512, 2048, 40), sharpness=sharpness)
     right = F.scaled_dot_product_attention(q.double(), (k + 1).double(), v.double())
-    ours, theirs = cpu_attention.attend(q, k + 1, v), F.scaled_dot_product_attention(q, k + 1, v)
+    ours, theirs = by_products(q, k + 1, v), F.scaled_dot_product_attention(q, k + 1, v)
     assert not torch.equal(ours, theirs)
     assert error(ours, right) < 3 * error(theirs, right)
 
@@ -71,7 +75,7 @@ def test_where_the_products_would_not_do_a_head_is_pytorchs():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_in_float32_it_is_the_exact_gradient(shape, few_at_a_time):
     inputs = drawn(shape, torch.float32)
-    out, came = gradients(cpu_attention.attend, inputs)
+    out, came = gradients(by_products, inputs)
     exact_out, exact = gradients(F.scaled_dot_product_attention, [x.double() for x in inputs])
     assert error(out, exact_out) < 1e-6
     for one, other in zip(came, exact, strict=True):
@@ -84,7 +88,7 @@ def test_in_bfloat16_it_is_about_as_exact_as_pytorchs(shape, sharpness):
     inputs = drawn(shape, sharpness=sharpness)
     _, exact = gradients(F.scaled_dot_product_attention, [x.double() for x in inputs])
     _, theirs = gradients(F.scaled_dot_product_attention, inputs)
-    _, ours = gradients(cpu_attention.attend, inputs)
+    _, ours = gradients(by_products, inputs)
     for came, other, right in zip(ours, theirs, exact, strict=True):
         assert error(came, right) < 2 * error(other, right) + 1e-3
 
@@ -93,17 +97,17 @@ def test_scores_far_from_zero_overflow_nothing(few_at_a_time):
     q, k, v, gradient = drawn((1, 2, 64, 64, 8))
     q, k = q + 40, k + 40  # scores about 4500, that differ by some tens
     _, exact = gradients(F.scaled_dot_product_attention, [x.double() for x in (q, k, v, gradient)])
-    _, ours = gradients(cpu_attention.attend, [q, k, v, gradient])
+    _, ours = gradients(by_products, [q, k, v, gradient])
     for came, right in zip(ours, exact, strict=True):
         assert came.isfinite().all() and came.float().norm() < 2 * right.norm()
 
 
 def test_of_the_query_alone():
     inputs = drawn((1, 2, 60, 11, 8))
-    _, (alone,) = gradients(cpu_attention.attend, inputs, wanted=(True, False, False))
-    _, (to_q, _, _) = gradients(cpu_attention.attend, inputs)
+    _, (alone,) = gradients(by_products, inputs, wanted=(True, False, False))
+    _, (to_q, _, _) = gradients(by_products, inputs)
     assert torch.equal(alone, to_q)
-    _, (value,) = gradients(cpu_attention.attend, inputs, wanted=(False, False, True))
+    _, (value,) = gradients(by_products, inputs, wanted=(False, False, True))
     assert value.shape == inputs[2].shape
 
 
@@ -111,8 +115,8 @@ def test_heads_that_lie_between_one_another(few_at_a_time):
     inputs = drawn((2, 3, 37, 53, 8))
     apart = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs]
     assert not apart[0].is_contiguous()
-    _, came = gradients(cpu_attention.attend, apart)
-    _, expected = gradients(cpu_attention.attend, inputs)
+    _, came = gradients(by_products, apart)
+    _, expected = gradients(by_products, inputs)
     for one, other in zip(came, expected, strict=True):
         assert torch.allclose(one.float(), other.float(), atol=1e-2)
 
@@ -140,11 +144,11 @@ def test_threads_share_the_heads_and_change_no_number(threads, few_at_a_time, mo
     monkeypatch.setattr(cpu_attention, "_attend_head", noted(head))
     monkeypatch.setattr(cpu_attention, "_head_backward", noted(backward))
     threads(1)
-    expected = gradients(cpu_attention.attend, inputs)
+    expected = gradients(by_products, inputs)
     assert names == {(threading.current_thread().name, 1)}
     names.clear()
     threads(3)
-    out, came = gradients(cpu_attention.attend, inputs)
+    out, came = gradients(by_products, inputs)
     assert {count for _, count in names} == {1} and threading.current_thread().name not in {name for name, _ in names}
     assert torch.get_num_threads() == 3
     alone = threading.Thread(target=lambda: names.add(("after", torch.get_num_threads())))
@@ -160,7 +164,7 @@ def test_threads_work_on_tensors_of_inference(threads, monkeypatch):
     threads(2)
     with torch.inference_mode():
         q, k, v, _ = drawn((1, 2, 64, 48, 8))
-        out = cpu_attention.attend(q, k, v)
+        out = by_products(q, k, v)
     assert error(out, F.scaled_dot_product_attention(q.double(), k.double(), v.double())) < 0.01
 
 
@@ -169,7 +173,7 @@ def test_with_more_threads_than_heads_it_is_pytorchs(threads, monkeypatch):
     inputs = drawn((1, 2, 64, 64, 8))
     threads(3)
     for wanted in ((True, True, True), (True, False, False)):
-        out, came = gradients(cpu_attention.attend, inputs, wanted=wanted)
+        out, came = gradients(by_products, inputs, wanted=wanted)
         expected_out, expected = gradients(F.scaled_dot_product_attention, inputs, wanted=wanted)
         for one, other in zip((out, *came), (expected_out, *expected), strict=True):
             assert torch.equal(one, other)
@@ -189,24 +193,24 @@ def test_the_operators_are_what_tracing_takes_them_for(heads, threaded, threads,
 def test_a_layer_takes_it_where_it_is_faster_and_a_gradient_is_wanted(monkeypatch):
     taken = []
 
-    def attend(q, k, v):
+    def noted(q, k, v):
         taken.append(q)
-        return q
+        return q, None
 
-    monkeypatch.setattr(cpu_attention, "attend", attend)
+    monkeypatch.setattr(cpu_attention, "attend_with_normaliser", noted)
     q = torch.zeros(1, 1, 512, 4, dtype=torch.bfloat16)
     wanting = q.clone().requires_grad_()
-    attention.attend(q, q, q)
+    cpu_attention.attend(q, q, q)
     with torch.no_grad():
-        attention.attend(wanting, q, q)
+        cpu_attention.attend(wanting, q, q)
     for other in (wanting.float(), wanting[:, :, :500]):
-        attention.attend(other, other, other)
+        cpu_attention.attend(other, other, other)
     assert not taken
-    attention.attend(wanting, q, q), attention.attend(q, wanting, q)
+    cpu_attention.attend(wanting, q, q), cpu_attention.attend(q, wanting, q)
     assert len(taken) == 2
     many = torch.zeros(1, 1, 2048, 4, dtype=torch.bfloat16)
-    attention.attend(many, many, many)  # so many that it is faster without a gradient, too
-    attention.attend(many, many[:, :, :1000], many[:, :, :1000]), attention.attend(*3 * [many.float()])
+    cpu_attention.attend(many, many, many)  # so many that it is faster without a gradient, too
+    cpu_attention.attend(many, many[:, :, :1000], many[:, :, :1000]), cpu_attention.attend(*3 * [many.float()])
     assert len(taken) == 3
 
 
@@ -214,9 +218,9 @@ def test_compiled_it_is_one_graph_with_the_same_gradient(monkeypatch):
     monkeypatch.setattr(cpu_attention, "LEAST", 1)
     inputs = drawn((1, 2, 32, 24, 8))
     torch._dynamo.reset()
-    compiled = torch.compile(attention.attend, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(cpu_attention.attend, fullgraph=True, backend="aot_eager")
     out, came = gradients(compiled, inputs)
-    expected_out, expected = gradients(attention.attend, inputs)
+    expected_out, expected = gradients(cpu_attention.attend, inputs)
     assert torch.equal(out, expected_out)
     for one, other in zip(came, expected, strict=True):
         assert torch.equal(one, other)

@@ -7,7 +7,7 @@ import torch
 from feature_maps import border_points, drawn, drawn_targets, with_gradient
 
 from dragsa import motion
-from dragsa.kernels import operators, patch_loss, windows
+from dragsa.kernels import operators, windows
 from dragsa.motion import motion_supervision_loss
 
 
@@ -18,7 +18,7 @@ def test_overlapping_patches_add_up_before_they_are_rounded(dtype):
     gradient = torch.ones(20, 1, 1, 1)
     gradient[0] = large
     first, scale = torch.tensor([[2, 1]]).expand(20, 2), torch.tensor(1.0)
-    came = patch_loss.spread(gradient, first, scale, (3, 4), dtype)
+    came = operators.spread(gradient, first, scale, 3, 4, dtype)
     assert came.dtype == dtype
     assert abs(came[0, 0, 2, 1].item() - (large + 19)) <= 1
     assert came.count_nonzero() == 1
@@ -33,9 +33,8 @@ def test_the_operators_are_what_they_are_registered_as(dtype):
     active = torch.tensor([True, False, True, True])
     for arguments in ((None, None, 1), (target_patch, active, 3)):
         torch.library.opcheck(operators.pull, (features, arguments[0], handles, directions, *arguments[1:], *grid))
-    pulled = patch_loss.pull(features.detach(), None, handles, directions, active, 1, grid)
-    scale = torch.tensor(2.0)
-    torch.library.opcheck(operators.spread, (pulled.gradient, pulled.first, scale, 9, 14, dtype))
+    _, gradient, first = operators.pull(features.detach(), None, handles, directions, active, 1, *grid)
+    torch.library.opcheck(operators.spread, (gradient, first, torch.tensor(2.0), 9, 14, dtype))
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (1, 0), (47, 0), (46, 31), (0, 31)])

@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from dragsa.kernels import operators
-
-if operators.triton_kernels() is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
+pytest.importorskip("triton")
 
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
@@ -35,12 +33,8 @@ def test_in_the_interpreter():
 def test_compiles_for_cuda(feature, accumulated, tmp_path, monkeypatch):
     """Compile each kernel, since the interpreter lets pass what does not. No GPU is needed: the result is not run."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    extents = kernels._extents(1, 1, 640, (64, 64), (256, 256))
-    constants = {
-        "HAS_TARGET": False, "HAS_ACTIVE": True, "RADIUS": 1, "NATIVE_HEIGHT": 64, "NATIVE_WIDTH": 64, "HEIGHT": 256,
-        "WIDTH": 256, "ROWS": extents.rows, "COLUMNS": extents.columns, "CELLS": extents.cells,
-        "CHANNELS": extents.channels, "SAMPLES": extents.samples,
-    }  # fmt: skip
+    sizes = kernels._sizes(torch.empty(1, 640, 64, 64, device="meta"), 1, 1, (256, 256))
+    constants = {"HAS_TARGET": False, "HAS_ACTIVE": True, **sizes}
     types = {"features": f"*{feature}", "active": "*i1", "first": "*i64", "points": "*fp32"}
     pointers = ("handles", "directions", "loss", "gradient", "scale", "reference", "distance", "given")
     types |= {name: f"*{accumulated}" for name in pointers}

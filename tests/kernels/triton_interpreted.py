@@ -6,7 +6,6 @@ The tests that are imported are those of the CPU, through the same operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
@@ -36,29 +35,31 @@ from test_tracking import (  # noqa: F401
 
 from dragsa import motion
 from dragsa import tracking as point_tracking
-from dragsa.kernels import patch_loss, tracking, triton
+from dragsa.kernels import operators, patch_loss, tracking, triton
 
 CASES = {case.tag: case for case in golden_cases.cases("patch")}
-TORCH: dict[str, Callable[..., Any]] = {"pull": patch_loss.pull, "spread": patch_loss.spread, "search": tracking.search}
+CALLS: list[str] = []  # of the kernels, as they come
+
+
+def substituted(name: str) -> None:
+    """Have Triton's kernel do an operator's work on the CPU too, for as long as this process runs."""
+
+    def call(*arguments: Any) -> Any:
+        CALLS.append(name)
+        return getattr(triton, name)(*arguments)
+
+    getattr(operators, name).register_kernel("cpu")(call)
+
+
+for operator in ("pull", "spread", "search"):
+    substituted(operator)
 
 
 @pytest.fixture(autouse=True)
-def kernels(monkeypatch):
-    """Triton's for torch's; gives the list of the calls that came to them."""
-    calls = []
-
-    def noted(name):
-        def call(*arguments):
-            calls.append(name)
-            return getattr(triton, name)(*arguments)
-
-        return call
-
-    monkeypatch.setattr(patch_loss, "pull", noted("pull"))
-    monkeypatch.setattr(patch_loss, "spread", noted("spread"))
-    monkeypatch.setattr(tracking, "search", noted("search"))
-    yield calls
-    assert calls, "no kernel was run"
+def kernels():
+    CALLS.clear()
+    yield
+    assert CALLS, "no kernel was run"
 
 
 def cases(radii):
@@ -76,23 +77,23 @@ def test_loss_and_gradient_equal_those_of_torch(native, grid, radius, channels):
     handles = border_points(grid)
     directions = motion.direction(handles, drawn_targets(len(handles), grid))
     features = drawn(native, channels)
-    arguments = features, None, handles, directions, torch.arange(len(handles)) % 5 != 3, radius, grid
-    came, expected = patch_loss.Pull(*triton.pull(*arguments)), TORCH["pull"](*arguments)
-    assert torch.equal(came.first, expected.first)
-    assert golden_cases.relative(came.loss, expected.loss) < 1e-5
-    assert golden_cases.relative(came.gradient, expected.gradient) < 1e-5
-    upstream = came.gradient, came.first, torch.tensor(-2.5), native, torch.float32
-    assert golden_cases.relative(patch_loss.spread(*upstream), TORCH["spread"](*upstream)) < 1e-6
+    arguments = features, None, handles, directions, torch.arange(len(handles)) % 5 != 3, radius, *grid
+    (loss, gradient, first), expected = operators.pull(*arguments), patch_loss.pull(*arguments)
+    assert torch.equal(first, expected[2])
+    assert golden_cases.relative(loss, expected[0]) < 1e-5
+    assert golden_cases.relative(gradient, expected[1]) < 1e-5
+    upstream = gradient, first, torch.tensor(-2.5), *native, torch.float32
+    assert golden_cases.relative(operators.spread(*upstream), patch_loss.spread(*upstream)) < 1e-6
 
 
 @pytest.mark.parametrize("native, grid, radius, channels", cases((3, 4, 0)))
 def test_tracking_equals_that_of_torch(native, grid, radius, channels):
     handles = border_points(grid)
     reference = drawn((len(handles), channels), 1, 50)[0, 0]
-    arguments = drawn(native, channels), reference, handles, radius, grid
-    came, expected = tracking.Found(*tracking.search(*arguments)), TORCH["search"](*arguments)
-    assert torch.equal(came.points, expected.points)
-    torch.testing.assert_close(came.distance, expected.distance)
+    arguments = drawn(native, channels), reference, handles, radius, *grid
+    (points, distance), expected = operators.search(*arguments), tracking.search(*arguments)
+    assert torch.equal(points, expected[0])
+    torch.testing.assert_close(distance, expected[1])
 
 
 def test_rounding_does_not_part_equals(monkeypatch):

@@ -8,7 +8,7 @@ from pathlib import Path
 import evaluate
 import pytest
 
-from dragsa.evaluation import cases, figures
+from dragsa.evaluation import cases, figures, truth
 from dragsa.pictures import images
 
 BY_KIND = {case.kind: case for case in cases.cases("figures", limit=1)}
@@ -16,9 +16,8 @@ BY_KIND = {case.kind: case for case in cases.cases("figures", limit=1)}
 
 def test_a_folder_of_anybodys_results_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for case in (BY_KIND["move"], BY_KIND["resize"]):
+        truth.save(tmp_path, case, {})
         folder = tmp_path / case.name
-        folder.mkdir()
-        cases.save(case, folder)
         images.save_picture(case.truth, folder / "perfect.png")
         images.save_picture(case.source, folder / "idle.png")
     assert evaluate.main([str(tmp_path)]) == 0

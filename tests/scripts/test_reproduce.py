@@ -17,16 +17,7 @@ from PIL import Image
 
 from dragsa import cli, editing, loading
 from dragsa.config import DragConfig, EditConfig, LoRAConfig
-from dragsa.evaluation import (
-    distances,
-    experiments,
-    quality,
-    rivals,
-    round_trips,
-    settings,
-    steps_table,
-    subjects,
-)
+from dragsa.evaluation import distances, experiments, quality, rivals, round_trips, runs, steps_table, subjects
 from dragsa.evaluation.experiments import Choice, Finished, Item
 from dragsa.evaluation.subjects import Subject
 from dragsa.methods import lora
@@ -54,7 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps_table, "TABLE_UPDATES", 1)
     monkeypatch.setattr(rivals, "FIGURE_STEP", 2)
     monkeypatch.setattr(round_trips, "TRIP_STEPS", (3, 4))
-    monkeypatch.setattr(settings, "LoRAConfig", partial(LoRAConfig, steps=2))
+    monkeypatch.setattr(runs, "LoRAConfig", partial(LoRAConfig, steps=2))
     monkeypatch.setattr(distances, "DRAWS", 1)
     monkeypatch.setattr(cli, "config_of", lambda options: FAST)
 
@@ -228,7 +219,7 @@ def test_trips_are_the_round_trips_picture_by_picture(quick: None, tiny_folder: 
     assert second.picture is not None
     alone = round_trips.round_trips(sd, images.to_tensor(second.picture), [second.prompt], 3)
     found = done.figures["dB against the VAE's"][second.name]
-    assert found == pytest.approx({v: trip.against_vae.item() for v, trip in alone.items()}, abs=1e-3)
+    assert found == pytest.approx({v: db.item() for v, db in alone[round_trips.AGAINST_VAE].items()}, abs=1e-3)
 
 
 # --- what is concluded ------------------------------------------------------------------------------------------------

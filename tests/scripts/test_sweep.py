@@ -12,14 +12,17 @@ import sweep
 
 from dragsa.config import DragConfig, EditConfig
 from dragsa.evaluation import cases, sweeps, truth
-from dragsa.evaluation.settings import Setting
+from dragsa.evaluation.runs import Setting
 from dragsa.pictures import images
 
 FAST = EditConfig(DragConfig(updates=1), steps=4, drag_step=2, control_step=2, size=64)
 
 
 def test_a_plan_has_each_setting_once_and_every_value_a_row() -> None:
-    plan = sweeps.plan(FAST, {"lr": [{"lr": 0.01}, {"lr": 0.04}], "again": [{"lr": 0.04}], "level": [{"drag_step": 1}]})
+    plan = sweeps.plan(
+        Setting("base", FAST, "five"),
+        {"lr": [{"lr": 0.01}, {"lr": 0.04}], "again": [{"lr": 0.04}], "level": [{"drag_step": 1}]},
+    )
     assert [setting.name for setting in plan.settings] == ["base", "lr=0.04", "drag_step=1"]
     assert [(row.sweep, row.value, row.setting) for row in plan.rows] == [
         ("lr", "0.01", "base"),
@@ -32,7 +35,7 @@ def test_a_plan_has_each_setting_once_and_every_value_a_row() -> None:
 
 
 def test_the_ready_sweeps_fit_the_small_model() -> None:
-    plan = sweeps.plan(EditConfig.small(), sweep.SWEEPS)
+    plan = sweeps.plan(Setting("base", EditConfig.small(), "five"), sweep.SWEEPS)
     assert {row.sweep for row in plan.rows} == set(sweep.SWEEPS)
     assert len({setting.name for setting in plan.settings}) == len(plan.settings)
     for rows in sweep.SWEEPS:

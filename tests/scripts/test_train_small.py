@@ -14,12 +14,10 @@ from transformers import CLIPTokenizer
 
 from dragsa import ddim
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.evaluation import layout, scenes, training
+from dragsa.evaluation import scenes, training
 from dragsa.model.vae import VAE
 
-PLAN = train_small.Plan(
-    latents=8, unet_batch=2, crops=2, pictures=1, held_out=2, log_seconds=1e9, save_seconds=1e9, export_seconds=1e9
-)
+PLAN = train_small.Plan(latents=8, unet_batch=2, crops=2, pictures=1, held_out=2)
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +31,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    layout.write_tokenizer(folder, scenes.WORDS, train_small.TOKENS)
+    training.write_tokenizer(folder, scenes.WORDS, train_small.TOKENS)
     return CLIPTokenizer.from_pretrained(folder)
 
 

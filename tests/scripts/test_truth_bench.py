@@ -11,7 +11,7 @@ import truth_bench
 
 from dragsa.config import DragConfig, EditConfig
 from dragsa.evaluation import cases, truth
-from dragsa.evaluation.settings import MAIN, Setting
+from dragsa.evaluation.runs import MAIN, Setting
 from dragsa.pictures import images
 
 FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64)

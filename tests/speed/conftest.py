@@ -12,9 +12,8 @@ from dragsa import pictures
 from dragsa.model.unet import UNet
 from dragsa.speed import Report, Settings
 from dragsa.speed.laps import Flops, Measurement
-from dragsa.speed.machine import machine_of
+from dragsa.speed.machine import Roof, machine_of
 from dragsa.speed.problems import network
-from dragsa.speed.roof import Roof
 
 
 @pytest.fixture(scope="session")

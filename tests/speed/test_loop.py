@@ -14,8 +14,9 @@ from dragsa import drag
 from dragsa.ddim import Schedule
 from dragsa.model.unet import UNetOutput
 from dragsa.speed.baseline import baseline_updates
-from dragsa.speed.loop import drag_laps, traced_updates
+from dragsa.speed.benchmark import traced_updates
 from dragsa.speed.problems import LEVEL, WIDTHS, problem
+from dragsa.speed.tasks import drag_laps
 
 
 @pytest.mark.parametrize("masked", [False, True])

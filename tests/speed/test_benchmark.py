@@ -7,17 +7,9 @@ from dataclasses import replace
 import pytest
 
 from dragsa import speed
-from dragsa.speed.parts import in_turns
 from dragsa.speed.problems import MODES
 from dragsa.speed.report import GOALS
 from dragsa.speed.tasks import memory_of
-
-
-def test_a_process_that_ends_takes_its_comparison_with_it(tiny):
-    task = {"task": "update", "mode": "float32", "masked": False, "size": 64}
-    rows = in_turns("update", tiny, 64, lambda text: None, {"a": task, "b": {**task, "mode": "float8"}}, 1)
-    assert [(row.case, row.values) for row in rows] == [("a", ()), ("b", ())]
-    assert {row.note for row in rows} == {"b ended with code 1: KeyError: 'float8'"}
 
 
 @pytest.mark.parametrize("name", MODES)

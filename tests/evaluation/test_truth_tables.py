@@ -1,17 +1,17 @@
-"""The comparison's table: every number from the run, and only for runs of ours beside others' methods."""
+"""The tables of a run: the comparison's numbers are the run's, and it is made of ours beside others' methods."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from dragsa.evaluation import comparison
+from dragsa.evaluation import truth_tables
 
 
 def case(share: float, seconds: dict[str, float] | None) -> dict[str, Any]:
     row = {"left": 10 * share, "background_error": 2 * share, "truth_db": 20.0, "points": [{"share": share}]}
-    return row if seconds is None else {**row, "seconds": seconds}
+    return {**row, "share": share, "kind": "move", "found": True, "nose_found": None} | (
+        {} if seconds is None else {"seconds": seconds}
+    )
 
 
 LORA = {"lora": 14.0, "inversion": 2.0, "all": 20.0}
@@ -23,9 +23,8 @@ RESULTS = {
 }
 
 
-def test_rows_are_the_runs_numbers() -> None:
-    assert comparison.is_of_rivals(RESULTS)
-    lines = comparison.table(RESULTS).splitlines()
+def test_rows_of_the_comparison_are_the_runs_numbers() -> None:
+    lines = truth_tables.compared(RESULTS).splitlines()
     rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ")]
     assert [row[0] for row in rows[2:]] == ["no edit", "ours", "the same with LoRA"]
     ours = dict(zip(rows[0], rows[3], strict=True))
@@ -35,13 +34,8 @@ def test_rows_are_the_runs_numbers() -> None:
     assert lines[-1].startswith("Means over 2 held-out drawn scenes") and "DragGAN" in lines[-1]
 
 
-@pytest.mark.parametrize(
-    ("results", "says"),
-    [
-        ({"five-handles": {"a": {}}}, "not a run of the rivals"),
-        ({"ours": {"a": {}, "b": {}}, "masactrl": {"a": {}}}, "different numbers of cases: 1, 2"),
-    ],
-)
-def test_runs_that_cannot_be_compared_are_refused(results: dict[str, Any], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
-        comparison.table(results)
+def test_methods_are_compared_where_ours_ran_beside_others() -> None:
+    heading = "## The methods compared"
+    assert heading in truth_tables.text_of(RESULTS)
+    for names in (("ours", "another"), ("no-edit", "dragdiffusion-first-lora")):
+        assert heading not in truth_tables.text_of({name: RESULTS[name] for name in names})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dragsa.speed.laps import Flops
+from dragsa.speed.machine import Roof, count_flops
 from dragsa.speed.problems import WIDTHS
-from dragsa.speed.roof import Roof, count_flops
 
 
 def test_what_an_update_computes():
     """More with a mask, and by the baseline, which computes the whole map; attention is a part of it."""
     plain, masked, baseline = (
-        count_flops(WIDTHS["tiny"][0], 64, "decoder3", masked, baseline)
+        count_flops(WIDTHS["tiny"][0], 64, masked, baseline)
         for masked, baseline in ((False, False), (True, False), (False, True))
     )
     assert plain.forward < baseline.forward == masked.forward
