@@ -8,10 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from PIL import Image
 
-from dragsa import ddim, editing
+from dragsa import editing
 from dragsa.config import EditConfig
 from dragsa.editing import Drag, Source
 from dragsa.evaluation import experiments, quality, sheets, subjects, truth
@@ -21,7 +20,7 @@ from dragsa.evaluation.sheets import Panel, Row
 from dragsa.evaluation.subjects import Subject
 from dragsa.loading import StableDiffusion
 from dragsa.methods import prompt_to_prompt
-from dragsa.pictures import restore, to_picture, to_tensor
+from dragsa.pictures import to_tensor
 
 COUNT = 4  # drawn pictures
 
@@ -86,18 +85,12 @@ def edited(
     return editing.edit(sd, source, drags, mask, target_prompt=subject.target_prompt, config=config).image
 
 
-@torch.no_grad()
 def by_prompt_to_prompt(sd: StableDiffusion, source: Source, target_prompt: str, config: EditConfig) -> Image.Image:
     """Return Prompt-to-Prompt's edit: words replaced where the prompts have as many, else refined by further ones."""
     kind = "replacement" if len(source.prompt.split()) == len(target_prompt.split()) else "refinement"
     change = prompt_to_prompt.prompt_edit(sd.text, source.prompt, target_prompt, kind)
-    branch = editing.leave(sd, source, target_prompt, config=config, keep=False)
-    unet, context, uncond, guidance = branch.guided
-    zs = ddim.sample_controlled(
-        *(unet, branch.z_source, branch.z_target, context, source.schedule), guidance=guidance, uncond=uncond,
-        hook_at=lambda step: change.hook_at(step, config.steps),
-    )  # fmt: skip
-    return restore(to_picture(sd.decode(zs[-1, 1:])), source.picture)
+    control = partial(change.hook_at, steps=config.steps)
+    return editing.edit(sd, source, target_prompt=target_prompt, config=config, control=control).image
 
 
 HEADS = {
