@@ -29,7 +29,7 @@ from dragsa import checks, ddim, motion, passes, tracking
 from dragsa.config import DragConfig
 from dragsa.ddim import Noise, Schedule
 from dragsa.hooks import AttentionHook
-from dragsa.passes import Course, Descend, DragResult, FeatureExtractor, PreparedPass, Update
+from dragsa.passes import Course, Descend, DragResult, FeatureExtractor, Observe, PreparedPass, Update
 
 Lap = Callable[[str], None]  # told the name of each part of an update when it is done
 
@@ -192,7 +192,7 @@ def drag_latent(
     targets: Tensor,
     mask: Tensor | None = None,
     config: DragConfig = DragConfig(),  # noqa: B008 (a frozen value)
-    observe: Callable[[Update], None] | None = None,
+    observe: Observe | None = None,
     *,
     attention: AttentionHook | None = None,
     supervision: Supervise | None = None,
@@ -202,9 +202,9 @@ def drag_latent(
 
     z: (1, 4, h, w) at `level` k, 1 … T; it is left as it is. context: (1, tokens, C'). handles, targets: (n, 2) on the
     supervision grid (4h, 4w). mask: (4h, 4w) in [0, 1], 1 may move; None, or all black, switches its term off. observe:
-    called after every update. Latent, optimiser and loss are float32 (float64 for a float64 latent), whatever the
-    network's type. It may be called under `torch.no_grad` and `torch.inference_mode`, and of a module whose parameters
-    want a gradient: none is taken for them.
+    called after every update; where it returns "stop" the loop ends with that. Latent, optimiser and loss are float32
+    (float64 for a float64 latent), whatever the network's type. It may be called under `torch.no_grad` and
+    `torch.inference_mode`, and of a module whose parameters want a gradient: none is taken for them.
 
     attention: a hook for every pass. supervision: in place of `motion_supervision`, with its parameters and its result;
     of the map it finds all cells where it calls `run` without a size. optimizer: in place of the config's, a function
@@ -235,8 +235,8 @@ def drag_latent(
     with closing(own) as coming:
         while course.reason is None:
             update = next(coming)
-            if course.go_on(update) and observe is not None:
-                observe(update)
+            if course.go_on(update) and observe is not None and observe(update) == passes.STOP:
+                course.reason = course.reason or "stopped"
     return course.result()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -13,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from dragsa import checks, ddim, drag, methods, pictures, source_kv
+from dragsa.checks import outcomes
 from dragsa.config import EditConfig, LoRAConfig
 from dragsa.ddim import Guided, HookAt, Schedule
 from dragsa.drag import DragResult, Supervise
 from dragsa.loading import StableDiffusion
 from dragsa.model.unet import UNet
-from dragsa.passes import Descend
+from dragsa.passes import Descend, Observe
 from dragsa.pictures import Observer, Point, Report, Size, Trace
 from dragsa.source_kv import INVERSION, Plan, Recording, SourcePasses
 
@@ -74,6 +76,7 @@ def edit(
         if branch.level > drag_level:
             with report.stage("denoising", branch.level - drag_level) as step:
                 branch = denoise(branch, drag_level, step)
+            warn_changed(branch, drags)
         with report.stage("drag", config.drag.updates):
             dragged = drag_source(branch, drags, report.update, supervision, optimizer)
         branch = replace(branch, z_target=dragged.latent)
@@ -83,7 +86,11 @@ def edit(
         picture = pictures.restore(pictures.to_picture(sd.decode(z_0)), source.picture)
 
     seconds = {**({} if given else source.seconds), **report.seconds}
-    return EditResult(picture, source.picture, trace_of(sd, branch, drags, dragged, seconds))
+    found = outcomes.found_in(source.picture, picture, drags)
+    trace = replace(trace_of(sd, branch, drags, dragged, seconds), found=found)
+    if short := outcomes.shortfall(trace):
+        warnings.warn(short, stacklevel=2)
+    return EditResult(picture, source.picture, trace)
 
 
 class EditResult(NamedTuple):
@@ -205,6 +212,7 @@ class Branch:
     own_control: bool  # it is none of those that the config names
     kv: Plan  # where the source's K/V come from
     mask: Tensor | None  # (H, W) on the supervision grid, 1 may move
+    blend: Tensor | None  # (h, w): the share of the target that each step keeps, so that all of them keep the mask's
     level: int
     z_source: Tensor  # (1, 4, h, w)
     z_target: Tensor
@@ -248,6 +256,7 @@ def leave(
         if drags:
             pictures.warn_unmasked(may_move, pictures.to_grid([pair[0] for pair in drags], source.picture.size, grid))
         may_move = may_move if may_move.any() else None  # an all-black mask is none
+    masked = may_move is not None
     shared = config if control is None else replace(config, source_kv="none")
     of_source = SourcePasses(source.recorded.of(unet), source.latents, source.generated)
     return Branch(
@@ -256,8 +265,9 @@ def leave(
         guided=Guided(unet, context, uncond, (source.guidance, config.guidance)),
         hook_at=control or methods.control_at(config, sd.text, source.prompt, target_prompt),
         own_control=control is not None,
-        kv=of_source.plan(shared, level, config.blend and may_move is not None, keep),
+        kv=of_source.plan(shared, level, config.blend and masked, keep),
         mask=may_move,
+        blend=drag.to_latent_grid(may_move, source.latents) ** (1 / level) if config.blend and masked else None,
         level=level,
         z_source=source.latents[level],
         z_target=source.latents[level],
@@ -268,18 +278,28 @@ def leave(
 def drag_source(
     branch: Branch,
     drags: Sequence[Drag],
-    observe: Callable[[drag.Update], None] | None = None,
+    observe: Observe | None = None,
     supervision: Supervise | None = None,
     optimizer: Descend | None = None,
 ) -> DragResult:
     """Drag the branch's target: optimise its latent until the features under the handles have come to the targets."""
     size, context = branch.source.picture.size, branch.target_guided.context
-    handles, targets = (pictures.to_grid([pair[end] for pair in drags], size, branch.grid) for end in (0, 1))
+    handles, targets, asked = pictures.drags_to_grid(drags, size, branch.grid)
     unet: Any = branch.guided.unet
-    return drag.drag_latent(
+    dragged = drag.drag_latent(
         unet, branch.z_target, branch.level, context, branch.source.schedule, handles, targets, branch.mask,
         branch.config.drag, observe, supervision=supervision, optimizer=optimizer,
     )  # fmt: skip
+    back = asked - handles  # what the loop found of whole cells, said of the places that were asked
+    return dragged._replace(handles=dragged.handles + back, final_handles=dragged.final_handles + back)
+
+
+def warn_changed(branch: Branch, drags: Sequence[Drag]) -> None:
+    """Warn of handles on what the changed prompt has left nothing of."""
+    pair = torch.cat([branch.source.latents[branch.level], branch.z_target])
+    t, unet = branch.source.schedule.timesteps[branch.level - 1], cast(UNet, branch.guided.unet)
+    handles = pictures.drags_to_grid(drags, branch.source.picture.size, branch.grid)[0]
+    outcomes.warn_changed(unet, pair, t, branch.guided.context, handles, branch.config.drag.tap, branch.grid)
 
 
 @torch.no_grad()
@@ -289,9 +309,7 @@ def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None
     Where an earlier pass stands in for the source's, the target goes alone and z_source stays.
     """
     config, source, guided, plan = branch.config, branch.source, branch.guided, branch.kv
-    schedule, start, blend = source.schedule, branch.level, None
-    if config.blend and branch.mask is not None:
-        blend = drag.to_latent_grid(branch.mask, source.latents)  # (h, w)
+    schedule, start, blend = source.schedule, branch.level, branch.blend
     if plan.earlier is not None:
         levels, earlier = ddim.levels_between(schedule, start, stop), plan.earlier._replace(blend=blend)
         zs = source_kv.replayed(branch.target_guided, branch.z_target, schedule, levels, earlier, config, progress)

@@ -24,7 +24,7 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
 
     # The drag (2.2, 3.1): z'_{T-S} is optimised, and the handles are tracked. Points are on a grid of half the picture.
     half, grid = (picture.width // 2, picture.height // 2), (picture.height // 2, picture.width // 2)
-    handles, targets = (pictures.to_grid([pair[end] for pair in DRAGS], picture.size, half) for end in (0, 1))  # (n, 2)
+    handles, targets, _ = pictures.drags_to_grid(DRAGS, picture.size, half)  # (n, 2), handles on whole cells
     frozen = 1 - drag.to_latent_grid(pictures.open_mask(mask, picture.size, half), latents)  # (h, w), 1 stays
     z, adam_state = latents[k], None
     for update in range(loop.updates):

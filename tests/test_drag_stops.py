@@ -60,6 +60,19 @@ def test_budget():
     assert len(net.asked) == 3
 
 
+def test_the_observer_ends_it():
+    seen: list[drag.Update] = []
+
+    def two(update: drag.Update) -> str | None:
+        seen.append(update)
+        return "stop" if update.update == 2 else None
+
+    net, config = Toy(), DragConfig(tap="decoder3", updates=20, lr=0.01)
+    result = drag_latent(net, latent(), 35, CONTEXT, SCHEDULE, HANDLES, TARGETS, config=config, observe=two)
+    assert result.reason == "stopped" and len(net.asked) == len(result.losses) == 2
+    assert torch.equal(result.latent, seen[1].latent)
+
+
 @pytest.mark.parametrize("start", [20.0, 20.6])
 def test_not_moving(start):
     handles = torch.full((1, 2), start)

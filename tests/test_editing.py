@@ -168,6 +168,34 @@ def test_blending_keeps_what_lies_outside_of_the_mask(sd, source, monkeypatch):
     assert not torch.equal(free[1:, 1, ..., 3:], free[1:, 0, ..., 3:])
 
 
+def test_a_soft_mask_means_the_same_with_any_number_of_steps(sd, picture):
+    """A white of 90 % keeps nine tenths of the target over all steps together, and not of each."""
+    shades = Image.new("L", (70, 90), 0)
+    shades.paste(230, (0, 0, 35, 90))
+    shades.paste(255, (0, 0, 12, 90))
+    for steps in (4, CONFIG.steps):
+        config = replace(CONFIG, blend=True, steps=steps, drag_step=1)
+        branch = editing.leave(sd, dragsa.prepare(sd, picture, config=config), None, DRAGS, shades, config)
+        assert branch.blend is not None and branch.mask is not None
+        kept = branch.blend**branch.level  # of what each step keeps, all of them
+        assert torch.allclose(kept, drag.to_latent_grid(branch.mask, branch.z_target), atol=1e-5)
+        assert kept[0, 0] == 1 and kept[0, -1] == 0 and kept[0, 2] == pytest.approx(230 / 255, abs=1e-3)
+
+
+def test_an_observer_stops_the_drag_and_the_picture_is_finished(sd, source):
+    events: list[object] = []
+
+    def stop(event: object) -> str:
+        events.append(event)
+        return "stop"
+
+    result = dragsa.edit(sd, source, DRAGS, config=CONFIG, observe=stop)
+    updates = [event for event in events if isinstance(event, trace.DragProgress)]
+    assert len(updates) == 1 == len(result.trace.losses) and result.trace.stop == "stopped"
+    assert updates[0].latent is not None and updates[0].latent.shape == source.latents[0].shape
+    assert result.image.size == source.picture.size
+
+
 def test_a_source_can_be_prepared_for_blending(sd, picture, source):
     prepared = dragsa.prepare(sd, picture, "a red disc", config=replace(CONFIG, blend=True))
     assert torch.equal(prepared.latents, source.latents)

@@ -23,6 +23,7 @@ PLACES = (
     ("dragsa.checks",),
     ("dragsa.motion",),
     ("dragsa.tracking",),
+    ("dragsa.checks.outcomes",),
     ("dragsa.passes",),
     ("dragsa.drag",),
     ("dragsa.methods",),

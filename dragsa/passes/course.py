@@ -6,6 +6,7 @@ The paper's loop ends on arrival or when its updates are used up; the other reas
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ class Update:
     finite: bool  # loss and gradient are
 
 
+Observe = Callable[[Update], object]  # told of every update; where it returns STOP the loop ends with that
+STOP = "stop"
+
+
 class DragResult(NamedTuple):
     """The dragged latent, and the course of the loop on the CPU, float32.
 
@@ -42,6 +47,7 @@ class DragResult(NamedTuple):
     - "tracking lost": through `config.lost_patience` updates nothing in the window of a handle that has not arrived is
       nearer to what is looked for than the average cell of the whole map, so that the match means nothing;
     - "no nearer": through `config.stall` updates the handles' mean distance has not come below its least;
+    - "stopped": the observer returned "stop";
     - "not finite": loss, gradient or latent is not. The update that led there is undone and not counted.
 
     `final_handles` is where tracking found the handles last, or with `DragConfig.stall` nearest. Where the loop ended

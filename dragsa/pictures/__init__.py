@@ -6,6 +6,7 @@ from dragsa.pictures.images import (
     Point,
     Size,
     check_format,
+    drags_to_grid,
     from_grid,
     grid_size,
     open_mask,
@@ -22,6 +23,6 @@ from dragsa.pictures.images import (
 from dragsa.pictures.trace import STAGES, DragProgress, Observer, Report, StageProgress, Trace, to_json, versions
 
 __all__ = ["SMALLEST", "STAGES", "DragProgress", "Observer", "Point", "Report", "Size", "StageProgress", "Trace"]
-__all__ += ["check_format", "draw_path", "from_grid", "grid_size", "open_mask", "open_picture", "panels_of", "restore"]
-__all__ += ["save_picture", "sheet", "to_grid", "to_json", "to_picture", "to_rgb", "to_tensor", "versions"]
-__all__ += ["warn_unmasked", "working_size"]
+__all__ += ["check_format", "drags_to_grid", "draw_path", "from_grid", "grid_size", "open_mask", "open_picture"]
+__all__ += ["panels_of", "restore", "save_picture", "sheet", "to_grid", "to_json", "to_picture", "to_rgb", "to_tensor"]
+__all__ += ["versions", "warn_unmasked", "working_size"]

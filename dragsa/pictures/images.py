@@ -139,6 +139,20 @@ def to_grid(points: Tensor | Sequence[Point], picture: Size, grid: Size) -> Tens
     return _affine(given, picture, grid).float()
 
 
+def drags_to_grid(drags: Sequence[tuple[Point, Point]], picture: Size, grid: Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Turn drags in pixels of the picture into handles on whole cells, their targets, and where the handles were asked.
+
+    Three float32 (n, 2). A pixel lies between cells, and the drag loop looks about whole ones: each handle is brought
+    to the nearest cell, and its target moved by as much, so that the drag goes as far and the same way. Raises as
+    `to_grid` does.
+    """
+    asked, targets = (to_grid([pair[end] for pair in drags], picture, grid) for end in (0, 1))
+    edge = torch.tensor(grid, dtype=torch.float32)
+    handles = asked.round().clamp(min=torch.zeros(2), max=edge - 1)
+    moved = targets + (handles - asked)
+    return handles, moved.clamp(min=torch.full((2,), -0.5), max=edge - 0.5), asked
+
+
 def from_grid(points: Tensor | Sequence[Point], picture: Size, grid: Size) -> Tensor:
     """Turn points (..., 2) in cells of the grid into float64 pixels of the picture: the inverse of `to_grid`."""
     return _affine(torch.as_tensor(points).double(), grid, picture)

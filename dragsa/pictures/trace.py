@@ -48,9 +48,11 @@ class DragProgress:
     loss: float
     handles: list[list[float]]
     distances: list[float]
+    latent: torch.Tensor | None = field(default=None, repr=False, compare=False)  # (1, 4, h, w) after the update
 
 
-Observer = Callable[[StageProgress | DragProgress], None]
+# Told of an edit's course; where it returns "stop" at a `DragProgress` the drag ends there and the picture is finished.
+Observer = Callable[[StageProgress | DragProgress], object]
 
 
 class Report:
@@ -81,11 +83,13 @@ class Report:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def update(self, update: Any) -> None:
-        """Pass an update of the drag loop on."""
-        if self.observe is not None:
-            points, distances = update.handles.tolist(), update.distances.tolist()
-            self.observe(DragProgress(update.update, update.total, update.loss, points, distances))
+    def update(self, update: Any) -> object:
+        """Pass an update of the drag loop on, and return what the observer does."""
+        if self.observe is None:
+            return None
+        points, distances = update.handles.tolist(), update.distances.tolist()
+        event = DragProgress(update.update, update.total, update.loss, points, distances, update.latent)
+        return self.observe(event)
 
 
 def versions() -> dict[str, str]:
@@ -120,6 +124,8 @@ class Trace:
     losses: tuple[float, ...] = ()  # one per update
     handles: tuple[tuple[Point, ...], ...] = ()  # (updates, n, 2): those that each update used
     tracked: tuple[Point, ...] = ()  # (n, 2): where tracking found the handles last
+    # (n, 2): where what was about the handles is in the result, by its pixels; None where that is not sure.
+    found: tuple[Point | None, ...] = ()
     stop: str | None = None  # why the drag loop ended; None where there was no drag
     inversion_residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
     lora_losses: tuple[float, ...] = ()  # one for each step that trained the picture's LoRA; none without one
@@ -156,6 +162,8 @@ def to_json(trace: Trace) -> dict[str, Any]:
         left_px, left = (trace._distances(trace.tracked, grid) for grid in (trace.picture_size, trace.grid_size))
         for drag, point, px, cells in zip(drags, trace.tracked, left_px, left, strict=True):
             drag |= {"tracked": point, "tracked_distance_px": px, "tracked_distance_cells": cells}
+    for drag, place in zip(drags, trace.found, strict=False):
+        drag["found"] = "not sure" if place is None else place
     columns = zip(trace.losses, trace.handles, trace.distances_px, trace.distances, strict=True)
     keys = "loss", "handles", "distances_px", "distances_cells"
     updates = [dict(zip(keys, row, strict=True)) for row in columns]

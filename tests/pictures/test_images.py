@@ -254,3 +254,15 @@ def test_saving_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(OSError, match="No space"):
         images.save_picture(ramp(), tmp_path / "c.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_drags_handle_is_brought_to_the_nearest_cell_and_its_target_with_it() -> None:
+    """42 of 128 pixels is 20.75 of 64 cells: cut off it would be 20."""
+    drags = [((42.0, 79.0), (70.0, 59.0)), ((0.0, 127.0), (127.0, 0.0))]
+    handles, targets, asked = images.drags_to_grid(drags, (128, 128), (64, 64))
+    assert asked.tolist() == [[20.75, 39.25], [-0.25, 63.25]]
+    assert handles.tolist() == [[21, 39], [0, 63]]
+    assert torch.allclose((targets - handles)[0], torch.tensor([14.0, -10.0]))
+    assert targets[1].tolist() == [63.5, -0.5]  # the picture's edge
+    whole = images.drags_to_grid([((42.5, 78.5), (70.5, 58.5))], (128, 128), (64, 64))
+    assert torch.equal(whole[0], whole[2])

@@ -1,0 +1,107 @@
+"""What came of a drag: where the handles' surroundings are in the result, and what to say where it fell short."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from torch import Tensor
+
+from dragsa import tracking
+from dragsa.model.unet import UNet
+from dragsa.pictures import Point, Size, Trace, to_rgb
+
+SIDE = 160  # pixels of the longer side that pictures are compared at
+HALF = 6  # of the patch's side there, without its middle
+ALIKE = 0.05  # of the window's median difference: over it nothing looks like the patch
+NOISE = 4e-4  # mean squared difference, of levels 0 … 1, under which patches do not differ
+
+ADVICE = {
+    "budget": "more updates (--updates) or a larger step (--lr)",
+    "not moving": "a larger step (--lr), a larger patch (--radius) or an earlier drag step (--drag-step)",
+    "tracking lost": "a smaller step (--lr), a shorter drag, or a handle on a clearer feature",
+    "no nearer": "handles that do not contradict one another, a shorter drag, or an earlier drag step (--drag-step)",
+    "not finite": "a smaller step (--lr)",
+}
+
+
+def found_in(
+    source: Image.Image, result: Image.Image, drags: Sequence[tuple[Point, Point]]
+) -> tuple[Point | None, ...]:
+    """Return where the pixels about each handle of the source are in the result, in pixels; None where it is not sure.
+
+    The patch about the handle is looked for about the target, as far as the way from the handle. A place is not sure
+    where nothing looks like the patch, or another place does as well: on an even surface one is like the next.
+    """
+    shrink = min(1.0, SIDE / max(source.size))
+    small = tuple(max(1, round(side * shrink)) for side in source.size)
+    before, after = (
+        np.asarray(to_rgb(picture).resize(small, Image.Resampling.BOX), dtype=np.float32) / 255
+        for picture in (source, result)
+    )  # (height, width, 3)
+    return tuple(_place(before, after, drag, (small[0] / source.width, small[1] / source.height)) for drag in drags)
+
+
+def _place(before: np.ndarray, after: np.ndarray, drag: tuple[Point, Point], scale: Point) -> Point | None:
+    """Return one handle's place; scale: of the arrays' pixels for one of the picture's in x and y."""
+    (hx, hy), (tx, ty) = (tuple((c + 0.5) * s - 0.5 for c, s in zip(p, scale, strict=True)) for p in drag)
+    pad = ((HALF, HALF), (HALF, HALF), (0, 0))
+    patches = sliding_window_view(np.pad(after, pad, mode="edge"), (2 * HALF + 1, 2 * HALF + 1), axis=(0, 1))
+    column, row = round(hx), round(hy)
+    sought = np.pad(before, pad, mode="edge")[row : row + 2 * HALF + 1, column : column + 2 * HALF + 1]
+    reach = math.hypot(tx - hx, ty - hy) + HALF
+    rows, columns = np.mgrid[: after.shape[0], : after.shape[1]]
+    rows, columns = rows[near := np.hypot(columns - tx, rows - ty) <= reach], columns[near]
+    differences = ((patches[rows, columns] - sought.transpose(2, 0, 1)) ** 2).mean(axis=(1, 2, 3))  # (places,)
+    best = int(differences.argmin())
+    elsewhere = np.hypot(columns - columns[best], rows - rows[best]) > 2
+    alike = elsewhere & (differences <= 2 * differences[best] + NOISE)
+    if differences[best] > ALIKE * np.median(differences) or alike.any():
+        return None
+    x, y = ((c + 0.5) / s - 0.5 for c, s in zip((columns[best], rows[best]), scale, strict=True))
+    # The patch was cut about a whole pixel; what lies between is the handle's own.
+    return x + (hx - column) / scale[0], y + (hy - row) / scale[1]
+
+
+def shortfall(trace: Trace) -> str | None:
+    """Return the warning that an edit's drag calls for: it did not arrive, or what arrived is not in the result."""
+    if trace.stop is None or trace.stop == "stopped":
+        return None
+    pixel = max(trace.picture_size[0] / trace.grid_size[0], trace.picture_size[1] / trace.grid_size[1])
+    if trace.stop != "reached":
+        left = [math.dist(place, target) for place, (_, target) in zip(trace.tracked, trace.drags, strict=True)]
+        said = ", ".join(f"handle {n} is {px:.1f} px from its target" for n, px in enumerate(left, start=1))
+        return f"the drag did not arrive ({trace.stop}): {said}; try {ADVICE[trace.stop]}"
+    allowed = trace.config.drag.reach * pixel + 2
+    far = []
+    for n, (place, (_, target)) in enumerate(zip(trace.found, trace.drags, strict=True), start=1):
+        if place is not None and math.dist(place, target) > allowed:
+            far.append(f"what was at handle {n} is {math.dist(place, target):.1f} px from its target")
+    if far:
+        what = ", ".join(far)
+        return f"the features arrived, but in the result {what}; try a larger patch (--radius) or more handles"
+    return None
+
+
+@torch.no_grad()
+def warn_changed(
+    unet: UNet, latents: Tensor, t: Tensor, context: Tensor, handles: Tensor, tap: str, grid: Size
+) -> None:
+    """Warn of handles (n, 2) on the grid (W, H) whose features the re-prompted picture does not have there.
+
+    latents, context: (2, …), source and target. A drag acts on the re-prompted picture, and its handles are places of
+    the source: where nothing within three cells looks like the source's handle more than the average cell does, what
+    the handle stood on is gone.
+    """
+    size, tap = (grid[1], grid[0]), tap.partition("+")[0]
+    source, target = unet(latents, t, context, taps=(tap,), until=tap).taps[tap].chunk(2)
+    reference = tracking.sample_points(source, handles, size)
+    match = tracking.track(target, reference, handles, 3, size).distance
+    for n, gone in enumerate((match >= tracking.chance(target, reference)).tolist(), start=1):
+        if gone:
+            warnings.warn(f"handle {n}: the changed prompt left nothing like the source there to drag", stacklevel=3)

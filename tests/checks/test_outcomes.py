@@ -1,0 +1,61 @@
+"""Where the handles' surroundings are in a result, and what is said of a drag that fell short."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from example_trace import example
+from PIL import Image
+
+from dragsa.checks import outcomes
+from dragsa.evaluation import cases
+
+
+def test_places_of_drawn_scenes_are_the_truths() -> None:
+    """Of the true results of moves the place is found to a pixel, or said not to be sure."""
+    sure = 0
+    for case in [case for case in cases.cases("figures", 6, cases.SIZE) if case.kind == "move"]:
+        drags = case.drags("five")
+        for picture, end in ((case.truth, 1), (case.source, 0)):
+            found = outcomes.found_in(case.source, picture, drags)
+            off = [math.dist(place, pair[end]) for place, pair in zip(found, drags, strict=True) if place is not None]
+            sure += len(off)
+            assert all(distance < 1 for distance in off)
+    assert sure >= 20
+
+
+def test_an_even_surface_and_a_vanished_patch_are_not_sure() -> None:
+    even = Image.new("RGB", (64, 48), "teal")
+    assert outcomes.found_in(even, even, [((20, 20), (40, 20))]) == (None,)
+    spot = even.copy()
+    spot.paste("white", (18, 18, 23, 23))
+    assert outcomes.found_in(spot, even, [((20, 20), (40, 20))]) == (None,)
+    assert outcomes.found_in(spot, spot, [((20, 20), (40, 20))]) == (pytest.approx((20, 20)),)
+
+
+def test_large_pictures_are_found_in_their_own_pixels() -> None:
+    before, after = (Image.new("RGB", (640, 480), "teal") for _ in range(2))
+    before.paste("white", (180, 180, 230, 230))
+    after.paste("white", (380, 220, 430, 270))
+    (place,) = outcomes.found_in(before, after, [((205, 205), (405, 205))])
+    assert place is not None and math.dist(place, (405, 245)) < 4
+
+
+@pytest.mark.parametrize("stop", outcomes.ADVICE)
+def test_a_drag_that_did_not_arrive_says_why_and_how_far(stop: str) -> None:
+    said = outcomes.shortfall(example(found=(None,), stop=stop))
+    assert said is not None and stop in said and outcomes.ADVICE[stop] in said
+    assert "handle 1 is " in said and " px from its target" in said
+
+
+def test_a_drag_that_arrived_says_nothing_unless_the_picture_tells_otherwise() -> None:
+    one = example(found=(None,), stop="reached")
+    assert outcomes.shortfall(one) is None and outcomes.shortfall(example(found=(None,), stop=None)) is None
+    assert outcomes.shortfall(example(found=(None,), stop="stopped")) is None
+    targets = tuple(target for _, target in one.drags)
+    assert outcomes.shortfall(replace(one, found=targets)) is None
+    far = ((targets[0][0] + 40, targets[0][1]), *targets[1:])
+    said = outcomes.shortfall(replace(one, found=far))
+    assert said is not None and "in the result what was at handle 1 is 40.0 px from its target" in said
