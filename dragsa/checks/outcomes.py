@@ -75,7 +75,9 @@ def shortfall(trace: Trace) -> str | None:
     pixel = max(trace.picture_size[0] / trace.grid_size[0], trace.picture_size[1] / trace.grid_size[1])
     if trace.stop != "reached":
         left = [math.dist(place, target) for place, (_, target) in zip(trace.tracked, trace.drags, strict=True)]
-        said = ", ".join(f"handle {n} is {px:.1f} px from its target" for n, px in enumerate(left, start=1))
+        worst = max(left)
+        most = [f"handle {n} is {px:.1f} px from its target" for n, px in enumerate(left, start=1) if px > worst / 2]
+        said = ", ".join(most[:5]) + (f" and {len(most) - 5} more" if len(most) > 5 else "")
         return f"the drag did not arrive ({trace.stop}): {said}; try {ADVICE[trace.stop]}"
     allowed = trace.config.drag.reach * pixel + 2
     far = []
