@@ -250,13 +250,14 @@ def leave(
     changed, unet = target_prompt != source.prompt, source.unet_of(sd)
     level = config.steps - config.drag_step if drags and not changed else config.steps
     uncond, context = sd.embed(["", source.prompt, target_prompt]).split([1, 2])  # (1, n, C); (2, n, C)
-    may_move, grid = None, pictures.grid_size(source.working_size)
+    may_move, blend, grid = None, None, pictures.grid_size(source.working_size)
     if mask is not None:
         may_move = pictures.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
         if drags:
             pictures.warn_unmasked(may_move, pictures.to_grid([pair[0] for pair in drags], source.picture.size, grid))
         may_move = may_move if may_move.any() else None  # an all-black mask is none
-    masked = may_move is not None
+    if config.blend and may_move is not None:
+        blend = drag.to_latent_grid(may_move, source.latents) ** (1 / level)
     shared = config if control is None else replace(config, source_kv="none")
     of_source = SourcePasses(source.recorded.of(unet), source.latents, source.generated)
     return Branch(
@@ -265,9 +266,9 @@ def leave(
         guided=Guided(unet, context, uncond, (source.guidance, config.guidance)),
         hook_at=control or methods.control_at(config, sd.text, source.prompt, target_prompt),
         own_control=control is not None,
-        kv=of_source.plan(shared, level, config.blend and masked, keep),
+        kv=of_source.plan(shared, level, blend is not None, keep),
         mask=may_move,
-        blend=drag.to_latent_grid(may_move, source.latents) ** (1 / level) if config.blend and masked else None,
+        blend=blend,
         level=level,
         z_source=source.latents[level],
         z_target=source.latents[level],

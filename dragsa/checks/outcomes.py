@@ -39,7 +39,7 @@ def found_in(
     where nothing looks like the patch, or another place does as well: on an even surface one is like the next.
     """
     shrink = min(1.0, SIDE / max(source.size))
-    small = tuple(max(1, round(side * shrink)) for side in source.size)
+    small = max(1, round(source.width * shrink)), max(1, round(source.height * shrink))
     before, after = (
         np.asarray(to_rgb(picture).resize(small, Image.Resampling.BOX), dtype=np.float32) / 255
         for picture in (source, result)
