@@ -16,8 +16,8 @@ from torch import Tensor
 
 from dragsa.config import CONTROL_BLOCKS, Variant, is_whole
 from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, block_name, check_blocks
+from dragsa.model.noise import TRAINING_STEPS, training_alpha_bars
 
-TRAINING_STEPS = 1000
 VARIANTS = get_args(Variant)
 
 Progress = Callable[[int, int], None]  # steps done, steps in all
@@ -35,12 +35,6 @@ class Denoiser(Protocol):
     """
 
     def __call__(self, z: Tensor, t: Tensor, context: Tensor, *, attention: AttentionHook | None = None) -> Any: ...
-
-
-def training_alpha_bars() -> Tensor:
-    """Return ᾱ of timesteps 0 … 999, float64 (1000,): β scaled-linear from 0.00085 to 0.012."""
-    beta = torch.linspace(0.00085**0.5, 0.012**0.5, TRAINING_STEPS, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - beta, dim=0)
 
 
 @dataclass(frozen=True)

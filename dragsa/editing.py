@@ -141,6 +141,7 @@ def prepare(
     """
     config = EditConfig.paper() if config is None else config
     check(config)
+    sd.check_finite()
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
     if image is None:
         return generate(sd, prompt, seed, config, (config.size, config.size) if size is None else size, report)

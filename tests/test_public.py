@@ -41,7 +41,10 @@ SIGNATURES = {
     "StableDiffusion.embed": "self, prompts",
     "UNet.forward": "self, z, t, context, attention=None, taps=(), until=None",
     "UNet.from_diffusers": "config, state",
-    "UNetConfig": ("widths=(320, 640, 1280, 1280), heads=(8, 8, 8, 8), context_dim=768, groups=32, latent_channels=4"),
+    "UNetConfig": (
+        "widths=(320, 640, 1280, 1280), heads=(8, 8, 8, 8), context_dim=768, groups=32, latent_channels=4, "
+        "prediction='epsilon'"
+    ),
     "UNetOutput": "eps, taps",
     "VAE.encode": "self, picture",
     "VAE.decode": "self, z",
@@ -59,7 +62,7 @@ SIGNATURES = {
         "unet, z0, context, schedule, steps=None, guidance=1.0, uncond=None, progress=None, record=None, "
         "record_blocks=(11, 12, 13, 14, 15, 16), *, iterations=5, tolerance=0.001"
     ),
-    "load": "path, device='cpu', dtype=torch.float32",
+    "load": "path, device='cpu', dtype=torch.float32, *, ema=None, vae=None, text_encoder=None, clip_skip=1",
     "motion_supervision_loss": "features, handles, targets, radius=1, grid=None, active=None, target_patch=None",
     "prepare": "sd, image, prompt='', seed=42, config=None, *, size=None, observe=None",
     "sample": (

@@ -17,6 +17,7 @@ from dragsa.hooks import KV, AttentionHook, block_name
 from dragsa.model import diffusers, fitting
 from dragsa.model.blocks import DECODER, ENCODER, MIDDLE, Stage, check_taps
 from dragsa.model.layers import Downsample, GroupNorm, ResBlock, TimeEmbedding, Transformer, Upsample
+from dragsa.model.noise import eps_of_v, training_alpha_bars
 
 
 class UNetOutput(NamedTuple):
@@ -31,6 +32,7 @@ class Conditioning(NamedTuple):
 
     time: tuple[Tensor, ...]  # the time embedding as each ResBlock adds it, (B, c_out), in forward order
     kv: tuple[KV, ...]  # cross-attention's key and value of block01 … block16, each (B, heads, tokens, d)
+    alpha_bar: Tensor | None = None  # ᾱ of the latent (B,), for a network that predicts v
 
 
 Run = Callable[..., Any]  # how a pass runs a region: given its name, the module and its arguments
@@ -125,10 +127,12 @@ class UNet(nn.Module):
         time = F.silu(self.time_embedding(t))  # (B, 4 width): every ResBlock wants it activated
         context = context.to(self.dtype)
         stages = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        predicts_v = self.config.prediction == "v_prediction"
         transformers = [transformer for stage in stages for transformer in getattr(stage, "attentions", ())]
         return Conditioning(
             tuple(resnet.time_emb_proj(time) for stage in stages for resnet in stage.resnets),
             tuple(transformer.key_value(context) for transformer in transformers),
+            training_alpha_bars().to(t.device)[t.long()].float() if predicts_v else None,
         )
 
     def forward(
@@ -205,7 +209,8 @@ class UNet(nn.Module):
                 x = run(f"{stage.name}.up", module.upsamplers[0], x, size)
             yield stage.name, x
 
-        yield "eps", self.conv_out(F.silu(self.conv_norm_out(x)))
+        out, alpha_bar = self.conv_out(F.silu(self.conv_norm_out(x))), conditioning.alpha_bar
+        yield "eps", out if alpha_bar is None else eps_of_v(out, z, alpha_bar)
 
 
 def read(

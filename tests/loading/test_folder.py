@@ -64,7 +64,18 @@ def test_fp16_variant_alone_and_beside_the_full_one(tmp_path):
         ("unet/config.json", {"in_channels": 9}, "inpainting"),
         ("unet/config.json", {"cross_attention_dim": 1024}, "SD 2"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "SDXL"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "v_prediction"),
+        ("unet/config.json", {"in_channels": 8}, "InstructPix2Pix"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "LCM"),
+        ("unet/config.json", {"mid_block_type": None}, "BK-SDM, as small-sd and tiny-sd"),
+        ("unet/config.json", {"layers_per_block": 1}, "BK-SDM"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts sample"),
+        ("scheduler/scheduler_config.json", {"prediction_type": None}, "prediction_type is null; write"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "zero terminal SNR"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1] * 1000}, "another noise schedule"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "another noise schedule"),
+        ("scheduler/scheduler_config.json", {"trained_betas": "many"}, "another noise schedule"),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor must be a positive number"),
+        ("vae/config.json", {"scaling_factor": "0.18215"}, "scaling_factor must be a positive number"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "beta_schedule must be scaled_linear"),
         ("text_encoder/config.json", {"model_type": "t5"}, "t5"),
         ("vae/config.json", {"latent_channels": 16, "shift_factor": 0.1}, "shift_factor"),
@@ -77,6 +88,24 @@ def test_look_alikes_among_folders(folder, tmp_path, file, changes, words):
     (tmp_path / file).parent.mkdir(exist_ok=True)
     tiny_models.write_json(tmp_path / file, settings | changes)
     refused(tmp_path, words)
+
+
+def test_settings_that_say_nothing_else(folder, tmp_path):
+    """What is null or false is what SD 1.5 has; β given one by one may be its own."""
+    beta = (torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2).tolist()
+    scheduler, vae = "scheduler/scheduler_config.json", "vae/config.json"
+    for n, (file, changes) in enumerate(
+        (
+            (scheduler, {"rescale_betas_zero_snr": False, "trained_betas": None}),
+            (scheduler, {"rescale_betas_zero_snr": None, "trained_betas": beta, "beta_schedule": "linear"}),
+            (vae, {"scaling_factor": None}),
+        )
+    ):
+        target = relinked(folder, tmp_path / str(n), without=file)
+        tiny_models.write_json(target / file, json.loads((folder / file).read_text()) | changes)
+        sd = loading.load(target)
+        holds(sd)
+        assert sd.vae.config.scaling_factor == 0.18215
 
 
 def test_folders_of_other_things(folder, tmp_path):
