@@ -133,8 +133,7 @@ def load(
     where no tokenizer is found; ValueError for a device or type that cannot be used.
     """
     path, device = find_snapshot(Path(path)), usable(device, dtype)
-    others = {VAE_NETWORK: vae, TEXT: text_encoder}
-    instead = {name: Path(other) for name, other in others.items() if other is not None}
+    instead = _instead(vae, text_encoder)
     opened = open_model(path, Wanted(dtype, ema, clip_skip), instead)
     if opened.unused:
         warnings.warn(f"{path}: not used: {fitting.listed('names', opened.unused)}", stacklevel=2)
@@ -165,6 +164,25 @@ def load(
         notes=opened.notes,
     )
     return StableDiffusion(unet, decoder, encoder.to(device).eval(), config)
+
+
+def files_of(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    ema: bool | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    clip_skip: int = 1,
+) -> tuple[Path, ...]:
+    """Return the weights files that `load` takes under these arguments. Raises WeightsError as it does."""
+    return open_model(find_snapshot(Path(path)), Wanted(dtype, ema, clip_skip), _instead(vae, text_encoder)).files
+
+
+def _instead(vae: str | Path | None, text_encoder: str | Path | None) -> dict[str, Path]:
+    """Return the files or folders that take the place of a model's networks, by component."""
+    others = {VAE_NETWORK: vae, TEXT: text_encoder}
+    return {name: Path(other) for name, other in others.items() if other is not None}
 
 
 def open_model(path: Path, wanted: Wanted = Wanted(), instead: Mapping[str, Path] | None = None) -> Opened:  # noqa: B008

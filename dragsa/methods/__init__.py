@@ -2,6 +2,7 @@
 
 from dragsa.methods.controls import control_hook
 from dragsa.methods.lora import Adapted, adapt
+from dragsa.methods.lora import apply_to as apply_lora
 from dragsa.methods.prompt_to_prompt import PromptEdit, prompt_edit
 
-__all__ = ["Adapted", "PromptEdit", "adapt", "control_hook", "prompt_edit"]
+__all__ = ["Adapted", "PromptEdit", "adapt", "apply_lora", "control_hook", "prompt_edit"]
