@@ -39,27 +39,27 @@ def edit(
     config: EditConfig | None = None,
     *,
     observe: Observer | None = None,
+    negative_prompt: str = "",
 ) -> EditResult:
     """Edit a picture by dragging points, by changing its prompt, or by both, without training anything.
 
     image: a picture of any mode, size and aspect; None to edit the one that `prompt` and `seed` generate; or a `Source`
     from `prepare`, which brings its own prompt and seed, so that one inversion serves many edits. drags: ((x, y), (x,
     y)), handle and target, in pixels of the picture as given. mask: of the picture's size, white may move.
-    target_prompt: the edited picture's; None leaves the prompt.
+    target_prompt: the edited picture's; None leaves the prompt. negative_prompt: what guidance leads away from.
 
     The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
     alone with these (`config.source_kv`), equal but for rounding.
 
-    Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
-    any work is done.
+    Raises ValueError for points outside of the picture, a mask of another size, settings that do not fit: at once.
     """
     config, given = EditConfig.paper() if config is None else config, isinstance(image, Source)
-    check_request(sd, image, drags, mask, prompt, target_prompt, config)
+    check_request(sd, image, drags, mask, prompt, target_prompt, config, negative_prompt)
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
-    source = prepare(sd, image, prompt, seed, config, observe=observe) if not isinstance(image, Source) else image
+    told: dict[str, Any] = {"observe": observe, "negative_prompt": negative_prompt}
+    source = prepare(sd, image, prompt, seed, config, **told) if not isinstance(image, Source) else image
     report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
-
     branch = leave(sd, source, target_prompt, drags, mask, config, keep=given)
     if drags:
         if branch.level > drag_level:
@@ -91,8 +91,7 @@ class Source:
 
     `latents`: its trajectory z_0 … z_T, (T + 1, 1, 4, h, w). `picture`: as given, or as generated. `adapted`: the LoRA
     that all its passes run under, if there is one. `recorded`, the one part that changes, is what its passes leave for
-    later edits; it begins as `begun`, and a copy by `dataclasses.replace`, which may have other latents, has an empty
-    one.
+    later edits; it begins as `begun`, and a copy by `dataclasses.replace`, which may have other latents, is empty.
     """
 
     picture: Image.Image
@@ -106,6 +105,7 @@ class Source:
     residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
     adapted: methods.Adapted | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    negative_prompt: str = ""  # of its passes and of its edits', where there is guidance
     begun: InitVar[Recording | None] = None
     recorded: Recording = field(init=False, compare=False)
 
@@ -130,21 +130,21 @@ def prepare(
     *,
     size: Size | None = None,
     observe: Observer | None = None,
+    negative_prompt: str = "",
 ) -> Source:
     """Encode a picture and invert it to z_T, or for None denoise a picture from the seed's noise: the trajectory.
 
     `size` (width, height), multiples of 8, is a generated picture's; by default a square of `config.size`. With
     `config.source_kv` "inversion" the K/V of these passes are kept for the edits, at the levels and in the blocks that
     the config controls; those of a generated picture are exact. With `config.lora_steps` a LoRA is trained on the
-    picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture that is yet to be
-    generated.
+    picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture yet to be generated.
     """
     config = EditConfig.paper() if config is None else config
     check(config)
     sd.check_finite()
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
     if image is None:
-        return generate(sd, prompt, seed, config, (config.size, config.size) if size is None else size, report)
+        return generate(sd, prompt, seed, config, size or (config.size, config.size), report, negative_prompt)
     context, unet, adapted, residual = sd.embed(["", prompt])[1:], sd.unet, None, None  # (1, n, C)
     with report.stage("encode", 1):
         working = pictures.working_size(*image.size, config.size)
@@ -163,18 +163,19 @@ def prepare(
             latents, residual = found.latents, found.residuals.max().item()
         else:
             latents = ddim.invert(unet, z_0, context, schedule, progress=step, **told)  # (T + 1, 1, 4, h, w)
-    course = config.fixed_point, residual, adapted, report.seconds, recorded
+    course = config.fixed_point, residual, adapted, report.seconds, negative_prompt, recorded
     return Source(image, latents, prompt, seed, schedule, 1.0, False, *course)
 
 
-def generate(sd: StableDiffusion, prompt: str, seed: int, config: EditConfig, size: Size, report: Report) -> Source:
+def generate(
+    sd: StableDiffusion, prompt: str, seed: int, config: EditConfig, size: Size, report: Report, negative: str = ""
+) -> Source:
     """Denoise a picture of `size` (width, height) from the seed's noise."""
     check_generated(config)
-    if min(size) < pictures.SMALLEST or size[0] % 8 or size[1] % 8:
-        least = pictures.SMALLEST
+    if min(size) < (least := pictures.SMALLEST) or size[0] % 8 or size[1] % 8:
         raise ValueError(f"a generated picture's sides are multiples of 8 from {least}, came {size[0]}×{size[1]}")
     schedule, recorded = Schedule(config.steps, config.variant), Recording().of(sd.unet)
-    uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
+    uncond, context = sd.embed([negative, prompt]).chunk(2)  # (1, n, C) each
     generator = torch.Generator().manual_seed(seed)  # the CPU's, so that a seed is one picture on every device
     shape = 1, sd.unet.config.latent_channels, size[1] // 8, size[0] // 8
     z_T = torch.randn(shape, generator=generator).to(sd.device)
@@ -185,8 +186,8 @@ def generate(sd: StableDiffusion, prompt: str, seed: int, config: EditConfig, si
         )  # (T + 1, 1, 4, h, w), z_T first
     with report.stage("decode", 1):
         picture = pictures.to_picture(sd.decode(down[-1]))
-    course: dict[str, Any] = {"seconds": report.seconds, "begun": recorded}
-    return Source(picture, down.flip(0), prompt, seed, schedule, config.guidance, True, **course)
+    course = 0, None, None, report.seconds, negative, recorded
+    return Source(picture, down.flip(0), prompt, seed, schedule, config.guidance, True, *course)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +233,8 @@ def leave(
     target_prompt = source.prompt if target_prompt is None else target_prompt
     changed, unet = target_prompt != source.prompt, source.unet_of(sd)
     level = config.steps - config.drag_step if drags and not changed else config.steps
-    uncond, context = sd.embed(["", source.prompt, target_prompt]).split([1, 2])  # (1, n, C); (2, n, C)
+    prompts = source.negative_prompt, source.prompt, target_prompt
+    uncond, context = sd.embed(prompts).split([1, 2])  # (1, n, C); (2, n, C)
     may_move, grid = None, pictures.grid_size(source.working_size)
     if mask is not None:
         may_move = pictures.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
@@ -282,7 +284,8 @@ def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None
         zs = source_kv.replayed(one, branch.z_target, schedule, levels, plan.earlier, config, blend, progress)
         return replace(branch, level=stop, z_target=zs[-1])
     first = None if config.control_step is None else max(0, config.control_step - (config.steps - start))
-    hook_at = None if new_hook is None else partial(hook_from, first, new_hook)
+    acts = partial(lambda new, step: new() if first is not None and step >= first else None, new_hook)
+    hook_at = None if new_hook is None else acts  # a new hook for each step from the first on; None is none of them
     zs = ddim.sample_controlled(
         guided.unet, branch.z_source, branch.z_target, guided.context, schedule, start, stop, guided.scale,
         guided.uncond, first, config.control_blocks, blend, progress, plan.record, hook_at,
@@ -290,11 +293,6 @@ def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None
     if plan.record is not None:
         source.recorded.keep_latents(plan.trajectory, start, zs[:, :1])
     return replace(branch, level=stop, z_source=zs[-1, :1], z_target=zs[-1, 1:])
-
-
-def hook_from(first: int | None, new_hook: Callable[[], AttentionHook], step: int) -> AttentionHook | None:
-    """Make a new hook for each step from the `first` on; None is none of them."""
-    return new_hook() if first is not None and step >= first else None
 
 
 def trace_of(
@@ -326,6 +324,7 @@ def trace_of(
         inversion_residual=source.residual,
         lora_losses=() if source.adapted is None else tuple(source.adapted.losses.tolist()),
         source_kv=branch.kv.name,
+        negative_prompt=source.negative_prompt,
         seconds=seconds,
     )
 
@@ -338,10 +337,11 @@ def check_request(
     prompt: str,
     target_prompt: str | None,
     config: EditConfig,
+    negative_prompt: str = "",
 ) -> None:
     """Raise a ValueError for an edit that cannot be made, before any work is done."""
     if isinstance(image, Source):
-        check_source(config, image, prompt)
+        check_source(config, image, prompt, negative_prompt)
         size, prompt = image.picture.size, image.prompt
     else:
         size = (config.size, config.size) if image is None else image.size
@@ -381,21 +381,20 @@ def check_generated(config: EditConfig) -> None:
         raise ValueError("a LoRA is trained on a picture that is there: save the generated one and edit that")
 
 
-def check_source(config: EditConfig, source: Source, prompt: str = "") -> None:
+def check_source(config: EditConfig, source: Source, prompt: str = "", negative: str = "") -> None:
     """Raise a ValueError where a prepared source was made under other settings than the edit's."""
-    expected: dict[str, Any] = {"steps": config.steps, "variant": config.variant, "fixed_point": config.fixed_point}
-    schedule = source.schedule
-    made: dict[str, Any] = {"steps": schedule.steps, "variant": schedule.variant, "fixed_point": source.fixed_point}
-    expected["lora_steps"], made["lora_steps"] = config.lora_steps, 0
-    if source.adapted is not None:
-        made["lora_steps"] = len(source.adapted.losses)
-    if source.generated:
-        expected["fixed_point"] = 0  # nothing was inverted
-    else:
-        expected["working size"] = pictures.working_size(*source.picture.size, config.size)
-        made["working size"] = source.working_size
-    for name, value in expected.items():
-        if made[name] != value:
-            raise ValueError(f"the source was prepared with {name} {made[name]!r}, and the edit has {value!r}")
-    if prompt not in ("", source.prompt):
-        raise ValueError(f"the source was prepared with the prompt {source.prompt!r}; prepare one for {prompt!r}")
+    schedule, inverted = source.schedule, not source.generated  # a generated picture has its own size
+    size = pictures.working_size(*source.picture.size, config.size) if inverted else source.working_size
+    trained = 0 if source.adapted is None else len(source.adapted.losses)
+    for name, made, value in (
+        ("steps", schedule.steps, config.steps),
+        ("variant", schedule.variant, config.variant),
+        ("fixed_point", source.fixed_point, config.fixed_point if inverted else 0),
+        ("lora_steps", trained, config.lora_steps),
+        ("working size", source.working_size, size),
+    ):
+        if made != value:
+            raise ValueError(f"the source was prepared with {name} {made!r}, and the edit has {value!r}")
+    for what, asked, own in (("", prompt, source.prompt), ("negative ", negative, source.negative_prompt)):
+        if asked not in ("", own):
+            raise ValueError(f"the source was prepared with the {what}prompt {own!r}; prepare one for {asked!r}")

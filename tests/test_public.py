@@ -53,7 +53,10 @@ SIGNATURES = {
     "drag_latent": (
         "unet, z, level, context, schedule, handles, targets, mask=None, config=DragConfig(), observe=None"
     ),
-    "edit": "sd, image, drags=(), mask=None, prompt='', target_prompt=None, seed=42, config=None, *, observe=None",
+    "edit": (
+        "sd, image, drags=(), mask=None, prompt='', target_prompt=None, seed=42, config=None, *, observe=None, "
+        "negative_prompt=''"
+    ),
     "invert": (
         "unet, z0, context, schedule, steps=None, guidance=1.0, uncond=None, progress=None, record=None, "
         "record_blocks=(11, 12, 13, 14, 15, 16)"
@@ -64,7 +67,7 @@ SIGNATURES = {
     ),
     "load": "path, device='cpu', dtype=torch.float32, *, ema=None, vae=None, text_encoder=None, clip_skip=1",
     "motion_supervision_loss": "features, handles, targets, radius=1, grid=None, active=None, target_patch=None",
-    "prepare": "sd, image, prompt='', seed=42, config=None, *, size=None, observe=None",
+    "prepare": "sd, image, prompt='', seed=42, config=None, *, size=None, observe=None, negative_prompt=''",
     "sample": (
         "unet, z, context, schedule, start=None, stop=0, guidance=1.0, uncond=None, attention=None, "
         "progress=None, record=None, record_blocks=(11, 12, 13, 14, 15, 16)"
@@ -83,13 +86,17 @@ OPTIONS = {
         "--lora-steps --lost-patience --lr --mask --mask-blocks --mask-threshold --no-blend --object-words "
         "--optimizer --out --path --patience --preset --prompt --quiet --radius --reach --reference --seed "
         "--sheet --size --source --source-kv --source-kv-memory --stall --steps --tap --target-prompt "
-        "--threads --track-radius --updates --variant --weights"
+        "--threads --track-radius --updates --variant --weights --clip-skip --embedding --ema --lora "
+        "--negative-prompt --no-ema --text-encoder --vae"
     ),
     "generate": (
         "--device --dtype --fixed-point --force --guidance --help --json --out --preset --prompt --quiet "
-        "--seed --size --steps --threads --variant --weights"
+        "--seed --size --steps --threads --variant --weights --clip-skip --embedding --ema --lora --negative-prompt "
+        "--no-ema --text-encoder --vae"
     ),
-    "info": "--help --json --size --verify --weights",
+    "info": (
+        "--help --json --size --verify --weights --clip-skip --embedding --ema --lora --no-ema --text-encoder --vae"
+    ),
     "bench": (
         "--baseline --chart --device --force --handles --help --json --markdown --modes --only --quick "
         "--quiet --repeats --sizes --steps --threads --updates --weights --width"

@@ -14,6 +14,7 @@ from dragsa import files
 from dragsa.cli.jobs import read_jobs
 from dragsa.cli.options import Options, build_parser
 from dragsa.cli.progress import Progress, one_line
+from dragsa.cli.weights import changes_of, load_changed
 from dragsa.config import DragConfig, EditConfig
 
 if TYPE_CHECKING:
@@ -76,17 +77,15 @@ class Session:
     def model(self, options: Options) -> StableDiffusion:
         import torch
 
-        from dragsa import loading
-
         if "threads" in options:
             torch.set_num_threads(options["threads"])
         path, device, dtype = weights_of(options), options.get("device", "cpu"), options.get("dtype", "float32")
-        key = (path.resolve(), device, dtype)
+        key = (path.resolve(), device, dtype, changes_of(options))
         if self._model is None or self._model[0] != key:
             self.progress.say(f"loading {path}")
             self._model = self._source = None
             begin = time.perf_counter()
-            self._model = key, loading.load(path, device, getattr(torch, dtype))
+            self._model = key, load_changed(path, options)
             self.seconds_loading = time.perf_counter() - begin
         else:
             self.seconds_loading = 0.0
@@ -100,15 +99,17 @@ class Session:
 
         assert self._model is not None
         prompt, seed, size = options.get("prompt", ""), options.get("seed", 42), options.get("size")
+        negative = options.get("negative_prompt", "")
         key = (
-            *(self._model[0], options.get("image"), prompt, seed, config.size, size),
+            *(self._model[0], options.get("image"), prompt, negative, seed, config.size, size),
             *(config.steps, config.variant, config.fixed_point, config.lora_steps),
             *(() if picture is not None else (config.guidance,)),
         )
         if self._source is not None and self._source[0] == key:
             return self._source[1], True
         extent = size if isinstance(size, tuple) else None
-        source = editing.prepare(sd, picture, prompt, seed, config, size=extent, observe=self.progress)
+        told: dict[str, Any] = {"observe": self.progress, "negative_prompt": negative}
+        source = editing.prepare(sd, picture, prompt, seed, config, size=extent, **told)
         self._source = key, source
         return source, False
 
@@ -118,7 +119,9 @@ def measured(options: Options, sd: StableDiffusion, seconds: Mapping[str, float]
     import torch
 
     given = {key: value for key, value in options.items() if key not in ("command", "version", "quiet")}
-    files = {key: str(value.resolve()) for key, value in given.items() if isinstance(value, Path)}
+    files: dict[str, Any] = {key: str(value.resolve()) for key, value in given.items() if isinstance(value, Path)}
+    for key in ("lora", "embedding"):
+        files |= {key: [str(one.within(Path.cwd())) for one in given[key]]} if key in given else {}
     return {
         "options": {**given, **files},  # a job file that does the same again
         "device": str(sd.device),
@@ -235,6 +238,7 @@ def run_generate(options: Options, progress: Progress) -> int:
         "command": "generate",
         "weights": sd.provenance,
         "prompt": source.prompt,
+        "negative_prompt": source.negative_prompt,
         "seed": source.seed,
         "size": list(source.picture.size),
         "config": asdict(config),

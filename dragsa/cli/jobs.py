@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dragsa.cli.options import Listable, Options, Parser, whole_or_never
+from dragsa.cli.options import FileWith, Listable, Options, Parser, whole_or_never
 
 
 def read_jobs(path: Path, parser: Parser) -> list[Options]:
@@ -26,8 +26,17 @@ def read_jobs(path: Path, parser: Parser) -> list[Options]:
             options = vars(parser.parse_args(["edit", *job_arguments(job, known_options(parser))]))
         except ValueError as error:
             raise ValueError(f"{path}, job {n}: {error}") from None
-        read.append({key: path.parent / one if isinstance(one, Path) else one for key, one in options.items()})
+        read.append({key: within(path.parent, one) for key, one in options.items()})
     return read
+
+
+def within(folder: Path, value: Any) -> Any:
+    """Return an option's value with the paths in it relative to the folder."""
+    if isinstance(value, list):
+        return [within(folder, one) for one in value]
+    if isinstance(value, FileWith):
+        return value.within(folder)
+    return folder / value if isinstance(value, Path) else value
 
 
 def known_options(parser: Parser) -> dict[str, argparse.Action]:

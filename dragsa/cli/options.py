@@ -128,6 +128,42 @@ def listed(one: Callable[[str], Any]) -> Listable:
     return Listable(lambda text: tuple(dict.fromkeys(one(part.strip()) for part in text.split(","))), joined(","))
 
 
+@dataclass(frozen=True)
+class FileWith:
+    """A file and what was written behind it: a LoRA's scale, or an embedding's token, None where there was none."""
+
+    file: Path
+    extra: float | str | None = None
+
+    def __str__(self) -> str:
+        """The text that reads as this."""
+        return str(self.file) if self.extra is None else f"{self.file}:{self.extra}"
+
+    def within(self, folder: Path) -> FileWith:
+        """Return the same of a file whose path is relative to the folder."""
+        return FileWith(folder / self.file, self.extra)
+
+
+def lora(text: str) -> FileWith:
+    """Read FILE or FILE:SCALE; what is no number behind a colon belongs to the file's name."""
+    file, _, end = text.rpartition(":")
+    try:
+        number = float(end)
+    except ValueError:
+        return FileWith(Path(text))
+    if not math.isfinite(number) or not file:
+        raise argparse.ArgumentTypeError(f"must be FILE or FILE:SCALE, came {text!r}")
+    return FileWith(Path(file), number)
+
+
+def embedding(text: str) -> FileWith:
+    """Read FILE or FILE:TOKEN; a colon that a path goes on behind belongs to the file's name."""
+    file, _, token = text.rpartition(":")
+    if not file or not token or "/" in token or "\\" in token or token.endswith(".safetensors"):
+        return FileWith(Path(text))
+    return FileWith(Path(file), token)
+
+
 drag = Listable(read_drag, drag_text)
 blocks = Listable(read_blocks, joined(","))
 extent = Listable(read_extent, joined("x"))
@@ -143,10 +179,25 @@ EDIT: Rows = (
 )
 SOURCE: Rows = (
     ("--prompt", str, "TEXT", "describes the source (default: nothing)"),
+    ("--negative-prompt", str, "TEXT", "what guidance leads away from (default: nothing)"),
     ("--seed", whole(0), "N", "default 42"),
+)
+CHANGES: Rows = (
+    (
+        "--ema",
+        {"action": argparse.BooleanOptionalAction},
+        "",
+        "of a file with two copies of its UNet: the mean",
+    ),
+    ("--vae", Path, "PATH", "a file or folder to take the VAE from"),
+    ("--text-encoder", Path, "PATH", "a file or folder to take the text encoder from"),
+    ("--clip-skip", whole(1), "N", "read prompts at the text encoder's last layer (1), the one before (2), …"),
+    ("--lora", {"type": lora, "action": "append"}, "FILE[:SCALE]", "apply a LoRA (at 1); may be repeated"),
+    ("--embedding", {"type": embedding, "action": "append"}, "FILE[:TOKEN]", "a textual inversion; may be repeated"),
 )
 MODEL: Rows = (
     ("--weights", optional_path, "PATH", WEIGHTS_HELP),
+    *CHANGES,
     ("--device", str, "DEVICE", "cpu (default), cuda, cuda:1, …"),
     ("--dtype", get_args(config.DType), "", "of the networks (default float32)"),
     ("--threads", whole(1), "N", "CPU threads (default: PyTorch's choice)"),
@@ -213,6 +264,7 @@ WRITING: Rows = (
 )
 INFO: Rows = (
     ("--weights", optional_path, "PATH", WEIGHTS_HELP),
+    *CHANGES,
     ("--verify", FLAG, "", "look the files' sha256 up among the published ones; exit code 1 if one is not known"),
     ("--size", extent, "PX", "grids for a picture of this size (default 512)"),
     ("--json", FLAG, "", "print JSON in place of tables"),
