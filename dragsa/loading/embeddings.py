@@ -13,6 +13,7 @@ from dragsa.loading.stable_diffusion import StableDiffusion
 from dragsa.model.fitting import WeightsError
 
 UNNAMED = "emb_params"  # the one tensor of files that leave the token to the file's name
+_LAYERS = (".weight", ".bias", ".alpha")  # what ends in this is a network's, or a LoRA's
 
 
 class Embedding(NamedTuple):
@@ -35,6 +36,7 @@ def read_embeddings(path: str | Path, token: str | None = None) -> list[Embeddin
     if {"clip_l", "clip_g"} & header.keys():
         raise WeightsError(f"{path}: this is a textual inversion of Stable Diffusion XL (SDXL); dragsa takes SD 1.5's")
     odd = [name for name, info in header.items() if info.dtype not in DTYPES or len(info.shape) not in (1, 2)]
+    odd += [name for name in header if name.endswith(_LAYERS)]
     if odd or not header or any(0 in info.shape for info in header.values()):
         raise WeightsError(f"{path}: not a textual inversion, which holds vectors (n, width) by their tokens")
     if token is not None and len(header) > 1:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
 from loading_checks import holds, meta_file, refused, relinked
+from safetensors.torch import load_file
 
 from dragsa import loading
 
@@ -161,3 +163,87 @@ def test_damaged_settings(folder, tmp_path):
     target = relinked(folder, tmp_path / "tokenizer", without="tokenizer/vocab.json")
     (target / "tokenizer/vocab.json").write_text("{")
     refused(target, "tokenizer")
+
+
+def sharded(folder: Path, target: Path, component: str, index: str, shard: str) -> Path:
+    """The folder with one network in two files and an index; `shard` is formatted with 1 and 2."""
+    stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+    relinked(folder, target, without=f"{component}/{stem}")
+    state = load_file(folder / component / f"{stem}.safetensors")
+    listed = {name: shard.format(1 + n % 2) for n, name in enumerate(state)}
+    for file in set(listed.values()):
+        part = {name: value for name, value in state.items() if listed[name] == file}
+        tiny_models.save(part, target / component / file)
+    tiny_models.write_json(target / component / index, {"metadata": {}, "weight_map": listed})
+    return target / component / index
+
+
+def test_networks_in_several_files(folder, tmp_path):
+    stem = "diffusion_pytorch_model"
+    for n, (component, index, shard) in enumerate(
+        (
+            (
+                "unet",
+                "diffusion_pytorch_model.safetensors.index.json",
+                "diffusion_pytorch_model-{:05}-of-00002.safetensors",
+            ),
+            (
+                "vae",
+                "diffusion_pytorch_model.safetensors.index.json",
+                "diffusion_pytorch_model-{:05}-of-00002.safetensors",
+            ),
+            ("text_encoder", "model.safetensors.index.json", "model-{:05}-of-00002.safetensors"),
+            ("unet", f"{stem}.safetensors.fp16.index.json", "d.fp16-{:05}-of-00002.safetensors"),
+            ("text_encoder", "model.safetensors.index.fp16.json", "model.fp16-{:05}-of-00002.safetensors"),
+        )
+    ):
+        sharded(folder, tmp_path / str(n), component, index, shard)
+        sd = loading.load(tmp_path / str(n))
+        holds(sd)
+        assert len(sd.config.files) == 4
+
+
+def test_broken_indices(folder, tmp_path):
+    index = sharded(
+        folder, tmp_path, "vae", "diffusion_pytorch_model.safetensors.index.json", "part-{:05}-of-00002.safetensors"
+    )
+    listed = json.loads(index.read_text())["weight_map"]
+    name = next(iter(listed))
+    for changed, words in (
+        ({"weight_map": listed | {name: "../elsewhere.safetensors"}}, "lists '../elsewhere.safetensors'"),
+        ({"weight_map": listed | {name: "missing.safetensors"}}, "which is not there"),
+        ({"weight_map": {key: file for key, file in listed.items() if key != name}}, f"does not list {name}"),
+        ({"weight_map": listed | {"more": listed[name]}}, "lists more in part-"),
+        ({"weight_map": [1]}, "weight_map must give"),
+        ({}, "weight_map must give"),
+    ):
+        tiny_models.write_json(index, changed)
+        refused(tmp_path, "diffusion_pytorch_model.safetensors.index.json", words)
+
+
+def test_another_variant_if_it_is_all_there_is(folder, tmp_path):
+    relinked(folder, tmp_path, without="unet/diffusion")
+    for name in ("bf16", "ema"):
+        (tmp_path / f"unet/diffusion_pytorch_model.{name}.safetensors").symlink_to(
+            folder / "unet/diffusion_pytorch_model.safetensors"
+        )
+        if name == "bf16":
+            holds(loading.load(tmp_path))
+    refused(
+        tmp_path, "which variant? diffusion_pytorch_model.bf16.safetensors, diffusion_pytorch_model.ema.safetensors"
+    )
+
+
+def test_a_repository_in_the_cache(folder, tmp_path):
+    root = tmp_path / "models--someone--a-model"
+    relinked(folder, root / "snapshots/aaa")
+    holds(loading.load(root))
+    relinked(folder, root / "snapshots/bbb", without="vae/")
+    refused(root, "2 versions and no main one")
+    (root / "refs").mkdir()
+    (root / "refs/main").write_text("aaa\n")
+    sd = loading.load(root)
+    holds(sd)
+    assert sd.config.path == root / "snapshots/aaa"
+    (root / "refs/main").write_text("ccc")
+    refused(root, "2 versions and no main one")

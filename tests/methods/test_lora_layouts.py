@@ -91,7 +91,7 @@ def original(network: str, layer: str, part: str) -> str:
 
 
 def state(spell: Spell, network: str, layers: Layers, ranks: dict[str, int] | None = None) -> Any:
-    made = {}
+    made: dict[str, Tensor] = {}
     for layer, shape in layers.items():
         down, up = factors(shape, (ranks or {}).get(layer, 4))
         made |= {spell(network, layer, "down"): down, spell(network, layer, "up"): up}
@@ -129,7 +129,8 @@ def test_every_layout_is_one_lora(tmp_path, spell):
 def test_alpha_and_rank_are_a_layers_own(tmp_path):
     sd, layers = model(tmp_path), {**UNET_LAYERS, **TEXT_LAYERS}
     ranks = {layer: 1 + n % 5 for n, layer in enumerate(layers)}
-    tensors, scales = {}, {}
+    tensors: dict[str, Tensor] = {}
+    scales = {}
     for n, (layer, shape) in enumerate(layers.items()):
         network = "text_encoder" if layer in TEXT_LAYERS else "unet"
         tensors |= state(kohya, network, {layer: shape}, ranks)
