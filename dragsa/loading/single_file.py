@@ -53,8 +53,10 @@ def open_single_file(
             sorted_.left_over.extend(names.to_single_file(TEXT, name) for name in beyond)
         spell = partial(_spell, component, component == UNET and copies.taken == "EMA")
         parts[component] = Part(component, build(component, own, path), found, spell)
-    notes = tuple(f"{what} {words[key]} is said by {key}" for key, what in _TOLD.items() if key in words)
-    return Opened(parts, sorted_.left_over, None, copies.taken, tuple(unused), notes)
+    notes = [f"{what} {words[key]} is said by {key}" for key, what in _TOLD.items() if key in words]
+    if VAE not in replaced and (beside := _vae_beside(path)):
+        notes.append(f"{beside.name} lies beside it; --vae takes it")
+    return Opened(parts, sorted_.left_over, None, copies.taken, tuple(unused), tuple(notes))
 
 
 def _spell(component: str, ema: bool, name: str) -> str:
@@ -142,6 +144,12 @@ def _how_to_replace(path: Path, absent: Sequence[str]) -> str:
     if UNET in absent:
         return f"{lacking}; dragsa takes SD 1.5 as a whole"
     ways = {VAE: "--vae PATH (vae=)", TEXT: "--text-encoder PATH (text_encoder=)"}
-    beside = path.with_suffix(".vae.safetensors")
-    offer = f"; {beside.name} lies beside it" if VAE in absent and beside.is_file() else ""
+    beside = _vae_beside(path) if VAE in absent else None
+    offer = f"; {beside.name} lies beside it" if beside else ""
     return f"{lacking}; give {' and '.join(ways[component] for component in absent)}{offer}"
+
+
+def _vae_beside(path: Path) -> Path | None:
+    """Return the VAE that other programs take for a checkpoint by its name, if it is there."""
+    beside = path.with_suffix(".vae.safetensors")
+    return beside if beside.is_file() else None

@@ -19,9 +19,6 @@ from dragsa import pictures
 from dragsa.config import UNetConfig, VAEConfig
 from dragsa.loading import names
 from dragsa.loading.folder import find_snapshot, open_folder
-from dragsa.loading.names import TEXT
-from dragsa.loading.names import UNET as UNET_NETWORK
-from dragsa.loading.names import VAE as VAE_NETWORK
 from dragsa.loading.one_network import open_one
 from dragsa.loading.parts import Opened, Wanted, check_fit, check_together
 from dragsa.loading.safetensors import one_line, read_tensors
@@ -138,16 +135,16 @@ def load(
     if opened.unused:
         warnings.warn(f"{path}: not used: {fitting.listed('names', opened.unused)}", stacklevel=2)
     parts = opened.parts
-    tokenizer = opened.tokenizer or find_tokenizer(path, *([instead[TEXT]] if TEXT in instead else []))
+    tokenizer = opened.tokenizer or find_tokenizer(path, *([instead[names.TEXT]] if names.TEXT in instead else []))
     try:
-        encoder = text.TextEncoder(parts[TEXT].module, text.load_tokenizer(tokenizer))
+        encoder = text.TextEncoder(parts[names.TEXT].module, text.load_tokenizer(tokenizer))
     except Exception as error:  # whatever transformers makes of a damaged tokenizer
         raise WeightsError(f"{tokenizer}: {one_line(error)}") from None
     for part in parts.values():
         keys = {names.newest(part.component, key): key for key in part.module.state_dict()}
         tensors = read_tensors(part.tensors, device, dtype)
         fitting.adopt(part.module, {keys[name]: tensor for name, tensor in tensors.items()})
-    unet, decoder = parts[UNET_NETWORK].module, parts[VAE_NETWORK].module
+    unet, decoder = parts[names.UNET].module, parts[names.VAE].module
     skipped = () if clip_skip == 1 else (f"clip skip {clip_skip}",)
     config = ModelConfig(
         unet=unet.config,
@@ -181,7 +178,7 @@ def files_of(
 
 def _instead(vae: str | Path | None, text_encoder: str | Path | None) -> dict[str, Path]:
     """Return the files or folders that take the place of a model's networks, by component."""
-    others = {VAE_NETWORK: vae, TEXT: text_encoder}
+    others = {names.VAE: vae, names.TEXT: text_encoder}
     return {name: Path(other) for name, other in others.items() if other is not None}
 
 

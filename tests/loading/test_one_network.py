@@ -104,6 +104,8 @@ def test_a_checkpoint_that_lacks_one_says_how_to_give_it(single, folder, tmp_pat
     tiny_models.save(tiny_models.vae_state(), tmp_path / "model.vae.safetensors")
     refused(path, "model.vae.safetensors lies beside it")
     holds(loading.load(path, vae=tmp_path / "model.vae.safetensors"))
+    save_file(load_file(single), path)
+    assert loading.load(path).config.notes == ("model.vae.safetensors lies beside it; --vae takes it",)
 
     relinked(folder, tmp_path / "folder", without="vae/")
     refused(tmp_path / "folder", "there is no vae in this folder; give --vae PATH (vae=)")

@@ -75,6 +75,18 @@ def older(network: str, layer: str, part: str) -> str:
     return f"{start}{layer}.lora{'_linear_layer' if network != 'unet' else ''}.{part}.weight"
 
 
+def oldest(network: str, layer: str, part: str) -> str:
+    """Where diffusers kept attention's changes in processors of their own; all else as a little later."""
+    before, at, linear = layer.rpartition(".to_")
+    if network == "unet":
+        name = linear.removesuffix(".0")
+        return f"unet.{before}.processor.to_{name}_lora.{part}.weight" if at else older(network, layer, part)
+    before, at, linear = layer.rpartition(".self_attn.")
+    name = linear.removesuffix("_proj")
+    start = f"text_encoder.text_model.{before}.self_attn"
+    return f"{start}.to_{name}_lora.{part}.weight" if at else older(network, layer, part)
+
+
 def adapters(network: str, layer: str, part: str) -> str:
     return f"base_model.model.{layer}.lora_{'A' if part == 'down' else 'B'}.default_0.weight"
 
@@ -110,7 +122,9 @@ def weights(sd: loading.StableDiffusion) -> dict[str, Tensor]:
 ALL = UNET_LAYERS | CONVOLUTIONS | ENDS
 
 
-@pytest.mark.parametrize("spell", [kohya, newest, older, adapters, comfy, original], ids=lambda spell: spell.__name__)
+@pytest.mark.parametrize(
+    "spell", [kohya, newest, older, oldest, adapters, comfy, original], ids=lambda spell: spell.__name__
+)
 def test_every_layout_is_one_lora(tmp_path, spell):
     sd, layers = model(tmp_path), dict(ALL)
     tensors = state(spell, "unet", layers)
