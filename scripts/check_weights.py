@@ -204,7 +204,7 @@ def replace_all(data: bytes, hand: random.Random) -> bytes:
 
 def of_settings(data: bytes, hand: random.Random) -> bytes:
     """Change a setting of a JSON file to something else."""
-    values = [None, True, -1, 0, 1.5, "x", [], {}, [1, 2], 10**30, float("nan"), "v_prediction", 2**31]
+    values: list[Any] = [None, True, -1, 0, 1.5, "x", [], {}, [1, 2], 10**30, float("nan"), "v_prediction", 2**31]
     settings = json.loads(data)
     settings[hand.choice(sorted(settings))] = hand.choice(values)
     return json.dumps(settings).encode() if hand.random() < 0.7 else data[: hand.randrange(len(data))]
