@@ -18,6 +18,7 @@ Optimizer = Literal["adam", "adam-mini", "sgd"]
 Reference = Literal["first", "current"]
 Compile = Literal["auto", "off", "whole", "regions"]
 Preset = Literal["paper", "sd15", "dragdiffusion", "masactrl", "small"]
+Prediction = Literal["epsilon", "v_prediction"]  # what a UNet was trained to predict, by diffusers' words
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -30,6 +31,7 @@ class UNetConfig:
     context_dim: int = 768
     groups: int = 32
     latent_channels: int = 4
+    prediction: Prediction = "epsilon"  # of the weights; whoever calls the UNet gets ε from either
 
 
 @dataclass(frozen=True)

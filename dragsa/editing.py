@@ -42,13 +42,14 @@ def edit(
     control: str | HookAt | None = None,
     supervision: Supervise | None = None,
     optimizer: Descend | None = None,
+    negative_prompt: str = "",
 ) -> EditResult:
     """Edit a picture by dragging points, by changing its prompt, or by both, without training anything.
 
     image: a picture of any mode, size and aspect; None to edit the one that `prompt` and `seed` generate; or a `Source`
     from `prepare`, which brings its own prompt and seed, so that one inversion serves many edits. drags: ((x, y), (x,
     y)), handle and target, in pixels of the picture as given. mask: of the picture's size, white may move.
-    target_prompt: the edited picture's; None leaves the prompt.
+    target_prompt: the edited picture's; None leaves the prompt. negative_prompt: what guidance leads away from.
 
     The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
     alone with these (`config.source_kv`), equal but for rounding.
@@ -63,12 +64,13 @@ def edit(
     config, given = EditConfig.paper() if config is None else config, isinstance(image, Source)
     if isinstance(control, str):
         config, control = replace(config, control=control), None  # type: ignore[arg-type]
-    checks.request(config, image, drags, mask, prompt)
+    checks.request(config, image, drags, mask, (prompt, negative_prompt))
     of_source = image.prompt if isinstance(image, Source) else prompt
     methods.control_at(config, sd.text, of_source, target_prompt or of_source)  # it raises, too
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
-    source = prepare(sd, image, prompt, seed, config, observe=observe) if not isinstance(image, Source) else image
+    told: dict[str, Any] = {"observe": observe, "negative_prompt": negative_prompt}
+    source = prepare(sd, image, prompt, seed, config, **told) if not isinstance(image, Source) else image
     report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
 
     branch = leave(sd, source, target_prompt, drags, mask, config, keep=given, control=control)
@@ -107,8 +109,7 @@ class Source:
 
     `latents`: its trajectory z_0 … z_T, (T + 1, 1, 4, h, w). `picture`: as given, or as generated. `adapted`: the LoRA
     that all its passes run under, if there is one. `recorded`, the one part that changes, is what its passes leave for
-    later edits; it begins as `begun`, and a copy by `dataclasses.replace`, which may have other latents, has an empty
-    one.
+    later edits; it begins as `begun`, and a copy by `dataclasses.replace`, which may have other latents, is empty.
     """
 
     picture: Image.Image
@@ -122,6 +123,7 @@ class Source:
     residual: float | None = None  # fixed-point inversion: the largest of its steps' last changes
     adapted: methods.Adapted | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    negative_prompt: str = ""  # of its passes and of its edits', where there is guidance
     begun: InitVar[Recording | None] = None
     recorded: Recording = field(init=False, compare=False)
 
@@ -146,20 +148,21 @@ def prepare(
     *,
     size: Size | None = None,
     observe: Observer | None = None,
+    negative_prompt: str = "",
 ) -> Source:
     """Encode a picture and invert it to z_T, or for None denoise a picture from the seed's noise: the trajectory.
 
     `size` (width, height), multiples of 8, is a generated picture's; by default a square of `config.size`. With
     `config.source_kv` "inversion" the K/V of these passes are kept for the edits, at the levels and in the blocks that
     the config controls; those of a generated picture are exact. With `config.lora_steps` a LoRA is trained on the
-    picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture that is yet to be
-    generated.
+    picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture yet to be generated.
     """
     config = EditConfig.paper() if config is None else config
     checks.settings(config)
+    sd.check_finite()
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
     if image is None:
-        return generate(sd, prompt, seed, config, (config.size, config.size) if size is None else size, report)
+        return generate(sd, prompt, seed, config, size or (config.size, config.size), report, negative_prompt)
     context, unet, adapted, residual = sd.embed(["", prompt])[1:], sd.unet, None, None  # (1, n, C)
     with report.stage("encode", 1):
         working = pictures.working_size(*image.size, config.size)
@@ -178,15 +181,17 @@ def prepare(
             latents, residual = found.latents, found.residuals.max().item()
         else:
             latents = ddim.invert(unet, z_0, context, schedule, progress=step, **told)  # (T + 1, 1, 4, h, w)
-    course = config.fixed_point, residual, adapted, report.seconds, recorded
+    course = config.fixed_point, residual, adapted, report.seconds, negative_prompt, recorded
     return Source(image, latents, prompt, seed, schedule, 1.0, False, *course)
 
 
-def generate(sd: StableDiffusion, prompt: str, seed: int, config: EditConfig, size: Size, report: Report) -> Source:
+def generate(
+    sd: StableDiffusion, prompt: str, seed: int, config: EditConfig, size: Size, report: Report, negative: str = ""
+) -> Source:
     """Denoise a picture of `size` (width, height) from the seed's noise."""
     checks.generation(config, size)
     schedule, recorded = Schedule(config.steps, config.variant), Recording().of(sd.unet)
-    uncond, context = sd.embed(["", prompt]).chunk(2)  # (1, n, C) each
+    uncond, context = sd.embed([negative, prompt]).chunk(2)  # (1, n, C) each
     generator = torch.Generator().manual_seed(seed)  # the CPU's, so that a seed is one picture on every device
     shape = 1, sd.unet.config.latent_channels, size[1] // 8, size[0] // 8
     z_T = torch.randn(shape, generator=generator).to(sd.device)
@@ -197,8 +202,8 @@ def generate(sd: StableDiffusion, prompt: str, seed: int, config: EditConfig, si
         )  # (T + 1, 1, 4, h, w), z_T first
     with report.stage("decode", 1):
         picture = pictures.to_picture(sd.decode(down[-1]))
-    course: dict[str, Any] = {"seconds": report.seconds, "begun": recorded}
-    return Source(picture, down.flip(0), prompt, seed, schedule, config.guidance, True, **course)
+    course = 0, None, None, report.seconds, negative, recorded
+    return Source(picture, down.flip(0), prompt, seed, schedule, config.guidance, True, *course)
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +254,8 @@ def leave(
     target_prompt = source.prompt if target_prompt is None else target_prompt
     changed, unet = target_prompt != source.prompt, source.unet_of(sd)
     level = config.steps - config.drag_step if drags and not changed else config.steps
-    uncond, context = sd.embed(["", source.prompt, target_prompt]).split([1, 2])  # (1, n, C); (2, n, C)
+    prompts = source.negative_prompt, source.prompt, target_prompt
+    uncond, context = sd.embed(prompts).split([1, 2])  # (1, n, C); (2, n, C)
     may_move, blend, grid = None, None, pictures.grid_size(source.working_size)
     if mask is not None:
         may_move = pictures.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
@@ -356,5 +362,6 @@ def trace_of(
         lora_losses=() if source.adapted is None else tuple(source.adapted.losses.tolist()),
         control=repr(branch.hook_at) if branch.own_control else None,
         source_kv=branch.kv.name,
+        negative_prompt=source.negative_prompt,
         seconds=seconds,
     )

@@ -13,15 +13,9 @@ import torch
 from torch import Tensor
 
 from dragsa.config import Variant, is_whole
+from dragsa.model.noise import TRAINING_STEPS, training_alpha_bars
 
-TRAINING_STEPS = 1000
 VARIANTS = get_args(Variant)
-
-
-def training_alpha_bars() -> Tensor:
-    """Return ᾱ of timesteps 0 … 999, float64 (1000,): β scaled-linear from 0.00085 to 0.012."""
-    beta = torch.linspace(0.00085**0.5, 0.012**0.5, TRAINING_STEPS, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - beta, dim=0)
 
 
 @dataclass(frozen=True)

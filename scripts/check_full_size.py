@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig
 
 import dragsa
+from dragsa import ddim
 from dragsa.config import UNetConfig, VAEConfig
 from dragsa.evaluation import training
 from dragsa.pictures import open_picture, save_picture, to_picture
@@ -41,6 +42,10 @@ def seeded(name: str, shape: list[int]) -> Tensor:
     """Return a tensor of the file, drawn by its name; matrices of unit gain and norms near one keep results finite."""
     if name.endswith("position_ids"):
         return torch.arange(shape[-1])[None]  # (1, 77)
+    if name in ("alphas_cumprod", "betas"):
+        alpha_bars = ddim.training_alpha_bars()  # (1000,)
+        before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]])
+        return (alpha_bars if name == "alphas_cumprod" else 1 - alpha_bars / before).half()
     if name == "model_ema.num_updates":
         return torch.zeros((), dtype=torch.int32)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(name.encode())))

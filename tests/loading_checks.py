@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_models
@@ -23,9 +24,9 @@ def relinked(folder: Path, target: Path, without: str = "") -> Path:
     return target
 
 
-def refused(path: Path, *words: str) -> str:
+def refused(path: Path, *words: str, **choices: Any) -> str:
     with pytest.raises(WeightsError) as caught:
-        loading.load(path)
+        loading.load(path, **choices)
     message = str(caught.value)
     for word in words:
         assert word in message

@@ -435,3 +435,21 @@ def test_the_masactrl_presets_control_is_the_stored_runs():
     assert config.control_step == stored["start_step"] and config.guidance == stored["guidance_scale"]
     assert config.control_blocks == tuple(range(stored["start_layer"] + 1, 17))
     assert config.variant == "masactrl" and config.control == "mutual" and config.lora_steps == 0
+
+
+def test_guidance_leads_away_from_the_negative_prompt(sd):
+    """Of a generated picture the source's passes, too; `dragsa.sample` with that prompt as `uncond` is the same."""
+    config = replace(CONFIG, guidance=3.0)
+    plain, away = (dragsa.prepare(sd, None, "a red disc", config=config, negative_prompt=no) for no in ("", "a cat"))
+    assert not torch.equal(plain.latents, away.latents) and away.negative_prompt == "a cat"
+    z, context, uncond = away.latents[-1], sd.embed(["a red disc"]), sd.embed(["a cat"])
+    expected = dragsa.sample(sd.unet, z, context, away.schedule, guidance=3.0, uncond=uncond)
+    torch.testing.assert_close(away.latents[0], expected[-1], rtol=0, atol=1e-4)
+
+    edited = dragsa.edit(sd, away, target_prompt="a dot", config=config)
+    alone = dragsa.edit(sd, None, prompt="a red disc", target_prompt="a dot", config=config, negative_prompt="a cat")
+    other = dragsa.edit(sd, plain, target_prompt="a dot", config=config)
+    assert edited.image.tobytes() == alone.image.tobytes() != other.image.tobytes()
+    assert edited.trace.negative_prompt == "a cat" and other.trace.negative_prompt == ""
+    with pytest.raises(ValueError, match="prepared with the negative prompt 'a cat'; prepare one for 'a dog'"):
+        dragsa.edit(sd, away, target_prompt="a dot", config=config, negative_prompt="a dog")

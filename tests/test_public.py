@@ -41,7 +41,10 @@ SIGNATURES = {
     "StableDiffusion.embed": "self, prompts",
     "UNet.forward": "self, z, t, context, attention=None, taps=(), until=None",
     "UNet.from_diffusers": "config, state",
-    "UNetConfig": ("widths=(320, 640, 1280, 1280), heads=(8, 8, 8, 8), context_dim=768, groups=32, latent_channels=4"),
+    "UNetConfig": (
+        "widths=(320, 640, 1280, 1280), heads=(8, 8, 8, 8), context_dim=768, groups=32, latent_channels=4, "
+        "prediction='epsilon'"
+    ),
     "UNetOutput": "eps, taps",
     "VAE.encode": "self, picture",
     "VAE.decode": "self, z",
@@ -53,7 +56,7 @@ SIGNATURES = {
     ),
     "edit": (
         "sd, image, drags=(), mask=None, prompt='', target_prompt=None, seed=42, config=None, *, observe=None, "
-        "control=None, supervision=None, optimizer=None"
+        "control=None, supervision=None, optimizer=None, negative_prompt=''"
     ),
     "invert": (
         "unet, z0, context, schedule, steps=None, guidance=1.0, uncond=None, progress=None, record=None, "
@@ -63,9 +66,9 @@ SIGNATURES = {
         "unet, z0, context, schedule, steps=None, guidance=1.0, uncond=None, progress=None, record=None, "
         "record_blocks=(11, 12, 13, 14, 15, 16), *, iterations=5, tolerance=0.001, attention=None"
     ),
-    "load": "path, device='cpu', dtype=torch.float32",
+    "load": "path, device='cpu', dtype=torch.float32, *, ema=None, vae=None, text_encoder=None, clip_skip=1",
     "motion_supervision_loss": "features, handles, targets, radius=1, grid=None, active=None, target_patch=None",
-    "prepare": "sd, image, prompt='', seed=42, config=None, *, size=None, observe=None",
+    "prepare": "sd, image, prompt='', seed=42, config=None, *, size=None, observe=None, negative_prompt=''",
     "sample": (
         "unet, z, context, schedule, start=None, stop=0, guidance=1.0, uncond=None, attention=None, "
         "progress=None, record=None, record_blocks=(11, 12, 13, 14, 15, 16), *, hook_at=None, rows=()"
@@ -84,13 +87,17 @@ OPTIONS = {
         "--lora-steps --lost-patience --lr --mask --mask-blocks --mask-threshold --no-blend --object-words "
         "--optimizer --out --path --patience --preset --prompt --quiet --radius --reach --reference --seed "
         "--sheet --size --source --source-kv --source-kv-memory --stall --steps --tap --target-prompt "
-        "--threads --track-radius --updates --variant --weights"
+        "--threads --track-radius --updates --variant --weights --clip-skip --embedding --ema --lora "
+        "--negative-prompt --no-ema --text-encoder --vae"
     ),
     "generate": (
         "--device --dtype --fixed-point --force --guidance --help --json --out --preset --prompt --quiet "
-        "--seed --size --steps --threads --variant --weights"
+        "--seed --size --steps --threads --variant --weights --clip-skip --embedding --ema --lora --negative-prompt "
+        "--no-ema --text-encoder --vae"
     ),
-    "info": "--help --json --size --verify --weights",
+    "info": (
+        "--help --json --size --verify --weights --clip-skip --embedding --ema --lora --no-ema --text-encoder --vae"
+    ),
     "bench": (
         "--baseline --chart --device --force --handles --help --json --markdown --modes --only --quick "
         "--quiet --repeats --sizes --steps --threads --updates --weights --width"

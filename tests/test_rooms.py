@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 # From left to right. The longest name that a module begins with is its place; rooms of one place are strangers.
 PLACES = (
     ("dragsa.files", "dragsa.config"),
-    ("dragsa.schedule",),
     ("dragsa.model.blocks",),
     ("dragsa.kernels",),
     ("dragsa.layouts",),
     ("dragsa.hooks",),
     ("dragsa.model",),
+    ("dragsa.schedule",),
     ("dragsa.ddim",),
     ("dragsa.pictures", "dragsa.loading"),
     ("dragsa.checks",),

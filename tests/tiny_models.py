@@ -151,9 +151,15 @@ def write_folder(
     return folder
 
 
+def schedule() -> dict[str, Tensor]:
+    """What a single file tells of its noise schedule, as far as it is read."""
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    return {"betas": beta.float(), "alphas_cumprod": torch.cumprod(1 - beta, dim=0).float()}
+
+
 def single_file_state(ema: bool = False) -> dict[str, Tensor]:
     """All tensors of a single file in the official layout, bookkeeping included; with EMA copies that differ."""
-    state = {name: torch.zeros(1000) for name in sd15_names.BOOKKEEPING}
+    state = {name: torch.zeros(1000) for name in sd15_names.BOOKKEEPING} | schedule()
     for component, part in (("unet", unet_state()), ("vae", vae_state()), ("text_encoder", text_state())):
         for name, value in part.items():
             theirs = sd15_names.to_single_file(component, name)

@@ -16,13 +16,14 @@ from dragsa.ddim import Schedule
 from dragsa.pictures import Size
 
 
-def request(config: EditConfig, image: Any, drags: Sequence[Any], mask: Any, prompt: str) -> None:
+def request(config: EditConfig, image: Any, drags: Sequence[Any], mask: Any, prompts: tuple[str, str]) -> None:
     """Raise a ValueError for an edit that cannot be made.
 
     image: a picture, an `editing.Source`, or None where one is to be generated. mask: as `pictures.open_mask` takes it.
+    prompts: the source's, and the negative one.
     """
     if image is not None and not isinstance(image, Image.Image):
-        made_for(config, image, prompt)
+        made_for(config, image, *prompts)
         image = image.picture
     settings(config, drags, mask, (config.size, config.size) if image is None else image.size)
 
@@ -62,22 +63,21 @@ def generation(config: EditConfig, size: Size) -> None:
         raise ValueError(f"a generated picture's sides are multiples of 8 from {least}, came {size[0]}×{size[1]}")
 
 
-def made_for(config: EditConfig, source: Any, prompt: str = "") -> None:
+def made_for(config: EditConfig, source: Any, prompt: str = "", negative: str = "") -> None:
     """Raise a ValueError where a source was prepared under other settings than the edit's."""
-    expected: dict[str, Any] = {"steps": config.steps, "variant": config.variant, "fixed_point": config.fixed_point}
-    schedule = source.schedule
-    made: dict[str, Any] = {"steps": schedule.steps, "variant": schedule.variant, "fixed_point": source.fixed_point}
-    expected["lora_steps"], made["lora_steps"] = config.lora_steps, 0
-    if source.adapted is not None:
-        made["lora_steps"] = len(source.adapted.losses)
-    if source.generated:
-        expected["fixed_point"] = 0  # nothing was inverted
-    else:
-        width, height = source.picture.size
-        expected["working size"] = pictures.working_size(width, height, config.size)
-        made["working size"] = source.working_size
-    for name, value in expected.items():
-        if made[name] != value:
-            raise ValueError(f"the source was prepared with {name} {made[name]!r}, and the edit has {value!r}")
-    if prompt not in ("", source.prompt):
-        raise ValueError(f"the source was prepared with the prompt {source.prompt!r}; prepare one for {prompt!r}")
+    schedule, inverted = source.schedule, not source.generated  # a generated picture has its own size
+    width, height = source.picture.size
+    size = pictures.working_size(width, height, config.size) if inverted else source.working_size
+    trained = 0 if source.adapted is None else len(source.adapted.losses)
+    for name, made, value in (
+        ("steps", schedule.steps, config.steps),
+        ("variant", schedule.variant, config.variant),
+        ("fixed_point", source.fixed_point, config.fixed_point if inverted else 0),
+        ("lora_steps", trained, config.lora_steps),
+        ("working size", source.working_size, size),
+    ):
+        if made != value:
+            raise ValueError(f"the source was prepared with {name} {made!r}, and the edit has {value!r}")
+    for what, asked, own in (("", prompt, source.prompt), ("negative ", negative, source.negative_prompt)):
+        if asked not in ("", own):
+            raise ValueError(f"the source was prepared with the {what}prompt {own!r}; prepare one for {asked!r}")

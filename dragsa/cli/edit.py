@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dragsa import files
 from dragsa.cli.options import Options, read_jobs
 from dragsa.cli.progress import Progress, one_line
+from dragsa.cli.weights import changes_of, load_changed
 from dragsa.config import DragConfig, EditConfig
 
 if TYPE_CHECKING:
@@ -74,17 +75,15 @@ class Session:
     def model(self, options: Options) -> StableDiffusion:
         import torch
 
-        from dragsa import loading
-
         if "threads" in options:
             torch.set_num_threads(options["threads"])
         path, device, dtype = weights_of(options), options.get("device", "cpu"), options.get("dtype", "float32")
-        key, begin = (path.resolve(), device, dtype), time.perf_counter()
+        key, begin = (path.resolve(), device, dtype, changes_of(options)), time.perf_counter()
         self.seconds_loading = 0.0
         if self._model is None or self._model[0] != key:
             self.progress.say(f"loading {path}")
             self._model = self._source = None
-            self._model = key, loading.load(path, device, getattr(torch, dtype))
+            self._model = key, load_changed(path, options)
             self.seconds_loading = time.perf_counter() - begin
         return self._model[1]
 
@@ -96,13 +95,15 @@ class Session:
 
         assert self._model is not None
         prompt, seed, size = options.get("prompt", ""), options.get("seed", 42), options.get("size")
+        negative = options.get("negative_prompt", "")
         trajectory = config.steps, config.variant, config.fixed_point, config.lora_steps
         guidance = config.guidance if picture is None else 1.0
-        key = self._model[0], options.get("image"), prompt, seed, config.size, size, *trajectory, guidance
+        key = self._model[0], options.get("image"), prompt, negative, seed, config.size, size, *trajectory, guidance
         if self._source is not None and self._source[0] == key:
             return self._source[1], True
         extent = size if isinstance(size, tuple) else None
-        self._source = key, editing.prepare(sd, picture, prompt, seed, config, size=extent, observe=self.progress)
+        told: dict[str, Any] = {"observe": self.progress, "negative_prompt": negative}
+        self._source = key, editing.prepare(sd, picture, prompt, seed, config, size=extent, **told)
         return self._source[1], False
 
 
@@ -111,7 +112,9 @@ def measured(options: Options, sd: StableDiffusion, seconds: Mapping[str, float]
     import torch
 
     given = {key: value for key, value in options.items() if key not in ("command", "version", "quiet")}
-    files = {key: str(value.resolve()) for key, value in given.items() if isinstance(value, Path)}
+    files: dict[str, Any] = {key: str(value.resolve()) for key, value in given.items() if isinstance(value, Path)}
+    for key in ("lora", "embedding"):
+        files |= {key: [str(one.within(Path.cwd())) for one in given[key]]} if key in given else {}
     return {
         "options": {**given, **files},  # a job file that does the same again
         "device": str(sd.device),
@@ -227,6 +230,7 @@ def run_generate(options: Options, progress: Progress) -> int:
         "command": "generate",
         "weights": sd.provenance,
         "prompt": source.prompt,
+        "negative_prompt": source.negative_prompt,
         "seed": source.seed,
         "size": list(source.picture.size),
         "config": asdict(config),

@@ -8,6 +8,7 @@ from typing import Any
 from dragsa.cli.edit import Session, weights_of
 from dragsa.cli.options import Options
 from dragsa.cli.progress import Progress
+from dragsa.cli.weights import files_taken
 
 
 def block_table(unet: Any, size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -41,7 +42,8 @@ def run_info(options: Options, progress: Progress) -> int:
     size = size if isinstance(size, tuple) else (size, size)
     if min(size) < 8 or size[0] % 8 or size[1] % 8:
         raise ValueError(f"--size: sides must be multiples of 8, came {size[0]}×{size[1]}")
-    verified = loading.verify(weights_of(options)) if options.get("verify") else []
+    path = weights_of(options)
+    verified = loading.verify(path, files_taken(path, options)) if options.get("verify") else []
     if not options.get("json"):
         for one in verified:  # before the loading, which may fail for the very reason that is looked for
             print(f"{one.sha256}  {one.file}: {one.known or 'not a published file'}")
@@ -54,6 +56,8 @@ def run_info(options: Options, progress: Progress) -> int:
         report = {
             "weights": sd.provenance,
             "stored": list(sd.config.stored),
+            "not_used": list(sd.config.unused),
+            "notes": list(sd.config.notes),
             "parameters": parameters,
             "size": list(size),
             "blocks": rows,
@@ -65,6 +69,10 @@ def run_info(options: Options, progress: Progress) -> int:
     else:
         print(sd.provenance)
         print("stored as " + ", ".join(sd.config.stored))
+        for note in sd.config.notes:
+            print(note)
+        if sd.config.unused:
+            print("not used: " + ", ".join(sd.config.unused))
         print("parameters: " + ", ".join(f"{name} {count:,}" for name, count in parameters.items()))
         lines = [["block", "diffusers", "original", f"grid at {size[0]}×{size[1]} px", "channels", "heads"]]
         for row in rows:

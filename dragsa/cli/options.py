@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -109,6 +109,42 @@ def listed(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
     return lambda text: tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
 
 
+@dataclass(frozen=True)
+class FileWith:
+    """A file and what was written behind it: a LoRA's scale, or an embedding's token, None where there was none."""
+
+    file: Path
+    extra: float | str | None = None
+
+    def __str__(self) -> str:
+        """Return the text that reads as this."""
+        return str(self.file) if self.extra is None else f"{self.file}:{self.extra}"
+
+    def within(self, folder: Path) -> FileWith:
+        """Return the same of a file whose path is relative to the folder."""
+        return FileWith(folder / self.file, self.extra)
+
+
+def lora(text: str) -> FileWith:
+    """Read FILE or FILE:SCALE; what is no number behind a colon belongs to the file's name."""
+    file, _, end = text.rpartition(":")
+    try:
+        number = float(end)
+    except ValueError:
+        return FileWith(Path(text))
+    if not math.isfinite(number) or not file:
+        raise argparse.ArgumentTypeError(f"must be FILE or FILE:SCALE, came {text!r}")
+    return FileWith(Path(file), number)
+
+
+def embedding(text: str) -> FileWith:
+    """Read FILE or FILE:TOKEN; a colon that a path goes on behind belongs to the file's name."""
+    file, _, token = text.rpartition(":")
+    if not file or not token or "/" in token or "\\" in token or token.endswith(".safetensors"):
+        return FileWith(Path(text))
+    return FileWith(Path(file), token)
+
+
 # Readers of settings, by the types that `config` gives them; of other types are words, which `get_args` knows.
 READERS: dict[Any, Reader] = {int: whole(0), int | None: whole_or_never, float: scale, bool: FLAG, str: str}
 READERS |= {tuple[int, ...]: blocks, tuple[str, ...]: listed(str)}
@@ -117,7 +153,16 @@ TYPES |= {"preset": config.Preset, "dtype": config.DType}
 
 SOURCE: Rows = (
     ("--prompt TEXT", "describes the source (default: nothing)", str),
+    ("--negative-prompt TEXT", "what guidance leads away from (default: nothing)", str),
     ("--seed N", "default 42", whole(0)),
+)
+CHANGES: Rows = (
+    ("--ema", "of a file with two copies of its UNet: the mean", {"action": argparse.BooleanOptionalAction}),
+    ("--vae PATH", "a file or folder to take the VAE from", Path),
+    ("--text-encoder PATH", "a file or folder to take the text encoder from", Path),
+    ("--clip-skip N", "read prompts at the text encoder's last layer (1), the one before (2), …", whole(1)),
+    ("--lora FILE[:SCALE]", "apply a LoRA (at 1); may be repeated", {"type": lora, "action": "append"}),
+    ("--embedding FILE[:TOKEN]", "a textual inversion; may be repeated", {"type": embedding, "action": "append"}),
 )
 OUTPUT: Rows = (
     ("--out PNG", "the result; required", Path),
@@ -140,6 +185,7 @@ EDIT: dict[str, Rows] = {
     ),
     "model": (
         ("--weights PATH", WEIGHTS_HELP, optional_path),
+        *CHANGES,
         ("--device DEVICE", "cpu (default), cuda, cuda:1, …", str),
         ("--dtype", "of the networks (default float32)"),
         ("--threads N", "CPU threads (default: PyTorch's choice)", whole(1)),
@@ -198,6 +244,7 @@ EDIT: dict[str, Rows] = {
 GENERATE = {"": SOURCE, "model": EDIT["model"], "schedule": EDIT["schedule"], "output": OUTPUT + WRITING}
 INFO: Rows = (
     ("--weights PATH", WEIGHTS_HELP, optional_path),
+    *CHANGES,
     ("--verify", "look the files' sha256 up among the published ones; exit code 1 if one is not known", FLAG),
     ("--size PX", "grids for a picture of this size (default 512)", extent),
     ("--json", "print JSON in place of tables", FLAG),
@@ -323,8 +370,17 @@ def read_jobs(path: Path) -> list[Options]:
             options = vars(parser.parse_args(["edit", *job_arguments(job, known)]))
         except ValueError as error:
             raise ValueError(f"{path}, job {n}: {error}") from None
-        read.append({key: path.parent / one if isinstance(one, Path) else one for key, one in options.items()})
+        read.append({key: within(path.parent, one) for key, one in options.items()})
     return read
+
+
+def within(folder: Path, value: Any) -> Any:
+    """Return an option's value with the paths in it relative to the folder."""
+    if isinstance(value, list):
+        return [within(folder, one) for one in value]
+    if isinstance(value, FileWith):
+        return value.within(folder)
+    return folder / value if isinstance(value, Path) else value
 
 
 def job_arguments(job: Mapping[str, Any], known: Mapping[str, argparse.Action]) -> list[str]:

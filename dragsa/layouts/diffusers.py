@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from dragsa.config import UNetConfig, VAEConfig
 
-_SD2 = "SD 2's UNet (context 1024, linear projections); dragsa takes SD 1.5's"
+_SD2 = "SD 2's UNet (context 1024, linear projections), which SD-Turbo has too; dragsa takes SD 1.5's"
+_LCM = "an LCM's UNet (its guidance is an input, time_cond_proj_dim); dragsa takes SD 1.5's, and an LCM-LoRA of it"
+_DISTILLED = "a distilled UNet with fewer layers (BK-SDM, as small-sd and tiny-sd); dragsa takes SD 1.5's: "
 _LOOK_ALIKES = {
     ("in_channels", 9): "an inpainting UNet (9 input channels); dragsa takes SD 1.5's, which has 4",
+    ("in_channels", 8): "a UNet edited by instructions (InstructPix2Pix, 8 input channels); dragsa takes SD 1.5's",
     ("addition_embed_type", "text_time"): "SDXL's UNet (added text and size embeddings); dragsa takes SD 1.5's",
     ("use_linear_projection", True): _SD2,
     ("cross_attention_dim", 1024): _SD2,
@@ -46,14 +50,17 @@ _VAE: dict[str, Any] = {
 
 
 def unet_config(config: Mapping[str, Any]) -> UNetConfig:
-    """Read diffusers' UNet2DConditionModel settings.
+    """Read diffusers' UNet2DConditionModel settings, with the `prediction_type` of its scheduler's.
 
     Raises a ValueError that names the first setting which is not SD 1.5's, and look-alikes by what they are.
     """
     for (key, value), what in _LOOK_ALIKES.items():
         if config.get(key) == value:
             raise ValueError(f"this is {what}")
-    _check(config, _UNET, "UNet")
+    if config.get("time_cond_proj_dim") is not None:
+        raise ValueError(f"this is {_LCM}")
+    distilled = config.get("layers_per_block") == 1 or config.get("mid_block_type", "") is None
+    _check(config, _UNET, f"this is {_DISTILLED}UNet" if distilled else "UNet")
     channels, widths = config.get("in_channels", 4), tuple(config.get("block_out_channels", UNetConfig.widths))
     if config.get("out_channels", channels) != channels:
         raise ValueError(f"UNet config: out_channels must be in_channels, came {config['out_channels']}, {channels}")
@@ -67,7 +74,8 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
     for width, n in zip(widths, heads, strict=True):
         if width % n or width % groups:
             raise ValueError(f"UNet config: width {width} is not a multiple of its {n} heads and {groups} groups")
-    return UNetConfig(widths, heads, config.get("cross_attention_dim", 1280), groups, channels)
+    context, prediction = config.get("cross_attention_dim", 1280), config.get("prediction_type", "epsilon")
+    return UNetConfig(widths, heads, context, groups, channels, prediction)
 
 
 def vae_config(config: Mapping[str, Any]) -> VAEConfig:
@@ -77,7 +85,9 @@ def vae_config(config: Mapping[str, Any]) -> VAEConfig:
     groups = config.get("norm_num_groups", 32)
     if len(widths) != 4 or any(width % groups for width in widths):
         raise ValueError(f"VAE config: four widths, multiples of {groups} groups, came {list(widths)}")
-    scaling = config.get("scaling_factor", 0.18215)
+    scaling = VAEConfig.scaling_factor if config.get("scaling_factor") is None else config["scaling_factor"]
+    if isinstance(scaling, bool) or not isinstance(scaling, int | float) or not 0 < scaling < math.inf:
+        raise ValueError(f"VAE config: scaling_factor must be a positive number, came {scaling!r}")
     return VAEConfig(widths, groups, config.get("latent_channels", 4), scaling)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dragsa.layouts.fitting import WeightsError
-from dragsa.loading.names import LDM, UNET
+from dragsa.loading.names import LDM, UNET, VAE
 from dragsa.loading.safetensors import TensorInfo
 
 REPOSITORY = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -39,6 +39,7 @@ KNOWN_FILES = _known("""
     d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334 492265874 text_encoder/model.safetensors
     77795e2023adcf39bc29a884661950380bd093cf0750a966d473d1718dc9ef4e - text_encoder/model.fp16.safetensors
 """)
+PUBLISHED_WITH_EMA = tuple(entry for entry in KNOWN_FILES if entry.name == "v1-5-pruned.safetensors")
 SHIPPED_FILES = _known(
     """
     cf7a7611a61cd11bbc2e5168ee17b6d203c0f3343f91e156f0bc4e62636a774a 282776 text_encoder/model.safetensors
@@ -57,18 +58,25 @@ class Verified(NamedTuple):
     known: str | None
 
 
-def verify(path: str | Path) -> list[Verified]:
-    """Hash a weights file, or every safetensors file in a folder and below it, and look each up among the known.
+def verify(path: str | Path, taken: Sequence[Path] = ()) -> list[Verified]:
+    """Hash the files that loading takes of `path`, and look each up among the known.
 
-    Known are SD 1.5's published files and those of the small model that ships. Raises WeightsError if there is no file.
+    taken: those files; without any, the file itself, or every safetensors file in the folder and below it. Known are SD
+    1.5's published files and those of the small model that ships. Raises WeightsError if there is no file.
     """
     path = Path(path)
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
+    files = sorted(taken) or (sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])
     if not files or not files[0].exists():
         raise WeightsError(f"{path}: there is no safetensors file")
     known = {entry.sha256: entry.name for entry in (*KNOWN_FILES, *SHIPPED_FILES)}
     hashed = ((file, sha256(file)) for file in files)
     return [Verified(file, digest, known.get(digest)) for file, digest in hashed]
+
+
+def is_one_of(file: Path, published: Sequence[KnownFile]) -> bool:
+    """Tell if this is one of the files: by length first, so that hardly any other file is hashed."""
+    alike = [entry for entry in published if entry.size == file.stat().st_size]
+    return bool(alike) and sha256(file) in [entry.sha256 for entry in alike]
 
 
 def sha256(file: Path) -> str:
@@ -77,20 +85,35 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(raw, "sha256").hexdigest()
 
 
-# Parts of tensors' names that tell a kind of model, each in lower case.
-_MARKS = (
+# Parts of tensors' names that tell a kind of model, each in lower case: of a file without a UNet, since whole models
+# may have leftovers of these beside it; of one that is no whole model; and of its UNet alone.
+_WITHOUT_UNET = (
     (("control_model.", "controlnet_", "input_hint_block."), "a ControlNet"),
-    (("lora", "hada_w", "lokr_w"), "a LoRA, which only changes a model"),
-    (("conditioner.embedders.", "add_embedding.", "label_emb."), "Stable Diffusion XL (SDXL)"),
-    (("joint_blocks.", "double_blocks.", "double_stream"), "a diffusion transformer (SD 3, Flux)"),
+    (("lora", "hada_w", "lokr_w"), "a LoRA, which only changes a model; give it with the model, by --lora"),
     (("motion_modules.",), "an animation module"),
-    (("string_to_param", "emb_params"), "a textual inversion"),
+    (("string_to_param", "emb_params"), "a textual inversion; give it with the model, by --embedding"),
 )
-_CHANNELS = {9: "an inpainting model (9 input channels)", 8: "a model edited by instructions (8 input channels)"}
-_CONTEXTS = {1024: "Stable Diffusion 2.x (context 1024, often v-prediction)", 2048: "Stable Diffusion XL (SDXL)"}
+_NOT_WHOLE = (
+    (("conditioner.embedders.", "add_embedding."), "Stable Diffusion XL (SDXL)"),
+    (("joint_blocks.", "double_blocks.", "double_stream"), "a diffusion transformer (SD 3, Flux)"),
+)
+_WITHIN = (
+    (("label_emb.",), "Stable Diffusion XL (SDXL)"),
+    (("joint_blocks.", "double_blocks."), "a diffusion transformer (SD 3, Flux)"),
+    (("time_embed.cond_proj.",), "an LCM, whose guidance is an input of its UNet; take an SD 1.5 and the LCM-LoRA"),
+)
+_CHANNELS = {
+    9: "an inpainting model (9 input channels)",
+    8: "a model edited by instructions (InstructPix2Pix, 8 input channels)",
+}
+_CONTEXTS = {
+    1024: "Stable Diffusion 2.x (context 1024, often v-prediction), as SD-Turbo is",
+    2048: "Stable Diffusion XL (SDXL)",
+}
+_DISTILLED = "a distilled model without a middle block (BK-SDM, as small-sd and tiny-sd)"
 # Beginnings of tensors' names where there is no UNet by the single file's names.
 _ALONE = (
-    (("first_stage_model.", "encoder.conv_in.", "decoder.conv_in."), "a VAE alone"),
+    (("first_stage_model.", "encoder.conv_in.", "decoder.conv_in."), "a VAE alone; give it with the model, by --vae"),
     (
         ("down_blocks.", "time_embedding."),
         "a UNet alone, by diffusers' names; it goes into a folder with the other parts",
@@ -105,14 +128,26 @@ def look_alike(tensors: Mapping[str, TensorInfo]) -> str | None:
     def holds(*beginnings: str) -> bool:
         return any(name.startswith(beginnings) for name in tensors)
 
-    lower = "\n".join(tensors).lower()
-    if what := next((what for marks, what in _MARKS if any(mark in lower for mark in marks)), None):
-        return what
+    has_unet = holds(f"{LDM[UNET]}.")
+    whole = has_unet and holds(f"{LDM[VAE]}.") and holds("cond_stage_model.")
+    lower, of_unet = "\n".join(tensors).lower(), "\n".join(name for name in tensors if name.startswith(LDM[UNET]))
+    kinds = [
+        (of_unet, _WITHIN),
+        *([] if whole else [(lower, _NOT_WHOLE)]),
+        *([] if has_unet else [(lower, _WITHOUT_UNET)]),
+    ]
+    for text, marked in kinds:
+        if what := next((what for marks, what in marked if any(mark in text for mark in marks)), None):
+            return what
     first = tensors.get(f"{LDM[UNET]}.input_blocks.0.0.weight")
     if first and (what := _CHANNELS.get((*first.shape, 0, 0)[1])):
         return what
     keys = (info.shape for name, info in tensors.items() if info.shape and name.endswith("attn2.to_k.weight"))
     context = 1024 if holds("cond_stage_model.model.") else next(keys, (0,))[-1]
-    if context in _CONTEXTS or holds(f"{LDM[UNET]}.", "model_ema.diffusion_model"):
-        return _CONTEXTS.get(context)
+    if context in _CONTEXTS:
+        return _CONTEXTS[context]
+    if holds(f"{LDM[UNET]}.output_blocks.") and not holds(f"{LDM[UNET]}.middle_block."):
+        return _DISTILLED
+    if has_unet or holds("model_ema.diffusion_model"):
+        return None
     return next((what for beginnings, what in _ALONE if holds(*beginnings)), None)

@@ -5,6 +5,7 @@ Names in, names out; no file is opened here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 UNET, VAE, TEXT = "unet", "vae", "text_encoder"  # the networks, by their folders' names
@@ -18,6 +19,14 @@ _SCHEDULE = """
 """
 BOOKKEEPING = frozenset(_SCHEDULE.split()) | {"model_ema.decay", "model_ema.num_updates"}
 POSITIONS = "embeddings.position_ids"  # 0 … 76 in the text encoder, written by some versions of transformers
+
+# Tensors within the networks' names that no result depends on: the VAE's training, CLIP's other half.
+_UNUSED = {
+    UNET: re.compile(r"(?!)"),  # none
+    VAE: re.compile(r"loss\.|model_ema\."),
+    TEXT: re.compile(r"(.*\.)?(logit_scale|text_projection|visual_projection|vision_model)(\..*)?$"),
+}
+_ROOTS = {UNET: "model.diffusion_model.", VAE: "first_stage_model.", TEXT: "cond_stage_model."}
 
 LDM = {UNET: "model.diffusion_model", VAE: "first_stage_model", TEXT: "cond_stage_model.transformer.text_model"}
 
@@ -129,6 +138,24 @@ def from_single_file(name: str) -> tuple[str, str] | None:
         return None
     component, _, rest = new.partition(".")
     return component, rest
+
+
+def is_unused(component: str, name: str) -> bool:
+    """Tell if a tensor of this name, in a network's own file or folder, is known to be of no use."""
+    return bool(_UNUSED[component].match(name))
+
+
+def is_outside(name: str) -> bool:
+    """Tell if a tensor of a single file belongs to none of the three networks, or is known to be of no use there."""
+    for component, root in _ROOTS.items():
+        if name.startswith(root):
+            return is_unused(component, name.removeprefix(root))
+    return True
+
+
+def network_of(name: str) -> str | None:
+    """Return the network that a single file's tensor stands in by the beginning of its name."""
+    return next((component for component, root in _ROOTS.items() if name.startswith(root)), None)
 
 
 def to_single_file(component: str, name: str) -> str:

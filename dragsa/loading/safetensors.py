@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 class TensorInfo(NamedTuple):
     """A tensor as a safetensors file describes it; `start` and `end` are bytes from the beginning of the file."""
 
+    file: Path
     name: str
     dtype: str
     shape: Shape
@@ -51,21 +53,27 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
         if len(header) < length:
             raise WeightsError(f"{file}: the file is cut short, within its header; download it again")
         entries = json.loads(header)
-        tensors = {}
+        tensors, origin = {}, 8 + length
         for name in entries.keys() - {"__metadata__"}:
             begin, end = entries[name]["data_offsets"]
             shape = tuple(entries[name]["shape"])
-            tensors[name] = TensorInfo(name, entries[name]["dtype"], shape, 8 + length + begin, 8 + length + end)
-        promised = max((info.end for info in tensors.values()), default=8 + length)
+            tensors[name] = TensorInfo(file, name, entries[name]["dtype"], shape, origin + begin, origin + end)
+        promised = max((info.end for info in tensors.values()), default=origin)
         if size < promised:
             raise WeightsError(f"{file}: the file is cut short, {size} of {promised} bytes; download it again")
         with safe_open(file, framework="pt"):  # this checks everything else that the format asks for
             pass
     except WeightsError:
         raise
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{file}: damaged ({one_line(error)}); download it again") from None
     return dict(sorted(tensors.items()))
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """Return the words that a safetensors file's header has beside its tensors; `read_header` has checked the file."""
+    with safe_open(file, framework="pt") as mapped:
+        return mapped.metadata() or {}
 
 
 def _not_safetensors(file: Path, start: bytes) -> str:
@@ -74,6 +82,10 @@ def _not_safetensors(file: Path, start: bytes) -> str:
         return "the file is empty"
     if start.startswith(b"version https://git-lfs"):
         return "this is Git LFS's pointer to the weights, not the weights; run `git lfs pull`"
+    if start.startswith(b"GGUF") or file.suffix.lower() == ".gguf":
+        return (
+            "this is a GGUF file (quantised weights); dragsa takes safetensors, in float32, bfloat16, float16 or float8"
+        )
     pickled = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     if pickled or start.startswith(b"PK\x03\x04") or file.suffix.lower() in PICKLES:
         return "this is a pickle (PyTorch's own format), which can run any code and is never opened; get .safetensors"
@@ -81,21 +93,29 @@ def _not_safetensors(file: Path, start: bytes) -> str:
 
 
 def read_tensors(
-    file: Path, tensors: Mapping[str, TensorInfo], device: torch.device, dtype: torch.dtype
+    tensors: Mapping[str, TensorInfo], device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Read the tensors to the device: mapped where they are stored as wanted, else converted one at a time."""
-    found = {}
-    with safe_open(file, framework="pt") as mapped, file.open("rb") as raw:
+    """Read the tensors to the device: mapped where they are stored as wanted, else converted one at a time.
+
+    By default on the CPU, each in the type that it is stored in.
+    """
+    device, found = torch.device("cpu") if device is None else device, {}
+    with ExitStack() as opened:
+        files = {
+            file: (opened.enter_context(safe_open(file, framework="pt")), opened.enter_context(file.open("rb")))
+            for file in dict.fromkeys(info.file for info in tensors.values())
+        }
         for name, info in tensors.items():
-            stored = DTYPES[info.dtype]
+            stored, (mapped, raw) = DTYPES[info.dtype], files[info.file]
+            wanted = stored if dtype is None else dtype
             # Older writers let tensors begin at any byte; one that is not aligned cannot be used in place.
-            if stored == dtype and device.type == "cpu" and info.start % dtype.itemsize == 0:
+            if stored == wanted and device.type == "cpu" and info.start % wanted.itemsize == 0:
                 tensor = mapped.get_tensor(info.name)
             else:  # read beside the mapping, or the file's pages would pile up next to the converted values
                 buffer = bytearray(info.end - info.start)
                 raw.seek(info.start)
                 raw.readinto(buffer)
-                tensor = torch.frombuffer(buffer, dtype=stored).to(device, dtype)
+                tensor = torch.frombuffer(buffer, dtype=stored).to(device, wanted)
             found[name] = tensor.reshape(info.shape)
     return found
 

@@ -13,6 +13,10 @@ from dragsa.layouts.fitting import Shape, WeightsError
 from dragsa.loading.safetensors import one_line
 from dragsa.model import text
 
+LAYERS = 12  # of CLIP's text model in SD 1.5; a single file has no settings to tell
+WIDTH = 768  # likewise
+SMALL_LAYERS = 2  # of that in the small model that ships, and in others as narrow
+
 
 def read_settings(file: Path) -> dict[str, Any]:
     """Return a JSON file's settings. Raises WeightsError if it is missing, or holds something else."""
@@ -20,7 +24,7 @@ def read_settings(file: Path) -> dict[str, Any]:
         raise WeightsError(f"{file}: the file is missing")
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # not JSON, or not text
+    except (ValueError, RecursionError) as error:  # not JSON, or not text, or nested without end
         raise WeightsError(f"{file}: not JSON ({one_line(error)})") from None
     if not isinstance(settings, dict):
         raise WeightsError(f"{file}: settings must be a JSON object")
@@ -47,7 +51,8 @@ def vae_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
 def text_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """Return transformers' settings for a CLIP text model known by its shapes alone."""
     norms = ["final_layer_norm.weight", "final_layer_norm.bias", "encoder.layers.0.layer_norm1.weight"]
-    width = _commonest(shapes, norms, 0, 768)
+    width = _commonest(shapes, norms, 0, WIDTH)
+    layers = len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")})
     vocabulary = _commonest(shapes, ["embeddings.token_embedding.weight"], 0, 49408)
     return {
         "vocab_size": vocabulary,
@@ -56,7 +61,7 @@ def text_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         "max_position_embeddings": _commonest(shapes, ["embeddings.position_embedding.weight"], 0, 77),
         "hidden_size": width,
         "intermediate_size": _commonest(shapes, [f"encoder.layers.{n}.mlp.fc1.bias" for n in range(3)], 0, 4 * width),
-        "num_hidden_layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+        "num_hidden_layers": LAYERS if layers > SMALL_LAYERS or width >= WIDTH else SMALL_LAYERS,
         "num_attention_heads": max(1, width // text.HEAD_WIDTH),
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,

@@ -6,21 +6,23 @@ loading a file in its own type makes no second copy of it. Names and shapes must
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from dragsa import pictures
 from dragsa.config import UNetConfig, VAEConfig
 from dragsa.layouts import fitting
 from dragsa.layouts.fitting import WeightsError
 from dragsa.loading import names
-from dragsa.loading.folder import open_folder
-from dragsa.loading.parts import check_fit
+from dragsa.loading.folder import find_snapshot, open_folder
+from dragsa.loading.one_network import open_one
+from dragsa.loading.parts import Opened, Wanted, check_fit, check_together
 from dragsa.loading.safetensors import one_line, read_tensors
 from dragsa.loading.single_file import open_single_file
 from dragsa.loading.tokenizer import find_tokenizer
@@ -39,9 +41,12 @@ class ModelConfig:
     path: Path
     layout: str  # "single file" or "diffusers folder"
     files: tuple[Path, ...]
-    copy: str  # which of the UNet's two copies in a single file: "EMA", or "the only one"
+    copy: str  # which of the UNet's two copies in a single file: "EMA", "plain", or "the only one"
     stored: tuple[str, ...]  # the types found in the files: "F16", "F32", ...
     tokenizer: Path  # the folder it was read from
+    changes: tuple[str, ...] = ()  # what makes it another model than the files', in words
+    unused: tuple[str, ...] = ()  # what the files hold and no result depends on
+    notes: tuple[str, ...] = ()  # what the files say to the one who runs the model
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +66,24 @@ class StableDiffusion:
     def provenance(self) -> str:
         """The weights' origin, in words."""
         config = self.config
-        which = "" if config.copy == "the only one" else f", {config.copy} weights"
-        return f"{config.path} ({config.layout}{which})"
+        which = [] if config.copy == "the only one" else [f"{config.copy} weights"]
+        kind = ["v-prediction"] if config.unet.prediction == "v_prediction" else []
+        return f"{config.path} ({', '.join([config.layout, *which, *kind, *config.changes])})"
+
+    def check_finite(self) -> None:
+        """Raise a WeightsError that lists the weights which are NaN or infinite, if there are any."""
+        parts: dict[str, nn.Module] = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text.model}
+        named = (
+            (f"{part}.{name}", value) for part, module in parts.items() for name, value in module.named_parameters()
+        )
+        # The sum of a tensor is not finite if one of its values is not; where it is too large itself, look again.
+        odd = [
+            name
+            for name, value in named
+            if not value.sum(dtype=torch.float32).isfinite() and not value.float().isfinite().all()
+        ]
+        if odd:
+            raise WeightsError(f"{self.config.path}: {fitting.listed('weights are NaN or infinite', odd)}")
 
     @torch.no_grad()
     def encode(self, image: Image.Image | Tensor) -> Tensor:
@@ -87,42 +108,97 @@ class StableDiffusion:
         return self.text.embed(prompts)
 
 
-def load(path: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusion:
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    ema: bool | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    clip_skip: int = 1,
+) -> StableDiffusion:
     """Load SD 1.5, or a model of its structure, from a single safetensors file or a diffusers folder.
 
     The networks are frozen, in evaluation mode, and hold `dtype`. On the CPU, tensors stored in that type stay mapped
     to the file, which must not be overwritten in place while they are used; others are converted one at a time.
 
+    ema: of a file with two copies of its UNet take the running mean; None does so for the published file alone. vae,
+    text_encoder: files or folders to take these networks from. clip_skip: the text encoder's layer that prompts are
+    read at, 1 for its last, 2 for the one before. What a file holds beside its networks is named in a warning.
+
     Raises WeightsError for whatever is not complete weights of SD 1.5's structure, with the names that do not fit, and
     where no tokenizer is found; ValueError for a device or type that cannot be used.
     """
-    path, device = Path(path), usable(device, dtype)
-    if not path.exists():
-        raise WeightsError(f"{path}: there is no such file or folder")
-    opened = open_folder(path, dtype) if path.is_dir() else open_single_file(path)
-    check_fit(path, opened)
-    tokenizer = opened.tokenizer or find_tokenizer(path)
-    unet, vae, text_model = (part.module for part in opened.parts)
+    path, device = find_snapshot(Path(path)), usable(device, dtype)
+    instead = _instead(vae, text_encoder)
+    opened = open_model(path, Wanted(dtype, ema, clip_skip), instead)
+    if opened.unused:
+        warnings.warn(f"{path}: not used: {fitting.listed('names', opened.unused)}", stacklevel=2)
+    parts = opened.parts
+    tokenizer = opened.tokenizer or find_tokenizer(path, *([instead[names.TEXT]] if names.TEXT in instead else []))
     try:
-        encoder = text.TextEncoder(text_model, text.load_tokenizer(tokenizer))
+        encoder = text.TextEncoder(parts[names.TEXT].module, text.load_tokenizer(tokenizer))
     except Exception as error:  # whatever transformers makes of a damaged tokenizer
         raise WeightsError(f"{tokenizer}: {one_line(error)}") from None
-    for part in opened.parts:
+    for part in parts.values():
         keys = {names.newest(part.component, key): key for key in part.module.state_dict()}
-        tensors = read_tensors(part.file, part.tensors, device, dtype)
+        tensors = read_tensors(part.tensors, device, dtype)
         fitting.adopt(part.module, {keys[name]: tensor for name, tensor in tensors.items()})
+    unet, decoder = parts[names.UNET].module, parts[names.VAE].module
+    skipped = () if clip_skip == 1 else (f"clip skip {clip_skip}",)
     config = ModelConfig(
         unet=unet.config,
-        vae=vae.config,
+        vae=decoder.config,
         tokens=encoder.tokens,
         path=path,
         layout="diffusers folder" if path.is_dir() else "single file",
-        files=tuple(dict.fromkeys(part.file for part in opened.parts)),
+        files=opened.files,
         copy=opened.copy,
-        stored=tuple(sorted({info.dtype for part in opened.parts for info in part.tensors.values()})),
+        stored=tuple(sorted({info.dtype for part in parts.values() for info in part.tensors.values()})),
         tokenizer=tokenizer,
+        changes=(*(f"{names.WORDS[name]} of {other}" for name, other in instead.items()), *skipped),
+        unused=opened.unused,
+        notes=opened.notes,
     )
-    return StableDiffusion(unet, vae, encoder.to(device).eval(), config)
+    return StableDiffusion(unet, decoder, encoder.to(device).eval(), config)
+
+
+def files_of(
+    path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    ema: bool | None = None,
+    vae: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    clip_skip: int = 1,
+) -> tuple[Path, ...]:
+    """Return the weights files that `load` takes under these arguments. Raises WeightsError as it does."""
+    return open_model(find_snapshot(Path(path)), Wanted(dtype, ema, clip_skip), _instead(vae, text_encoder)).files
+
+
+def _instead(vae: str | Path | None, text_encoder: str | Path | None) -> dict[str, Path]:
+    """Return the files or folders that take the place of a model's networks, by component."""
+    others = {names.VAE: vae, names.TEXT: text_encoder}
+    return {name: Path(other) for name, other in others.items() if other is not None}
+
+
+def open_model(path: Path, wanted: Wanted = Wanted(), instead: Mapping[str, Path] | None = None) -> Opened:  # noqa: B008
+    """Open a model without reading a value: its networks, all of which fit. instead: by component, where from."""
+    instead = {} if instead is None else instead
+    if not path.exists():
+        raise WeightsError(f"{path}: there is no such file or folder")
+    opened = (open_folder if path.is_dir() else open_single_file)(path, wanted, instead)
+    check_fit(path, opened.parts.values(), opened.left_over)
+    unused = opened.unused
+    for component, other in instead.items():
+        network = open_one(other, component, wanted)
+        check_fit(other, [network.part], network.left_over)
+        opened.parts[component] = network.part
+        unused = (*unused, *(f"{name} of {other}" for name in network.unused))
+    check_together(path, opened.parts)
+    parts = {component: opened.parts[component] for component in names.WORDS}
+    return opened._replace(parts=parts, unused=unused)
 
 
 def usable(device: str | torch.device, dtype: torch.dtype) -> torch.device:

@@ -19,13 +19,14 @@ def has_tokenizer(folder: Path) -> bool:
     return pair or (folder / "tokenizer.json").is_file()
 
 
-def find_tokenizer(file: Path) -> Path:
+def find_tokenizer(file: Path, *others: Path) -> Path:
     """Return the folder with a single file's tokenizer: beside it, in the Hugging Face cache, or downloaded to there.
 
-    Raises WeightsError where there is none.
+    others: files or folders beside which it may be as well. Raises WeightsError where there is none.
     """
-    beside = file.resolve().parent
-    for folder in (file.parent / "tokenizer", file.parent, beside / "tokenizer", *_cached_tokenizers()):
+    beside = [folder for one in (file, *others) for folder in (one.parent, one.resolve().parent, one)]
+    folders = [inside for folder in beside for inside in (folder / "tokenizer", folder)]
+    for folder in (*folders, *_cached_tokenizers()):
         if has_tokenizer(folder):
             return folder
     try:

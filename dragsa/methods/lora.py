@@ -6,10 +6,12 @@ first UNet stays as it is.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
@@ -18,7 +20,7 @@ from dragsa.config import LoRAConfig
 from dragsa.hooks import AttentionHook
 from dragsa.layouts import fitting
 from dragsa.layouts.fitting import Shape, WeightsError
-from dragsa.loading import LoRA
+from dragsa.loading import LAYERS, LoRA, StableDiffusion
 from dragsa.model.layers import Attention
 from dragsa.model.unet import UNet, UNetOutput
 
@@ -44,30 +46,61 @@ def start(unet: UNet, rank: int = LoRAConfig.rank, seed: int = 42) -> LoRA:
     return LoRA(down, {name: torch.zeros(m, rank, device=device) for name, (m, _) in layers.items()})
 
 
+def apply_to(sd: StableDiffusion, lora: LoRA, strength: float = 1.0, name: str = "") -> StableDiffusion:
+    """Return the model under a LoRA of its UNet, of its text encoder or of both; `sd` itself is not changed.
+
+    name: the LoRA's in the model's provenance. Layers of the text encoder that a clip skip leaves out change nothing.
+    Raises WeightsError that lists layers which are none of the model's, and misshapen ones.
+    """
+    unet, text = apply(sd.unet, lora, strength), sd.text
+    if lora.text is not None:
+        read_at = text.model.config.num_hidden_layers
+        kept = [layer for layer in lora.text.down if not read_at <= int(layer.split(".")[2]) < LAYERS]
+        own = LoRA({layer: lora.text.down[layer] for layer in kept}, {layer: lora.text.up[layer] for layer in kept})
+        text = text.with_weights(merged(text.model, own, strength))
+    told = f"LoRA {name or 'of rank ' + str(lora.rank)} at {strength:g}"
+    config = replace(sd.config, changes=(*sd.config.changes, told), notes=(*sd.config.notes, *lora.notes))
+    return replace(sd, unet=unet, text=text, config=config)
+
+
 def apply(unet: UNet, lora: LoRA, strength: float = 1.0) -> UNet:
     """Return the UNet with weights W + strength · up · down, frozen. It shares all other tensors with `unet`.
 
-    `unet` itself is not changed. For an edit: `dataclasses.replace(sd, unet=lora.apply(sd.unet, found))`. Raises
-    WeightsError that lists layers which are no attention layer's of this UNet, and misshapen ones.
+    `unet` itself is not changed. A LoRA's part for the text encoder plays no role here: see `apply_to`. Raises
+    WeightsError that lists layers which are none of this UNet's, and misshapen ones.
     """
-    layers = attention_layers(unet)  # a LoRA may leave out some
-    given = {name: (lora.up[name].shape[0], down.shape[1]) for name, down in lora.down.items()}
-    if problem := fitting.misfit({name: shape for name, shape in layers.items() if name in given}, given):
-        raise WeightsError(f"the LoRA does not fit the UNet's attention: {problem}")
-    with torch.device("meta"):
-        changed = UNet(unet.config)
     with torch.no_grad():
-        return fitting.adopt(changed, {**unet.state_dict(), **merged(unet, lora, strength)})
+        return sharing(unet, merged(unet, lora, strength))
 
 
-def merged(unet: UNet, lora: LoRA, strength: float = 1.0) -> dict[str, Tensor]:
-    """Return the changed weights by their names in the UNet, in its type; differentiable in `up` and `down`."""
+def sharing(unet: UNet, changed: Mapping[str, Tensor]) -> UNet:
+    """Return another UNet, frozen, that shares every tensor with this one but those that are changed."""
+    with torch.device("meta"):
+        other = UNet(unet.config)
+    return fitting.adopt(other, {**unet.state_dict(), **changed})
+
+
+def merged(network: nn.Module, lora: LoRA, strength: float = 1.0) -> dict[str, Tensor]:
+    """Return the changed weights by their names in the network, in its type; differentiable in `up` and `down`.
+
+    Raises WeightsError for layers that the network does not have, and for misshapen ones.
+    """
+    weights = {name.removeprefix("text_model."): (name, weight) for name, weight in network.named_parameters()}
+    wanted = {name: _shape(weight.shape) for name, (_, weight) in weights.items()}
+    given = {f"{name}.weight": _shape((len(lora.up[name]), *down.shape[1:])) for name, down in lora.down.items()}
+    if problem := fitting.misfit({name: shape for name, shape in wanted.items() if name in given}, given):
+        raise WeightsError(f"the LoRA does not fit the model: {problem}")
     changed = {}
     for name, down in lora.down.items():
-        weight = unet.get_parameter(f"{name}.weight")
-        change = strength * (lora.up[name] @ down)  # (outputs, inputs)
-        changed[f"{name}.weight"] = weight + change.to(weight)
+        theirs, weight = weights[f"{name}.weight"]
+        change = strength * (lora.up[name] @ down.flatten(1))  # (outputs, inputs · height · width)
+        changed[theirs] = weight + change.to(weight).view_as(weight)
     return changed
+
+
+def _shape(shape: Sequence[int]) -> Shape:
+    """Return a weight's shape, that of a 1×1 convolution as a linear layer's, which does the same."""
+    return (*shape[:2],) if all(side == 1 for side in shape[2:]) else (*shape,)
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -115,11 +148,11 @@ def adapt(
     lora, generator = start(unet, config.rank, seed), torch.Generator().manual_seed(seed + 1)
     parameters = [factor.requires_grad_() for factor in (*lora.down.values(), *lora.up.values())]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, fused=True, weight_decay=config.weight_decay)
-    losses = []
+    losses, own = [], sharing(unet, {})  # whose weights a call may replace while others use the given one
 
     def changed(z: Tensor, t: Tensor, context: Tensor, *, attention: AttentionHook | None = None) -> UNetOutput:
         """Run the UNet with its weights replaced for this call, so that the gradient reaches the LoRA."""
-        return functional_call(unet, merged(unet, lora), (z, t, context, attention))
+        return functional_call(own, merged(own, lora), (z, t, context, attention))
 
     with torch.enable_grad():
         for step in range(config.steps):

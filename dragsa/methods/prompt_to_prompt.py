@@ -28,10 +28,10 @@ Window = float | tuple[float, float]  # fractions of the steps, from and until; 
 
 def token_numbers(text: TextEncoder, prompt: str) -> list[int]:
     """Return the prompt's tokens without start, end and padding. Raises ValueError if they do not fit the context."""
-    numbers = text.tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+    numbers = text.numbers(prompt)
     if len(numbers) > text.tokens - 2:
         raise ValueError(f"the prompt has {len(numbers)} tokens, {text.tokens - 2} fit; shorten it: {prompt!r}")
-    return list(numbers)
+    return numbers
 
 
 def words(text: TextEncoder, prompt: str) -> list[tuple[str, Positions]]:

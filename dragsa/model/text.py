@@ -5,13 +5,17 @@ transformers is imported only where it is used, because importing it takes secon
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dragsa.layouts import fitting
 
 HEAD_WIDTH = 64  # width of a head in every published CLIP text model
 
@@ -48,16 +52,24 @@ def load_tokenizer(folder: Path) -> Any:
     return kind.from_pretrained(str(folder), local_files_only=True)
 
 
+def known_tokens(tokenizer: Any, tokens: Sequence[str]) -> list[str]:
+    """Return those of the tokens that the tokenizer has."""
+    vocabulary = tokenizer.get_vocab()
+    return [token for token in tokens if token in vocabulary]
+
+
 class TextEncoder(nn.Module):
     """CLIP's text model with its tokenizer: prompts in, context of the UNet's cross-attention out.
 
-    Raises a ValueError where tokenizer and model do not belong together.
+    learned: a textual inversion's first token -> all of its tokens, one a vector. Raises a ValueError where tokenizer
+    and model do not belong together.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, learned: Mapping[int, Sequence[int]] = MappingProxyType({})) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.learned = learned
         config: Any = model.config
         self.width: int = config.hidden_size
         self.tokens: int = min(tokenizer.model_max_length, config.max_position_embeddings)
@@ -81,13 +93,49 @@ class TextEncoder(nn.Module):
         room = self.tokens - 2
         rows = []
         for prompt in prompts:
-            body = self.tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+            body = self.numbers(prompt)
             if len(body) > room:
                 cut = self.tokenizer.decode(body[room:]).strip()
                 warnings.warn(f"the prompt has {len(body)} tokens, {room} fit; cut off: {cut!r}", stacklevel=2)
             row = [start, *body[:room], end]
             rows.append(row + [padding] * (self.tokens - len(row)))
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.tokens)  # (B, tokens)
+
+    def numbers(self, prompt: str) -> list[int]:
+        """Prompt -> its tokens, however many, without start, end and padding; for a learnt one, all of its own."""
+        body = self.tokenizer(prompt, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return [number for one in body for number in self.learned.get(one, (one,))]
+
+    def with_weights(self, changed: Mapping[str, Tensor]) -> TextEncoder:
+        """Return the encoder with these weights in place of its own, by their names; it shares all others."""
+        return self._rebuilt(self.model.config, changed, self.tokenizer, self.learned)
+
+    def with_token(self, token: str, vectors: Tensor) -> TextEncoder:
+        """Return the encoder with a token more, which stands for vectors (n, width) of its own: textual inversion.
+
+        As diffusers does, vectors after the first are tokens too, TOKEN_1 …; a prompt need not have them. Raises
+        ValueError for a token that is there already, and for vectors of another width.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self.width or not len(vectors):
+            raise ValueError(f"vectors of {token!r} must be (n, {self.width}), came {tuple(vectors.shape)}")
+        tokens = [token, *(f"{token}_{n}" for n in range(1, len(vectors)))]
+        tokenizer, config = copy.deepcopy(self.tokenizer), copy.deepcopy(self.model.config)
+        if not token.strip() or known_tokens(tokenizer, tokens) or tokenizer.add_tokens(tokens) != len(tokens):
+            raise ValueError(f"{token!r} is a token already; give the vectors another name")
+        numbers = tokenizer.convert_tokens_to_ids(tokens)
+        config.vocab_size = max(config.vocab_size, len(tokenizer))
+        table = self.model.get_input_embeddings().weight  # (vocabulary, width)
+        wider = table.new_zeros(config.vocab_size, self.width)
+        wider[: len(table)] = table
+        wider[numbers] = vectors.to(table)
+        name = next(name for name in self.model.state_dict() if name.endswith("token_embedding.weight"))
+        return self._rebuilt(config, {name: wider}, tokenizer, {**self.learned, numbers[0]: tuple(numbers)})
+
+    def _rebuilt(
+        self, config: Any, changed: Mapping[str, Tensor], tokenizer: Any, learned: Mapping[int, Sequence[int]]
+    ) -> TextEncoder:
+        model = fitting.adopt(build(config), {**self.model.state_dict(), **changed})
+        return TextEncoder(model, tokenizer, learned).to(next(self.model.parameters()).device).eval()
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Tensor:

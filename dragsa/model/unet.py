@@ -18,6 +18,7 @@ from dragsa.config import UNetConfig
 from dragsa.hooks import KV, AttentionHook, RegionHook
 from dragsa.model.blocks import DECODER, ENCODER, MIDDLE, REGIONS, Stage, block_name, check_taps
 from dragsa.model.layers import Downsample, GroupNorm, ResBlock, TimeEmbedding, Transformer, Upsample
+from dragsa.model.noise import eps_of_v, training_alpha_bars
 
 
 class UNetOutput(NamedTuple):
@@ -32,6 +33,7 @@ class Conditioning(NamedTuple):
 
     time: tuple[Tensor, ...]  # the time embedding as each ResBlock adds it, (B, c_out), in forward order
     kv: tuple[KV, ...]  # cross-attention's key and value of block01 … block16, each (B, heads, tokens, d)
+    alpha_bar: Tensor | None = None  # ᾱ of the latent (B,), for a network that predicts v
 
 
 Run = Callable[..., Any]  # how a pass runs a region: given its name, the module and its arguments
@@ -136,10 +138,12 @@ class UNet(nn.Module):
         t = torch.as_tensor(t, device=context.device).expand(context.shape[0])  # (B,)
         time = F.silu(self.time_embedding(t))  # (B, 4 width): every ResBlock wants it activated
         context = context.to(self.dtype)
+        predicts_v = self.config.prediction == "v_prediction"
         transformers = [transformer for stage in self.stages for transformer in getattr(stage, "attentions", ())]
         return Conditioning(
             tuple(resnet.time_emb_proj(time) for stage in self.stages for resnet in stage.resnets),
             tuple(transformer.key_value(context) for transformer in transformers),
+            training_alpha_bars().to(t.device)[t.long()].float() if predicts_v else None,
         )
 
     def forward(
@@ -228,7 +232,8 @@ class UNet(nn.Module):
                 x = run(f"{stage.name}.up", module.upsamplers[0], x, size)
             yield stage.name, x
 
-        yield "eps", self.conv_out(F.silu(self.conv_norm_out(x)))
+        out, alpha_bar = self.conv_out(F.silu(self.conv_norm_out(x))), conditioning.alpha_bar
+        yield "eps", out if alpha_bar is None else eps_of_v(out, z, alpha_bar)
 
 
 def joined(run: Run, name: str, module: ResBlock, time: Tensor, *maps: Tensor) -> Tensor:

@@ -134,6 +134,7 @@ class Trace:
     # "inversion", an approximation. None where control never acted.
     source_kv: str | None = "computed"
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
+    negative_prompt: str = ""
     versions: dict[str, str] = field(default_factory=versions)
 
     @property

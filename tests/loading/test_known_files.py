@@ -22,12 +22,17 @@ UNET_IN, UNET_K = (
     ("model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"),
 )
 
+UNET_OUT = "model.diffusion_model.output_blocks.0.0.in_layers.0.weight"
+
 
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
         ({UNET_IN: (32, 9, 3, 3)}, "inpainting"),
-        ({UNET_IN: (32, 8, 3, 3)}, "instructions"),
+        ({UNET_IN: (32, 8, 3, 3)}, "InstructPix2Pix"),
+        ({UNET_IN: (32, 4, 3, 3), UNET_K: (32, 1024)}, "as SD-Turbo is"),
+        ({UNET_IN: (32, 4, 3, 3), UNET_OUT: (32,)}, "BK-SDM, as small-sd and tiny-sd"),
+        ({UNET_IN: (32, 4, 3, 3), "model.diffusion_model.time_embed.cond_proj.weight": (4, 4)}, "an LCM"),
         ({UNET_IN: (32, 4, 3, 3), UNET_K: (32, 1024)}, "Stable Diffusion 2"),
         ({UNET_IN: (32, 4, 3, 3), "cond_stage_model.model.ln_final.weight": (4,)}, "Stable Diffusion 2"),
         ({UNET_IN: (32, 4, 3, 3), "conditioner.embedders.0.transformer.x": (4,)}, "SDXL"),

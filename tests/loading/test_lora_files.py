@@ -68,6 +68,12 @@ def test_alpha_scales_what_is_read(tmp_path):
     assert torch.equal(read({"lora_alpha": 8, "use_rslora": True}), 4 * up)
     assert torch.equal(read({"unet.lora_alpha": 8, "unet.alpha_pattern": {LAYER: 2}}), 0.5 * up)
     assert torch.equal(read({"unet.lora_alpha": 8, "unet.alpha_pattern": {"attn1.to_k": 2}}), 2 * up)
+    for pattern in ("to_q", r"attn1\.to_[qk]", r"down_blocks\.\d+\..*to_q", r".*attn1.*", r"(attn1|attn2)\.to_q"):
+        assert torch.equal(read({"lora_alpha": 8, "alpha_pattern": {"to_k": 1, pattern: 2, "attn1.to_q": 3}}), up / 2)
+    for pattern in ("o_q", "to_", "attn1", "tn1.to_q"):
+        assert torch.equal(read({"lora_alpha": 8, "alpha_pattern": {pattern: 2}}), 2 * up), pattern
+    assert torch.equal(read({"lora_alpha": 8, "r": 16, "rank_pattern": {"to_[qk]": 4}}), 2 * up)
+    assert torch.equal(read({"r": 4}), 2 * up)  # PEFT's own α
     assert torch.equal(read(**{f"unet.{LAYER}.alpha": torch.tensor(2.0)}), 0.5 * up)
 
 
@@ -76,11 +82,12 @@ def test_what_is_no_lora_of_the_unet_is_refused(tmp_path):
     down, up = torch.zeros(4, 32), torch.zeros(32, 4)
     path = tmp_path / "bad.safetensors"
     for tensors, says in (
-        ({a: down}, rf"1 layers without an up factor \({LAYER}\)"),
+        ({a: down}, rf"1 layers without their up factor \({LAYER}\)"),
+        ({b: up}, rf"1 layers without their down factor \({LAYER}\)"),
         ({a: down, b: torch.zeros(32, 3)}, rf"{LAYER} must be \(rank, inputs\).* came \[4, 32\] and \[32, 3\]"),
         ({a: down, b: up, "text_encoder.q_proj.lora_A.weight": down.clone()}, "text_encoder.q_proj"),
-        ({a: down, b: up, f"unet.{LAYER}.lora_magnitude_vector": up.clone()}, "1 unknown tensors .*magnitude"),
-        ({"lora_unet_down_blocks_0.lora_down.weight": down}, "not a LoRA of the UNet in diffusers' layout"),
+        ({a: down, b: up, f"unet.{LAYER}.lora_magnitude_vector": up.clone()}, "this is a DoRA"),
+        ({"lora_unet_down_blocks_0.lora_down.weight": down}, "not a LoRA of SD 1.5: 1 unknown tensors"),
     ):
         save_file(tensors, path)
         with pytest.raises(WeightsError, match=says):

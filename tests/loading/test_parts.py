@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import tiny_models
 import torch
 from loading_checks import refused, relinked
 from safetensors.torch import load_file
 
-from dragsa.loading import WeightsError
+import dragsa
+from dragsa import loading
+from dragsa.loading import WeightsError, settings
 from dragsa.model.unet import UNet
 
 
@@ -84,3 +89,66 @@ def test_weights_that_are_no_floats(folder, tmp_path):
     state["quant_conv.weight"] = state["quant_conv.weight"].to(torch.int8)
     tiny_models.save(state, tmp_path / "vae/diffusion_pytorch_model.safetensors")
     refused(tmp_path, "quant_conv.weight I8")
+
+
+def test_a_text_encoder_that_lacks_its_last_layers(folder, single, tmp_path):
+    """A single file has no settings that would say how many there are: SD 1.5's has 12, the small model's two."""
+    state = {name: value for name, value in load_file(single).items() if "encoder.layers.1." not in name}
+    tiny_models.save(state, tmp_path / "model.safetensors")
+    layer = "cond_stage_model.transformer.text_model.encoder.layers.{}.layer_norm1.bias"
+    refused(tmp_path / "model.safetensors", "16 missing", layer.format(1))
+
+    def stacked(layers: int) -> Path:
+        for n in range(2, layers):
+            for name, value in load_file(single).items():
+                if "encoder.layers.1." in name:
+                    state[name.replace("layers.1.", f"layers.{n}.")] = value
+        whole = state | {name: value for name, value in load_file(single).items() if "encoder.layers.1." in name}
+        tiny_models.save(whole, tmp_path / "model.safetensors")
+        tiny_models.write_tokenizer(tmp_path)
+        return tmp_path / "model.safetensors"
+
+    refused(stacked(11), "16 missing", layer.format(11))
+    whole: Any = loading.load(stacked(12)).text.model
+    assert whole.config.num_hidden_layers == 12
+    refused(stacked(13), "16 left over", layer.format(12))
+
+    relinked(folder, tmp_path / "folder", without="text_encoder/model")
+    cut = {name: value for name, value in tiny_models.text_state().items() if "layers.1." not in name}
+    tiny_models.save(cut, tmp_path / "folder/text_encoder/model.safetensors")
+    refused(tmp_path / "folder", "16 missing (text_encoder/encoder.layers.1.")
+
+
+def test_the_width_of_clip_means_twelve_layers():
+    shapes = {"final_layer_norm.weight": (768,), "encoder.layers.0.mlp.fc1.bias": (3072,)}
+    assert settings.text_settings(shapes)["num_hidden_layers"] == 12
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "value"),
+    [
+        ("unet/diffusion_pytorch_model", "mid_block.resnets.0.conv1.weight", torch.nan),
+        ("vae/diffusion_pytorch_model", "decoder.conv_out.bias", torch.inf),
+        ("text_encoder/model", "final_layer_norm.weight", -torch.inf),
+    ],
+)
+def test_weights_that_are_not_finite_are_named_before_any_work(folder, tmp_path, file, name, value):
+    relinked(folder, tmp_path, without=file)
+    state = {key: one.clone() for key, one in load_file(folder / f"{file}.safetensors").items()}
+    key = name if name in state else f"text_model.{name}"
+    state[key].view(-1)[0] = value
+    tiny_models.save(state, tmp_path / f"{file}.safetensors")
+    sd = loading.load(tmp_path)
+    with pytest.raises(WeightsError, match=rf"1 weights are NaN or infinite \({file.split('/')[0]}\..*{name}\)"):
+        dragsa.prepare(sd, None, "a red dot", config=dragsa.EditConfig(size=64, steps=999))
+    loading.load(folder).check_finite()
+
+
+def test_weights_too_large_for_the_type_are_not_finite(folder, tmp_path):
+    relinked(folder, tmp_path, without="vae/diffusion")
+    state = {name: value.clone() for name, value in tiny_models.vae_state().items()}
+    state["decoder.conv_in.weight"].view(-1)[3] = 1e5
+    tiny_models.save(state, tmp_path / "vae/diffusion_pytorch_model.safetensors")
+    loading.load(tmp_path).check_finite()
+    with pytest.raises(WeightsError, match=r"vae\.decoder\.conv_in\.weight"):
+        loading.load(tmp_path, dtype=torch.float16).check_finite()

@@ -52,6 +52,8 @@ def test_damaged_files(single, tmp_path):
         (data[:-1], "cut short"),
         (data + b"x", "damaged"),
         (data[:8] + b"{" * 20 + data[28:], "damaged"),
+        (b"GGUF\x03\x00\x00\x00" + bytes(100), "GGUF"),
+        ((8 + 200000).to_bytes(8, "little") + b"{" + b'"a":[' * 40001 + b"1" * 3, "damaged"),
         (b"<!DOCTYPE html><html></html>", "not a safetensors file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     ):

@@ -135,7 +135,7 @@ def test_what_cannot_be_trained(change, says):
 def test_a_lora_of_another_unet_is_refused():
     unet = tiny_unet()
     for name, inputs_, says in ((LAYER, 64, r"\[32, 64\] instead of \[32, 32\]"), ("mid_block.x", 32, "mid_block.x")):
-        with pytest.raises(WeightsError, match=f"the LoRA does not fit the UNet's attention: .*{says}"):
+        with pytest.raises(WeightsError, match=f"the LoRA does not fit the model: .*{says}"):
             lora.apply(unet, LoRA({name: torch.zeros(2, inputs_)}, {name: torch.zeros(32, 2)}))
     with pytest.raises(ValueError, match="one alone for 1 layers"):
         LoRA({LAYER: torch.zeros(2, 32)}, {})

@@ -1,0 +1,50 @@
+"""The weights that the options name: the model's files, and what changes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dragsa.cli.options import Options
+
+if TYPE_CHECKING:
+    from dragsa.loading import StableDiffusion
+
+_CHOICES = ("ema", "vae", "text_encoder", "clip_skip")  # of `loading.load`
+_FILES = ("lora", "embedding")
+
+
+def changes_of(options: Options) -> str:
+    """Return all that makes it another model than the file's, as a text to compare."""
+    return repr([options.get(name) for name in (*_CHOICES, *_FILES)])
+
+
+def load_changed(path: Path, options: Options) -> StableDiffusion:
+    """Load a model with the LoRAs and textual inversions that the options name."""
+    import torch
+
+    from dragsa import loading, methods
+
+    dtype = getattr(torch, options.get("dtype", "float32"))
+    sd = loading.load(path, options.get("device", "cpu"), dtype, **_chosen(options))
+    for one in options.get("embedding", ()):
+        sd = loading.add_embedding(sd, one.file, None if one.extra is None else str(one.extra))
+    for one in options.get("lora", ()):
+        scale = 1.0 if one.extra is None else float(one.extra)
+        sd = methods.apply_lora(sd, loading.read_lora(one.file), scale, str(one.file))
+    return sd
+
+
+def files_taken(path: Path, options: Options) -> list[Path]:
+    """Return the files that loading takes; none where it fails, which it will say itself."""
+    from dragsa import loading
+
+    try:
+        files = loading.files_of(path, **_chosen(options))
+    except (OSError, ValueError):
+        return []
+    return [*files, *(one.file for name in _FILES for one in options.get(name, ()))]
+
+
+def _chosen(options: Options) -> dict[str, Any]:
+    return {name: options[name] for name in _CHOICES if name in options}
