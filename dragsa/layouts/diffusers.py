@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from dragsa.config import UNetConfig, VAEConfig
+from dragsa.config import UNetConfig, VAEConfig, is_whole
 
 _SD2 = "SD 2's UNet (context 1024, linear projections), which SD-Turbo has too; dragsa takes SD 1.5's"
 _LCM = "an LCM's UNet (its guidance is an input, time_cond_proj_dim); dragsa takes SD 1.5's, and an LCM-LoRA of it"
@@ -65,30 +65,38 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
     if config.get("out_channels", channels) != channels:
         raise ValueError(f"UNet config: out_channels must be in_channels, came {config['out_channels']}, {channels}")
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # diffusers' old misnomer
-    heads = (heads,) * len(widths) if isinstance(heads, int) else tuple(heads)
-    groups = config.get("norm_num_groups", 32)
-    if groups is None:
-        raise ValueError("UNet config: norm_num_groups must be a number as in SD 1.5, came None")
+    heads = tuple(heads) if isinstance(heads, list | tuple) else (heads,) * len(widths)
+    groups, context = config.get("norm_num_groups", 32), config.get("cross_attention_dim", 1280)
+    _check_whole("UNet", in_channels=channels, norm_num_groups=groups, cross_attention_dim=context)
+    _check_whole("UNet", block_out_channels=widths, attention_head_dim=heads)
     if len(widths) != 4 or len(heads) != 4:
         raise ValueError(f"UNet config: four levels as in SD 1.5, came widths {list(widths)} and heads {list(heads)}")
     for width, n in zip(widths, heads, strict=True):
         if width % n or width % groups:
             raise ValueError(f"UNet config: width {width} is not a multiple of its {n} heads and {groups} groups")
-    context, prediction = config.get("cross_attention_dim", 1280), config.get("prediction_type", "epsilon")
-    return UNetConfig(widths, heads, context, groups, channels, prediction)
+    return UNetConfig(widths, heads, context, groups, channels, config.get("prediction_type", "epsilon"))
 
 
 def vae_config(config: Mapping[str, Any]) -> VAEConfig:
     """Read diffusers' AutoencoderKL settings. Raises a ValueError that names what is not SD 1.5's."""
     _check(config, _VAE, "VAE")
     widths = tuple(config.get("block_out_channels", VAEConfig.widths))
-    groups = config.get("norm_num_groups", 32)
+    groups, channels = config.get("norm_num_groups", 32), config.get("latent_channels", 4)
+    _check_whole("VAE", norm_num_groups=groups, latent_channels=channels, block_out_channels=widths)
     if len(widths) != 4 or any(width % groups for width in widths):
         raise ValueError(f"VAE config: four widths, multiples of {groups} groups, came {list(widths)}")
     scaling = VAEConfig.scaling_factor if config.get("scaling_factor") is None else config["scaling_factor"]
     if isinstance(scaling, bool) or not isinstance(scaling, int | float) or not 0 < scaling < math.inf:
         raise ValueError(f"VAE config: scaling_factor must be a positive number, came {scaling!r}")
-    return VAEConfig(widths, groups, config.get("latent_channels", 4), scaling)
+    return VAEConfig(widths, groups, channels, scaling)
+
+
+def _check_whole(what: str, **numbers: Any) -> None:
+    """Raise a ValueError for the first that is no whole number from 1, or has one that is none among several."""
+    for key, value in numbers.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if not is_whole(one) or not 1 <= one < 2**20:
+                raise ValueError(f"{what} config: {key} must be a whole number from 1, came {one!r}")
 
 
 def _check(config: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:

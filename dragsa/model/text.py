@@ -15,19 +15,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dragsa.config import is_whole
 from dragsa.layouts import fitting
 
 HEAD_WIDTH = 64  # width of a head in every published CLIP text model
+# What is taken of a config: with other keys transformers may fetch code, such as that of an attention by its name.
+NUMBERS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+NUMBERS += ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+TAKEN = (*NUMBERS, "projection_dim", "hidden_act", "layer_norm_eps", "attention_dropout")
 
 
 def config_from_transformers(settings: Mapping[str, Any]) -> Any:
-    """`text_encoder/config.json` -> transformers' CLIPTextConfig. Raises ValueError for another kind of model."""
+    """Make transformers' CLIPTextConfig of `text_encoder/config.json`: of the numbers that CLIP needs, and no more.
+
+    Raises ValueError for another kind of model, and for a number that is none.
+    """
     from transformers import CLIPTextConfig
 
     kind = settings.get("model_type", "clip_text_model")
     if kind != "clip_text_model":
         raise ValueError(f"this is a {kind!r}; the text encoder of SD 1.5 is a 'clip_text_model'")
-    return CLIPTextConfig.from_dict(dict(settings))
+    for name in NUMBERS:
+        value, most = settings.get(name, 1), 100 if name == "num_hidden_layers" else 2**20
+        if value is not None and not (is_whole(value) and 0 <= value <= most):
+            raise ValueError(f"text encoder config: {name} must be a whole number up to {most}, came {value!r}")
+    return CLIPTextConfig(**{name: settings[name] for name in TAKEN if name in settings})
 
 
 def build(config: Any) -> nn.Module:

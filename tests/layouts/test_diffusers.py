@@ -34,3 +34,30 @@ def test_config_from_diffusers():
 def test_config_refusals(change, says):
     with pytest.raises(ValueError, match=says):
         diffusers.unet_config({**SD15, **change})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("norm_num_groups", 0.5),
+        ("norm_num_groups", -1),
+        ("norm_num_groups", None),
+        ("attention_head_dim", -1),
+        ("attention_head_dim", [8, 8, 8, "8"]),
+        ("cross_attention_dim", 2**40),
+        ("block_out_channels", [320, 640, 1280, 0]),
+        ("in_channels", True),
+    ],
+)
+def test_settings_that_are_no_numbers_are_named(key: str, value: object) -> None:
+    config = {**SD15, key: value}
+    if key == "in_channels":
+        config["out_channels"] = value
+    with pytest.raises(ValueError, match=f"UNet config: {key} must be a whole number from 1, came"):
+        diffusers.unet_config(config)
+
+
+@pytest.mark.parametrize("key", ["norm_num_groups", "latent_channels"])
+def test_a_vaes_numbers_too(key: str) -> None:
+    with pytest.raises(ValueError, match=f"VAE config: {key} must be a whole number from 1, came -4"):
+        diffusers.vae_config({key: -4})

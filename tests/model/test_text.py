@@ -110,3 +110,24 @@ def test_what_does_not_belong_together_is_refused(folder, encoder):
     few = text.build(text.config_from_transformers(tiny_models.TEXT_SETTINGS | {"vocab_size": 59}))
     with pytest.raises(ValueError, match="knows 60 tokens, the text model 59"):
         text.TextEncoder(few, text.load_tokenizer(folder / "tokenizer"))
+
+
+def test_no_name_in_a_config_reaches_further_than_clips_numbers() -> None:
+    """Under a key such as "attn_implementation" a name would have transformers ask a hub for a kernel, which is code."""
+    settings = {**tiny_models.TEXT_SETTINGS, "hidden_size": 64}
+    plain = text.config_from_transformers(settings).to_dict()
+    names = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
+    names += ("auto_map", "quantization_config", "custom_pipelines", "_name_or_path", "dtype", "torch_dtype")
+    odd = text.config_from_transformers({**settings, **dict.fromkeys(names, "owner/kernel")})
+    assert odd.to_dict() == plain and "owner/kernel" not in repr(vars(odd))
+
+
+def test_numbers_that_are_none_are_named() -> None:
+    for name, value in (
+        ("hidden_size", 64.5),
+        ("num_hidden_layers", 2**31),
+        ("vocab_size", "many"),
+        ("eos_token_id", -3),
+    ):
+        with pytest.raises(ValueError, match=f"text encoder config: {name} must be a whole number, came"):
+            text.config_from_transformers({**tiny_models.TEXT_SETTINGS, name: value})
