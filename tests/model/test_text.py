@@ -113,7 +113,7 @@ def test_what_does_not_belong_together_is_refused(folder, encoder):
 
 
 def test_no_name_in_a_config_reaches_further_than_clips_numbers() -> None:
-    """Under a key such as "attn_implementation" a name would have transformers ask a hub for a kernel, which is code."""
+    """Under a key such as "attn_implementation" a name would have transformers fetch a kernel, which is code."""
     settings = {**tiny_models.TEXT_SETTINGS, "hidden_size": 64}
     plain = text.config_from_transformers(settings).to_dict()
     names = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
@@ -123,11 +123,7 @@ def test_no_name_in_a_config_reaches_further_than_clips_numbers() -> None:
 
 
 def test_numbers_that_are_none_are_named() -> None:
-    for name, value in (
-        ("hidden_size", 64.5),
-        ("num_hidden_layers", 2**31),
-        ("vocab_size", "many"),
-        ("eos_token_id", -3),
-    ):
-        with pytest.raises(ValueError, match=f"text encoder config: {name} must be a whole number, came"):
+    wrong = {"hidden_size": 64.5, "num_hidden_layers": 2**31, "vocab_size": "many", "eos_token_id": -3}
+    for name, value in wrong.items():
+        with pytest.raises(ValueError, match=f"text encoder config: {name} must be a whole number up to"):
             text.config_from_transformers({**tiny_models.TEXT_SETTINGS, name: value})
