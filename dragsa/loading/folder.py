@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,7 +33,8 @@ def open_folder(folder: Path, dtype: torch.dtype) -> Opened:
     if absent:
         lacking = f"there is no {', no '.join(absent)} in this folder"
         raise WeightsError(f"{folder}: {_what_folder(folder) or lacking}")
-    _check_scheduler(folder)
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    check_scheduler(read_settings(scheduler) if scheduler.exists() else {}, folder)
     left_over = []
 
     def part(component: str) -> Part:
@@ -55,17 +58,15 @@ def open_folder(folder: Path, dtype: torch.dtype) -> Opened:
     return Opened(parts, left_over, tokenizer=folder / "tokenizer", copy="the only one")
 
 
-def _check_scheduler(folder: Path) -> None:
-    """Raise a WeightsError if the folder says that its model was trained on another schedule, or predicts no noise."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = read_settings(file) if file.exists() else {}
+def check_scheduler(scheduler: Mapping[str, Any], origin: Path) -> None:
+    """Raise a WeightsError if a model's settings say that it was trained on another schedule, or predicts no noise."""
     for key, expected in NOISE.items():
         if scheduler.get(key, expected) != expected:
-            raise WeightsError(f"{folder}: the scheduler's {key} must be {expected}, came {scheduler[key]}")
+            raise WeightsError(f"{origin}: the scheduler's {key} must be {expected}, came {scheduler[key]}")
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise WeightsError(
-            f"{folder}: this model predicts {prediction} (as SD 2.x often does), not the noise; dragsa takes SD 1.5"
+            f"{origin}: this model predicts {prediction} (as SD 2.x often does), not the noise; dragsa takes SD 1.5"
         )
 
 
