@@ -38,7 +38,7 @@ def excited(
 
 def main(out: str) -> None:
     sd, schedule = dragsa.load("weights/small"), dragsa.Schedule(20)
-    prompt = "a red disc and a blue star on a pink ground"
+    prompt = "a red disc and a blue star on a cyan ground"
     context, uncond, panels = sd.embed([prompt]), sd.embed([""]), []
     tokens = [prompt_to_prompt.tokens_of(sd.text, prompt, word)[0] for word in ("red", "blue")]
     for step in (0.0, 20.0):

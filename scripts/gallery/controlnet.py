@@ -13,7 +13,7 @@ from dragsa.model.blocks import REGIONS
 
 MIDDLE = "mid.res2"
 SKIPS = tuple(name for name in REGIONS if name.startswith("decoder") and ".res" in name)  # the encoder's last is first
-# What taps tell of the skips, in the encoder's order: all but the first and the one before the last.
+# Taps of all skips but the first and the eleventh:
 FOUND = "block01", "block02", "encoder1", "block03", "block04", "encoder2", "block05", "block06", "encoder3", "encoder4"
 
 
@@ -38,21 +38,17 @@ def controlled(down: Sequence[Tensor], mid: Tensor) -> hooks.AtRegions:
 @torch.no_grad()
 def main(out: str) -> None:
     """Follow a picture by half of what the encoder finds in it: no ControlNet is trained for the small model."""
-    sd, schedule, picture = (
-        dragsa.load("weights/small"),
-        dragsa.Schedule(),
-        pictures.open_picture("scripts/demo/disc.png"),
-    )
+    sd, picture = dragsa.load("weights/small"), pictures.open_picture("scripts/demo/disc.png")
     context, z_0, panels = sd.embed(["a yellow disc on a purple ground"]), sd.encode(picture), [("to follow", picture)]
-    z_T, no = torch.randn(1, 4, 16, 16, generator=torch.manual_seed(5)), torch.zeros(1)
+    z_T, no, schedule = torch.randn(1, 4, 16, 16, generator=torch.manual_seed(5)), torch.zeros(1), dragsa.Schedule()
     for share in (0.0, 0.5):
         z = z_T
         for level in range(schedule.steps, 0, -1):
             t, a = schedule.timesteps[level - 1], schedule.alpha_bars[level]
-            guide = a.sqrt() * z_0 + (1 - a).sqrt() * z_T
-            theirs, own = (sd.unet(x, t, context, taps=FOUND, until="encoder4").taps for x in (guide, z))
-            down = [share * (theirs[name] - own[name]) for name in FOUND]
-            hook = controlled([no, *down[:-1], no, down[-1]], no)
+            pair, both = torch.cat([a.sqrt() * z_0 + (1 - a).sqrt() * z_T, z]), context.expand(2, -1, -1)
+            found = sd.unet(pair, t, both, taps=FOUND, until="encoder4").taps
+            *most, last = (share * (found[name][:1] - found[name][1:]) for name in FOUND)
+            hook = controlled([no, *most, no, last], no)
             z = ddim.step_down(z, ddim.predict(sd.unet, z, t, context, attention=hook), schedule, level)
         panels.append((f"{share:.0%} of its skips", pictures.to_picture(sd.decode(z))))
     pictures.save_picture(pictures.sheet(panels), out, overwrite=True)
