@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dragsa.editing import EditResult, Source, edit, prepare
     from dragsa.hooks import KV, AttentionHook, MutualSelfAttention, ReplayKV, Site, compose
     from dragsa.layouts import WeightsError
-    from dragsa.loading import StableDiffusion, load
+    from dragsa.loading import StableDiffusion, from_pipeline, load
     from dragsa.model.unet import UNet, UNetOutput
     from dragsa.model.vae import VAE
     from dragsa.motion import motion_supervision_loss
@@ -42,6 +42,7 @@ __all__ = [
     "compose",
     "drag_latent",
     "edit",
+    "from_pipeline",
     "invert",
     "invert_fixed_point",
     "load",
@@ -59,7 +60,7 @@ _HOMES = {
     "editing": ("EditResult", "Source", "edit", "prepare"),
     "hooks": ("KV", "AttentionHook", "MutualSelfAttention", "ReplayKV", "Site", "compose"),
     "motion": ("motion_supervision_loss",),
-    "loading": ("StableDiffusion", "load"),
+    "loading": ("StableDiffusion", "from_pipeline", "load"),
     "layouts": ("WeightsError",),
     "model.unet": ("UNet", "UNetOutput"),
     "model.vae": ("VAE",),

@@ -100,15 +100,20 @@ def motion_supervision(
     distances = (task.targets - handles).norm(dim=1)
     active = distances >= config.reach
     loss = motion.motion_supervision_loss(features, handles, task.targets, config.radius, grid, active, target_patch)
-    z_prev = None
-    if task.frozen is not None and eps is not None:
-        z_prev = ddim.ddim(task.latent, eps, task.noise.alpha_bar, task.noise.alpha_bar_prev)  # z_{k-1}
-        first_z_prev = z_prev.detach() if first_pass is None or first_pass.z_prev is None else first_pass.z_prev
-        loss = loss + config.lam * ((z_prev - first_z_prev).abs() * task.frozen).sum()
-        z_prev = z_prev.detach()
+    kept, z_prev = mask_term(task, eps, first_pass)
+    loss = loss + kept
     lap("loss")
     # A copy of the handles: a compiled pass guards on which of its arguments are one tensor.
     return Supervision(loss, handles, distances, lost, FirstPass(features.detach(), z_prev, handles.clone()))
+
+
+def mask_term(task: Task, eps: Tensor | None, first_pass: FirstPass | None) -> tuple[Tensor | float, Tensor | None]:
+    """Return λ Σ |(z_{k-1} - z⁰_{k-1}) (1 - mask)|, a scalar, and z_{k-1}, detached; 0 and None without a mask."""
+    if task.frozen is None or eps is None:
+        return 0.0, None
+    z_prev = ddim.ddim(task.latent, eps, task.noise.alpha_bar, task.noise.alpha_bar_prev)
+    first_z_prev = z_prev.detach() if first_pass is None or first_pass.z_prev is None else first_pass.z_prev
+    return task.config.lam * ((z_prev - first_z_prev).abs() * task.frozen).sum(), z_prev.detach()
 
 
 class Step(NamedTuple):

@@ -58,6 +58,7 @@ SIGNATURES = {
         "sd, image, drags=(), mask=None, prompt='', target_prompt=None, seed=42, config=None, *, observe=None, "
         "control=None, supervision=None, optimizer=None, negative_prompt=''"
     ),
+    "from_pipeline": "pipe",
     "invert": (
         "unet, z0, context, schedule, steps=None, guidance=1.0, uncond=None, progress=None, record=None, "
         "record_blocks=(11, 12, 13, 14, 15, 16), *, attention=None"

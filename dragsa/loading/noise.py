@@ -33,7 +33,11 @@ def of_folder(folder: Path) -> str:
     Raises WeightsError for a model of another noise schedule, and for another prediction.
     """
     file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = read_settings(file) if file.exists() else {}
+    return of_scheduler(read_settings(file) if file.exists() else {}, folder, file)
+
+
+def of_scheduler(scheduler: Mapping[str, Any], folder: Path, file: Path) -> str:
+    """Return the same of the settings themselves, whose folder and file are named in errors."""
     if scheduler.get("rescale_betas_zero_snr"):
         raise WeightsError(f"{folder}: {_ZERO_SNR}, rescale_betas_zero_snr in {file.name}")
     if (betas := scheduler.get("trained_betas")) is not None:

@@ -1,8 +1,9 @@
 """Other people's methods, as settings and hooks of the same edit."""
 
+from dragsa.methods.free_drag import FreeDrag
 from dragsa.methods.lora import Adapted, adapt
 from dragsa.methods.lora import apply_to as apply_lora
 from dragsa.methods.masactrl import control_at
 from dragsa.methods.prompt_to_prompt import PromptEdit, prompt_edit
 
-__all__ = ["Adapted", "PromptEdit", "adapt", "apply_lora", "control_at", "prompt_edit"]
+__all__ = ["Adapted", "FreeDrag", "PromptEdit", "adapt", "apply_lora", "control_at", "prompt_edit"]

@@ -20,9 +20,9 @@ from dragsa.layouts import fitting
 
 HEAD_WIDTH = 64  # width of a head in every published CLIP text model
 # What is taken of a config: with other keys transformers may fetch code, such as that of an attention by its name.
-NUMBERS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-NUMBERS += ("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
-TAKEN = (*NUMBERS, "projection_dim", "hidden_act", "layer_norm_eps", "attention_dropout")
+NUMBERS = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+NUMBERS += ["max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"]
+TAKEN = [*NUMBERS, "projection_dim", "hidden_act", "layer_norm_eps", "attention_dropout"]
 
 
 def config_from_transformers(settings: Mapping[str, Any]) -> Any:

@@ -116,8 +116,8 @@ def test_no_name_in_a_config_reaches_further_than_clips_numbers() -> None:
     """Under a key such as "attn_implementation" a name would have transformers fetch a kernel, which is code."""
     settings = {**tiny_models.TEXT_SETTINGS, "hidden_size": 64}
     plain = text.config_from_transformers(settings).to_dict()
-    names = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
-    names += ("auto_map", "quantization_config", "custom_pipelines", "_name_or_path", "dtype", "torch_dtype")
+    names = ["attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation"]
+    names += ["auto_map", "quantization_config", "custom_pipelines", "_name_or_path", "dtype", "torch_dtype"]
     odd = text.config_from_transformers({**settings, **dict.fromkeys(names, "owner/kernel")})
     assert odd.to_dict() == plain and "owner/kernel" not in repr(vars(odd))
 
