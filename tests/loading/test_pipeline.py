@@ -83,7 +83,7 @@ def test_a_lora_must_be_fused(pipe):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"prediction_type": "v_prediction"}, "this model predicts v_prediction"),
+        ({"prediction_type": "sample"}, "this model predicts sample"),
         ({"beta_end": 0.02}, "the scheduler's beta_end must be 0.012, came 0.02"),
     ],
 )
@@ -91,6 +91,11 @@ def test_another_scheduler_is_refused(pipe, changed, says):
     pipe.scheduler.register_to_config(**changed)
     with pytest.raises(WeightsError, match=says):
         dragsa.from_pipeline(pipe)
+
+
+def test_a_pipeline_that_predicts_v_is_one_here(pipe):
+    pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    assert dragsa.from_pipeline(pipe).unet.config.prediction == "v_prediction"
 
 
 def test_what_is_no_pipeline_is_refused(pipe):
