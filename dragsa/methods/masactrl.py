@@ -6,6 +6,7 @@ guidance the unconditional pair first.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,22 +26,28 @@ def control_hook(
 ) -> Callable[[], AttentionHook] | None:
     """Return a function that makes a step's hook, for the control that the config names.
 
-    None for "mutual", `hooks.MutualSelfAttention`, which the samplers have themselves. Raises ValueError for a "masked"
-    control if a prompt has none of the object's words.
+    None for "mutual", `hooks.MutualSelfAttention`, which the samplers have themselves. Words are compared without case
+    and the punctuation round them. Raises ValueError for a "masked" control if a prompt has none of the object's words.
     """
     if config.control == "mutual":
         return None
     if config.control == "union":
         return partial(UnionSelfAttention, config.control_blocks)
+    wanted = {plain(word) for word in config.object_words} - {""}
     tokens = []  # for each prompt the positions in the context of those of the object's words that it has
     for one in (prompt, target_prompt):
         words = prompt_to_prompt.words(text, one)
-        tokens.append(tuple(at for word, positions in words if word in config.object_words for at in positions))
+        tokens.append(tuple(at for word, positions in words if plain(word) in wanted for at in positions))
         if not tokens[-1]:
-            wanted = ", ".join(config.object_words)
-            raise ValueError(f"masked control: the prompt {one!r} has none of the object's words {wanted}")
+            named = ", ".join(config.object_words)
+            raise ValueError(f"masked control: the prompt {one!r} has none of the object's words {named}")
     blocks, mask_blocks = config.control_blocks, config.mask_blocks
     return partial(PromptMaskedSelfAttention, tokens[0], tokens[1], blocks, mask_blocks, config.mask_threshold)
+
+
+def plain(word: str) -> str:
+    """Return a word without case and without the punctuation round it."""
+    return word.strip(string.punctuation + "“”„‘’«»…").casefold()
 
 
 def split_pairs(site: Site, *tensors: Tensor) -> list[Tensor]:

@@ -80,6 +80,17 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
         (["bench", "--modes", "float64"], "modes: 'float64' is none of baseline"),
         (["bench", "--baseline", "--modes", "float32"], "leave out --modes"),
         (["bench", "--quick", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        *(
+            (
+                ["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--device", name],
+                f"device '{name}' cannot",
+            )
+            for name in ("gpu", "hpu", "vulkan", "privateuseone", "cuda:x")
+        ),
+        (
+            ["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--preset", "small", "--steps", "10"],
+            "came 30; give a drag step (--drag-step) with the steps: of 10 steps, 6 is as far as 30 of 50",
+        ),
         (["bench", "--quick", "--only", "update", "--weights", "gone"], "gone"),
         (["bench", "--quick", "--json", "text.png"], "text.png: is there already"),
         (["bench", "--quick", "--json", "o.txt", "--markdown", "o.txt"], "two outputs"),
@@ -92,7 +103,8 @@ def test_mistakes_are_one_line(
 ) -> None:
     Path("text.png").write_text("not a picture")
     Image.new("L", (8, 8)).save("mask.png")
-    assert said in refused(capsys, *arguments)
+    line = refused(capsys, *arguments)
+    assert said in line and len(line) < 400
 
 
 def test_help_imports_nothing_heavy() -> None:
