@@ -16,6 +16,7 @@ Control = Literal["mutual", "union", "masked"]
 SourceKV = Literal["exact", "inversion", "none"]
 Optimizer = Literal["adam", "adam-mini", "sgd"]
 Reference = Literal["first", "current"]
+Crop = Literal["none", "auto"]
 Compile = Literal["auto", "off", "whole", "regions"]
 Preset = Literal["paper", "sd15", "dragdiffusion", "masactrl", "small"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -105,6 +106,8 @@ class EditConfig:
     # of `prepare`'s own passes, an approximation for a picture that is inverted; "none": each edit computes its own.
     source_kv: SourceKV = "exact"
     source_kv_memory: int = 2**30  # bytes of them that are kept in memory; what is over goes to mapped files
+    paste: bool = True  # outside the mask the result has the picture's own pixels, and a soft rim inside of it
+    crop: Crop = "none"  # "auto": of a large picture edit the part about drags and mask alone, and put it back
 
     @classmethod
     def paper(cls, **changes: Any) -> EditConfig:

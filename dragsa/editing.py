@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -20,16 +18,16 @@ from dragsa.drag import DragResult
 from dragsa.hooks import AttentionHook
 from dragsa.loading import StableDiffusion
 from dragsa.model.unet import UNet
-from dragsa.pictures import Observer, Point, Report, Size, Trace
+from dragsa.pictures import Given, Observer, Part, Point, Report, Size, Trace
 from dragsa.source_kv import INVERSION, Plan, Recording, SourcePasses
 
 Drag = tuple[Point, Point]  # handle and target, pixels of the picture as given
-Mask = str | Path | Image.Image | np.ndarray | Tensor
+Mask = Given
 
 
 def edit(
     sd: StableDiffusion,
-    image: Image.Image | Source | None,
+    image: Given | Source | None,
     drags: Sequence[Drag] = (),
     mask: Mask | None = None,
     prompt: str = "",
@@ -41,10 +39,10 @@ def edit(
 ) -> EditResult:
     """Edit a picture by dragging points, by changing its prompt, or by both, without training anything.
 
-    image: a picture of any mode, size and aspect; None to edit the one that `prompt` and `seed` generate; or a `Source`
-    from `prepare`, which brings its own prompt and seed, so that one inversion serves many edits. drags: ((x, y), (x,
-    y)), handle and target, in pixels of the picture as given. mask: of the picture's size, white may move.
-    target_prompt: the edited picture's; None leaves the prompt.
+    image: a picture of any mode, size and aspect, its path or an array (`pictures.open_picture`); None to edit the one
+    that `prompt` and `seed` generate; or a `Source` from `prepare`, which brings its own prompt and seed, so that one
+    inversion serves many edits. drags: ((x, y), (x, y)), handle and target, in pixels of the picture as a viewer shows
+    it. mask: of the picture's size, white may move. target_prompt: the edited picture's; None leaves the prompt.
 
     The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
     alone with these (`config.source_kv`), equal but for rounding.
@@ -53,7 +51,11 @@ def edit(
     any work is done.
     """
     config, given = EditConfig.paper() if config is None else config, isinstance(image, Source)
-    checks.request(config, image, drags, mask, prompt)
+    image = image if image is None or isinstance(image, Source) else pictures.open_picture(image)
+    if config.crop == "auto" and not isinstance(image, Source):
+        again = partial(edit, sd, prompt=prompt, target_prompt=target_prompt, seed=seed, observe=observe)
+        return edit_part(again, image, drags, mask, config)
+    checks.request(config, image, drags, mask, prompt, target_prompt)
     of_source = image.prompt if isinstance(image, Source) else prompt
     methods.control_hook(config, sd.text, of_source, target_prompt or of_source)  # it raises, too
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
@@ -73,9 +75,35 @@ def edit(
         z_0 = denoise(branch, 0, step).z_target
     with report.stage("decode", 1):
         picture = pictures.restore(pictures.to_picture(sd.decode(z_0)), source.picture)
+        if mask is not None and config.paste:
+            picture = pictures.paste(picture, source.picture, mask, source.working_size)
 
     seconds = {**({} if given else source.seconds), **report.seconds}
     return EditResult(picture, source.picture, trace_of(sd, branch, drags, dragged, seconds))
+
+
+def edit_part(
+    make: Callable[..., EditResult],
+    image: Image.Image | None,
+    drags: Sequence[Drag],
+    mask: Mask | None,
+    config: EditConfig,
+) -> EditResult:
+    """Make an edit of the part of a large picture that its drags and mask are about, and put it back."""
+    plain, part = replace(config, crop="none"), None
+    if image is not None:
+        checks.settings(config, drags, mask, image.size)
+        part = pictures.part_of(image.size, drags, mask, config.size)
+    if image is None or part is None:
+        return make(image, drags, mask, config=plain)
+    cut = part.drags(drags), part.mask(mask, image.size)
+    return put_back(part, image, make(image.crop(part.box), *cut, config=plain))
+
+
+def put_back(part: Part, picture: Image.Image, made: EditResult) -> EditResult:
+    """Return a part's edit as its picture's, the trace's points in the pixels of that."""
+    whole = part.put_back(made.image, picture, made.trace.working_size)
+    return EditResult(whole, picture, part.trace(made.trace, picture.size))
 
 
 class EditResult(NamedTuple):
@@ -124,7 +152,7 @@ class Source:
 
 def prepare(
     sd: StableDiffusion,
-    image: Image.Image | None,
+    image: Given | None,
     prompt: str = "",
     seed: int = 42,
     config: EditConfig | None = None,
@@ -145,6 +173,7 @@ def prepare(
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
     if image is None:
         return generate(sd, prompt, seed, config, (config.size, config.size) if size is None else size, report)
+    image = pictures.open_picture(image)
     context, unet, adapted, residual = sd.embed(["", prompt])[1:], sd.unet, None, None  # (1, n, C)
     with report.stage("encode", 1):
         working = pictures.working_size(*image.size, config.size)
@@ -234,8 +263,8 @@ def leave(
     if mask is not None:
         may_move = pictures.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
         if drags:
-            pictures.warn_unmasked(may_move, pictures.to_grid([pair[0] for pair in drags], source.picture.size, grid))
-        may_move = may_move if may_move.any() else None  # an all-black mask is none
+            ends = (pictures.to_grid([pair[end] for pair in drags], source.picture.size, grid) for end in (0, 1))
+            pictures.warn_unmasked(may_move, *ends)
     of_source = SourcePasses(source.recorded.of(unet), source.latents, source.generated)
     return Branch(
         source=source,

@@ -10,21 +10,30 @@ from PIL import Image
 
 from dragsa import config as configuration
 from dragsa import hooks, pictures
+from dragsa.checks.notices import warn_of_losses
 from dragsa.checks.tensors import drag_settings
 from dragsa.config import EditConfig
 from dragsa.ddim import Schedule
 from dragsa.pictures import Size
 
 
-def request(config: EditConfig, image: Any, drags: Sequence[Any], mask: Any, prompt: str) -> None:
-    """Raise a ValueError for an edit that cannot be made.
+def request(
+    config: EditConfig, image: Any, drags: Sequence[Any], mask: Any, prompt: str, target_prompt: str | None = None
+) -> None:
+    """Raise a ValueError for an edit that cannot be made, and warn of what one loses of its picture.
 
     image: a picture, an `editing.Source`, or None where one is to be generated. mask: as `pictures.open_mask` takes it.
     """
     if image is not None and not isinstance(image, Image.Image):
         made_for(config, image, prompt)
-        image = image.picture
+        if config.crop != "none":
+            raise ValueError(
+                "a part is cut out before it is inverted: for crop 'auto' give the picture, not its source"
+            )
+        prompt, image = image.prompt, image.picture
     settings(config, drags, mask, (config.size, config.size) if image is None else image.size)
+    if image is not None:
+        warn_of_losses(image, config, (prompt, target_prompt or ""))
 
 
 def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, size: Size | None = None) -> None:
@@ -41,7 +50,10 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
     pictures.working_size(1, 1, config.size)
     if len(drags) and config.drag_step > (last := config.steps - 1):
-        raise ValueError(f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}")
+        said = f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}"
+        as_far = round(config.drag_step * config.steps / EditConfig.steps)  # a preset's S is of its own T
+        hint = f" of {config.steps} steps, {min(last, as_far)} is as far as {config.drag_step} of {EditConfig.steps}"
+        raise ValueError(f"{said}; give a drag step (--drag-step) with the steps:{hint}")
     for pair in drags:
         if np.shape(pair) != (2, 2):
             raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +25,21 @@ if TYPE_CHECKING:
 
 SMALL = Path(__file__).resolve().parents[2] / "weights" / "small"  # the model that ships, in a checkout
 
+SMALL_WIDTHS = [32, 64, 128, 128]  # of that model's UNet, by which it is known wherever it stands
+
+
+def suits(weights: Path) -> str:
+    """Return the preset that a model brings: "small" for a folder with a UNet of the small model's widths."""
+    try:
+        settings = json.loads((weights / "unet" / "config.json").read_bytes())
+        return "small" if settings["block_out_channels"] == SMALL_WIDTHS else "sd15"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # loading says what is wrong with it
+        return "sd15"
+
 
 def config_of(options: Options) -> EditConfig:
     """Return the preset's configuration with the numbers that were given in place of its own."""
-    suits = "small" if weights_of(options).resolve() == SMALL else "sd15"
-    preset: EditConfig = getattr(EditConfig, options.get("preset", suits))()
+    preset: EditConfig = getattr(EditConfig, options.get("preset") or suits(weights_of(options)))()
     loop = {one.name: options[one.name] for one in fields(DragConfig) if one.name in options}
     edit = {one.name: options[one.name] for one in fields(EditConfig) if one.name in options}
     if isinstance(edit.get("size"), tuple):
@@ -98,7 +110,8 @@ class Session:
         prompt, seed, size = options.get("prompt", ""), options.get("seed", 42), options.get("size")
         trajectory = config.steps, config.variant, config.fixed_point, config.lora_steps
         guidance = config.guidance if picture is None else 1.0
-        key = self._model[0], options.get("image"), prompt, seed, config.size, size, *trajectory, guidance
+        content = None if picture is None else (picture.mode, picture.size, sha256(picture.tobytes()).digest())
+        key = self._model[0], content, prompt, seed, config.size, size, *trajectory, guidance
         if self._source is not None and self._source[0] == key:
             return self._source[1], True
         extent = size if isinstance(size, tuple) else None
@@ -182,11 +195,18 @@ def edit_one(options: Options, session: Session, alone: bool) -> None:
     if alone and config.control_step is not None:  # without control there is nothing to keep
         config = replace(config, source_kv="none")
     picture = None if options.get("from_noise") else pictures.open_picture(options["image"])
-    sd = session.model(options)
+    drags, mask, target_prompt = options.get("drag", ()), options.get("mask"), options.get("target_prompt")
+    whole, part = picture, None
+    if picture is not None and config.crop == "auto":
+        part = pictures.part_of(picture.size, drags, mask, config.size)
+    if picture is not None and part is not None:
+        drags, mask, picture = part.drags(drags), part.mask(mask, picture.size), picture.crop(part.box)
+    config, sd = replace(config, crop="none"), session.model(options)
     source, reused = session.source(sd, picture, options, config)
     session.progress.pixels_per_cell = source.picture.width / pictures.grid_size(source.working_size)[0]
-    drags, mask, target_prompt = options.get("drag", ()), options.get("mask"), options.get("target_prompt")
     result = editing.edit(sd, source, drags, mask, target_prompt=target_prompt, config=config, observe=session.progress)
+    if whole is not None and part is not None:
+        result = editing.put_back(part, whole, result)
 
     seconds = {"loading": session.seconds_loading, **({} if reused else source.seconds)}
     for stage, more in result.trace.seconds.items():

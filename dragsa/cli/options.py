@@ -150,7 +150,8 @@ EDIT: dict[str, Rows] = {
         ("--variant", "the schedule's timesteps and clean end"),
         ("--guidance SCALE", "scale of classifier-free guidance; 1 is none"),
         ("--fixed-point N", "fixed-point iterations in each step of the inversion"),
-        ("--size PX", "working size that a picture's longer side is fitted to; from noise PX or WIDTHxHEIGHT", extent),
+        ("--size PX", "working size: a longer side above it is reduced to it; from noise PX or WIDTHxHEIGHT", extent),
+        ("--crop", "auto: of a large picture edit the part about drags and mask alone, and put it back"),
     ),
     "control": (
         ("--control-step A", "denoising step from which Key and Value are the source's, or 'never'"),
@@ -160,6 +161,7 @@ EDIT: dict[str, Rows] = {
         ("--mask-blocks BLOCKS", "for masked: the blocks whose cross-attention locates the object"),
         ("--mask-threshold SHARE", "for masked: attention above this is the object"),
         ("--blend", "outside the mask take the source's latents", {"action": argparse.BooleanOptionalAction}),
+        ("--paste", "outside the mask give back the picture's pixels", {"action": argparse.BooleanOptionalAction}),
     ),
     "LoRA": (("--lora-steps N", "steps that train a LoRA on the picture first: 80 in DragDiffusion, 0 for none"),),
     "drag": (

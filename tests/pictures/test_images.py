@@ -67,6 +67,37 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert mean_error(picture, ramp().rotate(-90, expand=True)) == 0
 
 
+def test_pictures_in_memory_are_read_as_files_are(tmp_path: Path) -> None:
+    picture, grey = ramp(), ramp().convert("L")
+    assert images.open_picture(picture) is picture
+    pixels = np.asarray(picture)
+    for given in (pixels, pixels / 255, torch.from_numpy(pixels.copy()), (pixels / 255).astype(np.float32)):
+        assert mean_error(images.open_picture(given), picture) == 0
+    for given in (np.asarray(grey), np.asarray(grey)[..., None]):
+        read = images.open_picture(given)
+        assert read.mode == "L" and mean_error(read, grey) == 0
+    alpha = images.open_picture(np.asarray(picture.convert("RGBA")))
+    assert alpha.mode == "RGBA" and alpha.size == (40, 24)
+    picture.getexif()[0x0112] = 6
+    turned = images.open_picture(picture)
+    assert turned.size == (24, 40) and mean_error(turned, ramp().rotate(-90, expand=True)) == 0
+    picture.save(tmp_path / "a.png", exif=picture.getexif())
+    with Image.open(tmp_path / "a.png") as lazy:
+        assert mean_error(images.open_picture(lazy), turned) == 0
+
+
+def test_what_is_no_picture_in_memory_is_refused() -> None:
+    for given in (None, 3, [[1, 2]], b"PNG"):
+        with pytest.raises(ValueError, match="a picture is a PIL picture, a path or an array"):
+            images.open_picture(given)  # type: ignore[arg-type]
+    for shape in ((4,), (4, 4, 2), (3, 4, 4, 3), (0, 4, 3)):
+        with pytest.raises(ValueError, match=r"must be \(height, width\)"):
+            images.open_picture(np.zeros(shape))
+    for level in (2.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="floats 0 … 1"):
+            images.open_picture(np.full((4, 4), level))
+
+
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("not a picture")
@@ -214,15 +245,49 @@ def test_wrong_masks_are_refused() -> None:
             images.open_mask(np.full((40, 80), level), (80, 40), (20, 10))
 
 
-def test_handles_outside_the_white_are_warned_of() -> None:
+@pytest.mark.parametrize("kind", ["picture", "file", "bytes", "booleans", "integers", "floats", "tensor"])
+def test_zeros_and_ones_are_black_and_white_in_whatever_they_come(tmp_path: Path, kind: str) -> None:
+    levels = np.zeros((40, 80), np.uint8)
+    levels[:20, 60:] = 1
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    given = {
+        "picture": Image.fromarray(levels),
+        "file": tmp_path / "mask.png",
+        "bytes": levels,
+        "booleans": levels > 0,
+        "integers": levels.astype(np.int64),
+        "floats": levels.astype(np.float64),
+        "tensor": torch.from_numpy(levels),
+    }
+    grid = images.open_mask(given[kind], (80, 40), (20, 10))
+    assert (grid[:5, 15:] == 1).all() and grid.sum() == 25
+
+
+def test_a_mask_without_white_is_refused(tmp_path: Path) -> None:
+    black = Image.new("L", (80, 40))
+    black.save(tmp_path / "black.png")
+    layer = Image.new("RGBA", (80, 40), (0, 0, 0, 0))
+    layer.paste((0, 0, 0, 255), (10, 10, 40, 30))  # drawn in black, on transparent
+    for mask in (black, np.zeros((40, 80)), np.zeros((40, 80), bool), layer, Image.new("RGBA", (80, 40))):
+        with pytest.raises(ValueError, match="mask: all black"):
+            images.open_mask(mask, (80, 40), (20, 10))
+    with pytest.raises(ValueError, match=r"black\.png: all black .*paint that white"):
+        images.open_mask(tmp_path / "black.png", (80, 40), (20, 10))
+
+
+def test_handles_and_targets_outside_the_white_are_warned_of() -> None:
     mask = torch.zeros(10, 20)
+    mask[:, :5] = 1
+    inside, outside = torch.tensor([[3.0, 3.0], [-0.4, 9.4]]), torch.tensor([[3.0, 3.0], [8.0, 3.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images.warn_unmasked(mask, torch.tensor([[3.0, 3.0]]))  # all black: no mask
-        mask[:, :5] = 1
-        images.warn_unmasked(mask, torch.tensor([[3.0, 3.0], [-0.4, 9.4]]))
-    with pytest.warns(UserWarning, match="handle 2 "):
-        images.warn_unmasked(mask, torch.tensor([[3.0, 3.0], [8.0, 3.0]]))
+        images.warn_unmasked(mask, inside, inside)
+    with pytest.warns(UserWarning, match="^handle 2 stands outside of the mask's white") as told:
+        images.warn_unmasked(mask, outside, inside)
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match="^target 2 stands outside of the mask's white") as told:
+        images.warn_unmasked(mask, inside, outside)
+    assert len(told) == 1
 
 
 def test_saving_replaces_only_when_asked(tmp_path: Path) -> None:
@@ -235,6 +300,16 @@ def test_saving_replaces_only_when_asked(tmp_path: Path) -> None:
     images.save_picture(ramp(8, 8), path, overwrite=True)
     assert Image.open(path).size == (8, 8)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_jpeg_is_written_in_full_colour_and_hardly_compressed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    images.save_picture(picture, tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as read:
+        assert {tuple(layer[1:3]) for layer in read.layer} == {(1, 1)}  # no channel has fewer samples: 4:4:4
+        assert max(read.quantization[0]) <= 12  # quality 95; Pillow's own 75 has 61
+        assert mean_error(picture, read) < 4
 
 
 def test_saving_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
