@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from dragsa.config import UNetConfig, VAEConfig
+from dragsa.config import UNetConfig, VAEConfig, is_whole
 
 _SD2 = "SD 2's UNet (context 1024, linear projections); dragsa takes SD 1.5's"
 _LOOK_ALIKES = {
@@ -60,25 +61,37 @@ def unet_config(config: Mapping[str, Any]) -> UNetConfig:
     heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)  # diffusers' old misnomer
     heads = (heads,) * len(widths) if isinstance(heads, int) else tuple(heads)
     groups = config.get("norm_num_groups", 32)
-    if groups is None:
-        raise ValueError("UNet config: norm_num_groups must be a number as in SD 1.5, came None")
+    context = config.get("cross_attention_dim", 1280)
+    named = {"block_out_channels": widths, "attention_head_dim": heads, "norm_num_groups": groups}
+    _check_counts({**named, "in_channels": channels, "cross_attention_dim": context}, "UNet")
     if len(widths) != 4 or len(heads) != 4:
         raise ValueError(f"UNet config: four levels as in SD 1.5, came widths {list(widths)} and heads {list(heads)}")
     for width, n in zip(widths, heads, strict=True):
         if width % n or width % groups:
             raise ValueError(f"UNet config: width {width} is not a multiple of its {n} heads and {groups} groups")
-    return UNetConfig(widths, heads, config.get("cross_attention_dim", 1280), groups, channels)
+    return UNetConfig(widths, heads, context, groups, channels)
 
 
 def vae_config(config: Mapping[str, Any]) -> VAEConfig:
     """Read diffusers' AutoencoderKL settings. Raises a ValueError that names what is not SD 1.5's."""
     _check(config, _VAE, "VAE")
     widths = tuple(config.get("block_out_channels", VAEConfig.widths))
-    groups = config.get("norm_num_groups", 32)
+    groups, channels = config.get("norm_num_groups", 32), config.get("latent_channels", 4)
+    _check_counts({"block_out_channels": widths, "norm_num_groups": groups, "latent_channels": channels}, "VAE")
     if len(widths) != 4 or any(width % groups for width in widths):
         raise ValueError(f"VAE config: four widths, multiples of {groups} groups, came {list(widths)}")
     scaling = config.get("scaling_factor", 0.18215)
-    return VAEConfig(widths, groups, config.get("latent_channels", 4), scaling)
+    if not isinstance(scaling, int | float) or isinstance(scaling, bool) or not 0 < scaling < math.inf:
+        raise ValueError(f"VAE config: scaling_factor must be a number over 0, came {scaling!r}")
+    return VAEConfig(widths, groups, channels, scaling)
+
+
+def _check_counts(counts: Mapping[str, Any], what: str) -> None:
+    """Raise a ValueError that names the first count, or tuple of counts, that is no whole number from 1."""
+    for key, value in counts.items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if not is_whole(one) or one < 1:
+                raise ValueError(f"{what} config: {key} must be a whole number from 1 as in SD 1.5, came {one!r}")
 
 
 def _check(config: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:

@@ -92,8 +92,15 @@ def read_lora(path: str | Path) -> LoRA:
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
             came = f"{list(a.shape)} and {list(b.shape)}"
             raise WeightsError(f"{path}: {layer} must be (rank, inputs) and (outputs, rank), came {came}")
-        alpha = tensors[f"{layer}{ALPHA}"].item() if f"{layer}{ALPHA}" in tensors else _alpha(settings, layer)
+        alpha = tensors[f"{layer}{ALPHA}"].tolist() if f"{layer}{ALPHA}" in tensors else _alpha(settings, layer)
+        alpha = alpha[0] if isinstance(alpha, list) and len(alpha) == 1 else alpha
+        if alpha is not None and (
+            isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha)
+        ):
+            raise WeightsError(f"{path}: {layer}: α must be a number, came {alpha!r}")
         rank = a.shape[0]
+        if rank == 0:
+            raise WeightsError(f"{path}: {layer} has rank 0")
         divisor = math.sqrt(rank) if settings.get("use_rslora") else rank
         down[layer], up[layer] = a, b if alpha is None else b * (alpha / divisor)
     return LoRA(down, up)
@@ -111,16 +118,17 @@ def _settings(path: Path, text: str) -> dict[str, Any]:
     """Return peft's settings of the UNet, as diffusers keeps them in the file, without the network's prefix."""
     try:
         settings = {name.removeprefix(PREFIX): value for name, value in json.loads(text).items()}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise WeightsError(f"{path}: its {METADATA} is not a JSON object") from None
     if settings.get("use_dora"):
         raise WeightsError(f"{path}: this is a DoRA, which scales whole weights; dragsa takes plain LoRA")
     return settings
 
 
-def _alpha(settings: Mapping[str, Any], layer: str) -> float | None:
+def _alpha(settings: Mapping[str, Any], layer: str) -> Any:
     """Return a layer's α: its own, by the name's end, else that of all; None where the settings say nothing."""
-    for name, alpha in (settings.get("alpha_pattern") or {}).items():
+    pattern = settings.get("alpha_pattern")
+    for name, alpha in pattern.items() if isinstance(pattern, dict) else ():
         if f".{layer}".endswith(f".{name.removeprefix('^')}"):
             return alpha
     return settings.get("lora_alpha")

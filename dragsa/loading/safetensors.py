@@ -63,7 +63,7 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             pass
     except WeightsError:
         raise
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise WeightsError(f"{file}: damaged ({one_line(error)}); download it again") from None
     return dict(sorted(tensors.items()))
 

@@ -22,6 +22,8 @@ def read_settings(file: Path) -> dict[str, Any]:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not text
         raise WeightsError(f"{file}: not JSON ({one_line(error)})") from None
+    except RecursionError:
+        raise WeightsError(f"{file}: nested too deep for settings") from None
     if not isinstance(settings, dict):
         raise WeightsError(f"{file}: settings must be a JSON object")
     return settings
