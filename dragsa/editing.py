@@ -50,11 +50,14 @@ def edit(
     Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
     any work is done.
     """
-    config, given = EditConfig.paper() if config is None else config, isinstance(image, Source)
+    config, given = checks.configured(config), isinstance(image, Source)
     image = image if image is None or isinstance(image, Source) else pictures.open_picture(image)
     if config.crop == "auto" and not isinstance(image, Source):
-        again = partial(edit, sd, prompt=prompt, target_prompt=target_prompt, seed=seed, observe=observe)
-        return edit_part(again, image, drags, mask, config)
+        checks.settings(config, drags, mask, None if image is None else image.size)
+        told: dict[str, Any] = {"prompt": prompt, "target_prompt": target_prompt, "seed": seed, "observe": observe}
+        return edit_part(
+            partial(edit, sd, config=replace(config, crop="none"), **told), image, drags, mask, config.size
+        )
     checks.request(config, image, drags, mask, prompt, target_prompt)
     of_source = image.prompt if isinstance(image, Source) else prompt
     methods.control_hook(config, sd.text, of_source, target_prompt or of_source)  # it raises, too
@@ -83,21 +86,13 @@ def edit(
 
 
 def edit_part(
-    make: Callable[..., EditResult],
-    image: Image.Image | None,
-    drags: Sequence[Drag],
-    mask: Mask | None,
-    config: EditConfig,
+    make: Callable[..., EditResult], image: Image.Image | None, drags: Any, mask: Any, size: int
 ) -> EditResult:
     """Make an edit of the part of a large picture that its drags and mask are about, and put it back."""
-    plain, part = replace(config, crop="none"), None
-    if image is not None:
-        checks.settings(config, drags, mask, image.size)
-        part = pictures.part_of(image.size, drags, mask, config.size)
+    part = None if image is None else pictures.part_of(image.size, drags, mask, size)
     if image is None or part is None:
-        return make(image, drags, mask, config=plain)
-    cut = part.drags(drags), part.mask(mask, image.size)
-    return put_back(part, image, make(image.crop(part.box), *cut, config=plain))
+        return make(image, drags, mask)
+    return put_back(part, image, make(image.crop(part.box), part.drags(drags), part.mask(mask, image.size)))
 
 
 def put_back(part: Part, picture: Image.Image, made: EditResult) -> EditResult:
@@ -168,7 +163,7 @@ def prepare(
     picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture that is yet to be
     generated.
     """
-    config = EditConfig.paper() if config is None else config
+    config = checks.configured(config)
     checks.settings(config)
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
     if image is None:
@@ -254,7 +249,7 @@ def leave(
 
     keep: the source's K/V for later edits, if the config wants that.
     """
-    config = EditConfig.paper() if config is None else config
+    config = checks.configured(config)
     target_prompt = source.prompt if target_prompt is None else target_prompt
     changed, unet = target_prompt != source.prompt, source.unet_of(sd)
     level = config.steps - config.drag_step if drags and not changed else config.steps

@@ -18,7 +18,8 @@ COLOURS |= {"brown", "golden", "beige", "crimson", "scarlet", "lime", "navy", "m
 
 def warn_of_losses(picture: Image.Image, config: EditConfig, prompts: Sequence[str]) -> None:
     """Warn of transparency, of colours asked of a grey picture, and of a working size much below the picture's."""
-    if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+    opaque = picture.width * picture.height
+    if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").histogram()[255] < opaque:
         _warn("the picture's transparency is laid on white, and the result has none")
     asked = sorted(COLOURS & set(re.findall(r"\w+", " ".join(prompts).lower())))
     if pictures.is_grey(picture) and asked:

@@ -24,6 +24,7 @@ def request(
 
     image: a picture, an `editing.Source`, or None where one is to be generated. mask: as `pictures.open_mask` takes it.
     """
+    words(prompt, target_prompt)
     if image is not None and not isinstance(image, Image.Image):
         made_for(config, image, prompt)
         if config.crop != "none":
@@ -36,13 +37,22 @@ def request(
         warn_of_losses(image, config, (prompt, target_prompt or ""))
 
 
+def configured(config: Any) -> EditConfig:
+    """Return the config, that of the paper for None. Raises ValueError for another class and for a wrong setting."""
+    config = EditConfig.paper() if config is None else config
+    if not isinstance(config, EditConfig):
+        raise ValueError(f"config must be an EditConfig, came {type(config).__name__}")
+    configuration.check(config)
+    return config
+
+
 def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, size: Size | None = None) -> None:
     """Raise a ValueError for settings that no edit can be made with, and drags and a mask that do not fit a picture.
 
     `size` is the picture's; without it only what holds for any picture is looked at.
     """
+    configured(config)
     Schedule(config.steps, config.variant)
-    configuration.check(config)
     drag_settings(config.drag)
     hooks.check_blocks(config.control_blocks)
     hooks.check_blocks(config.mask_blocks)
@@ -63,6 +73,17 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         pictures.to_grid([point for pair in drags for point in pair], size, size)
         if mask is not None:
             pictures.open_mask(mask, size, (1, 1))
+
+
+def words(*prompts: str | None) -> None:
+    """Raise a ValueError for a prompt that is no text, or that holds halves of characters, which no tokenizer takes."""
+    for prompt in prompts:
+        if not isinstance(prompt, str | None):
+            raise ValueError(f"a prompt is a text, came {type(prompt).__name__}")
+        try:
+            (prompt or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the prompt {prompt!r} is not text in UTF-8") from None
 
 
 def generation(config: EditConfig, size: Size) -> None:
