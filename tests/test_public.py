@@ -76,10 +76,11 @@ SIGNATURES = {
 OPTIONS = {
     "edit": (
         "--anchor --blend --checkpoint --compile --control --control-blocks --control-step --crop --device --drag "
-        "--drag-step --dtype --fixed-point --force --from-noise --guidance --help --job --json --lam "
-        "--lora-steps --lost-patience --lr --mask --mask-blocks --mask-threshold --no-blend --no-paste --object-words "
-        "--optimizer --out --paste --path --patience --preset --prompt --quiet --radius --reach --reference --seed "
-        "--sheet --size --source --source-kv --source-kv-memory --stall --steps --tap --target-prompt "
+        "--drag-step --dtype --fixed-point --force --from-noise --guidance --help --job --json --keep-going --lam "
+        "--lora-steps --lost-patience --lr --mask --mask-blocks --mask-threshold --no-blend --no-keep-going --no-paste "
+        "--object-words --optimizer --out --paste --path --patience --preset --prompt --quiet --radius --reach "
+        "--reference --seed "
+        "--sheet --size --skip-existing --source --source-kv --source-kv-memory --stall --steps --tap --target-prompt "
         "--threads --track-radius --updates --variant --weights"
     ),
     "generate": (

@@ -33,16 +33,23 @@ def control_hook(
         return None
     if config.control == "union":
         return partial(UnionSelfAttention, config.control_blocks)
+    check_object_words(config, prompt, target_prompt)
     wanted = {plain(word) for word in config.object_words} - {""}
     tokens = []  # for each prompt the positions in the context of those of the object's words that it has
     for one in (prompt, target_prompt):
         words = prompt_to_prompt.words(text, one)
         tokens.append(tuple(at for word, positions in words if plain(word) in wanted for at in positions))
-        if not tokens[-1]:
-            named = ", ".join(config.object_words)
-            raise ValueError(f"masked control: the prompt {one!r} has none of the object's words {named}")
     blocks, mask_blocks = config.control_blocks, config.mask_blocks
     return partial(PromptMaskedSelfAttention, tokens[0], tokens[1], blocks, mask_blocks, config.mask_threshold)
+
+
+def check_object_words(config: EditConfig, *prompts: str) -> None:
+    """Raise a ValueError if one of the prompts has none of the object's words that a "masked" control tells it by."""
+    wanted = {plain(word) for word in config.object_words} - {""}
+    for prompt in prompts if config.control == "masked" else ():
+        if not wanted & {plain(word) for word in prompt.split()}:
+            named = ", ".join(config.object_words)
+            raise ValueError(f"masked control: the prompt {prompt!r} has none of the object's words {named}")
 
 
 def plain(word: str) -> str:

@@ -7,6 +7,8 @@ is (width, height) everywhere in this file; a tensor's shape is (height, width),
 
 from __future__ import annotations
 
+import itertools
+import struct
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
@@ -26,7 +28,8 @@ Given = str | Path | Image.Image | np.ndarray | Tensor  # a picture, or a mask
 
 CELL = 8  # pixels of the working picture that one latent cell is wide
 ORIENTATION = 0x0112  # EXIF's number of how a picture is to be turned
-DAMAGED = (SyntaxError, EOFError, ValueError, OSError)  # Pillow's words for damaged files
+# Pillow's words for damaged files; AVIF's reader has RuntimeError
+DAMAGED = (SyntaxError, EOFError, ValueError, OSError, RuntimeError, LookupError, TypeError, struct.error)
 SMALLEST = 64  # a working picture's shorter side is brought to this where the longer one allows it
 
 
@@ -229,12 +232,31 @@ def warn_unmasked(mask: Tensor, handles: Tensor, targets: Tensor) -> None:
                 warnings.warn(f"{name} {n} stands outside of the mask's white, where nothing may move", stacklevel=3)
 
 
-def check_format(path: str | Path) -> str:
-    """Return Pillow's name of the format of the path's suffix. Raises ValueError if it cannot be written."""
+def check_format(path: str | Path, size: Size = (300, 20)) -> str:
+    """Return Pillow's name of the format of the path's suffix.
+
+    Raises ValueError if a picture of this size cannot be written in it, in colour and in grey, or comes back in another
+    size, as from an icon's format. Tried on its first row and column, before the work.
+    """
     suffix = Path(path).suffix.lower()
     name = Image.registered_extensions().get(suffix)
     if name is None or name not in Image.SAVE:
         raise ValueError(f"{path}: {suffix or 'no suffix'} is not a picture format that can be written; use .png")
+    for mode, probe in itertools.product(("RGB", "L"), ((300, 20), (size[0], 1), (1, size[1]))):
+        data = BytesIO()
+        try:
+            Image.new(mode, probe).save(data, name)
+        except Exception as error:  # Pillow's writers have no class of their own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            sides = f"{probe[0]}×{probe[1]} pixels, {mode}"
+            raise ValueError(f"{path}: {suffix} cannot hold this ({sides}: {reason}); use .png") from None
+        try:
+            with Image.open(data) as read:
+                came = read.size
+        except UnidentifiedImageError:  # a format that Pillow writes and does not read
+            continue
+        if came != probe:
+            raise ValueError(f"{path}: {suffix} changes a picture's size; use .png")
     return name
 
 
@@ -244,7 +266,7 @@ def save_picture(picture: Image.Image, path: str | Path, overwrite: bool = False
     A file that is there is replaced only if `overwrite`. Raises as `files.check_output` and `check_format` do.
     """
     data = BytesIO()
-    kind, profile = check_format(path), picture.info.get("icc_profile")
+    kind, profile = check_format(path, picture.size), picture.info.get("icc_profile")
     how: dict[str, Any] = {"icc_profile": profile} if profile else {}
     if kind == "JPEG":
         how |= {"quality": 95, "subsampling": 0}  # Pillow's own, 75 and 4:2:0, are seen at coloured edges

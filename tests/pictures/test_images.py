@@ -1,6 +1,7 @@
 import itertools
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,6 +114,30 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         images.open_picture(tmp_path / "missing.png")
     with pytest.raises(IsADirectoryError):
         images.open_picture(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "png", "jpg", "gif", "webp", "tif", "bmp", "jp2", "ico", "dds"])
+def test_damaged_pictures_are_refused_in_one_way(tmp_path: Path, suffix: str) -> None:
+    """Bytes changed and cut by a seed: each is a picture still, or a ValueError that names the file."""
+    rng, path = np.random.default_rng(0), tmp_path / f"a.{suffix}"
+    if Image.registered_extensions()[f".{suffix}"] not in Image.SAVE:
+        pytest.skip("this Pillow does not write the format")
+    ramp().save(path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for n in range(60):
+        data = whole[: rng.integers(len(whole))] if n % 3 == 0 else whole.copy()
+        if n % 3:
+            data[rng.integers(min(len(data), (120, len(data))[n % 2]), size=6)] = rng.integers(256, size=6)
+        path.write_bytes(data.tobytes())
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                images.open_picture(path)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ")
+    assert refused > 0
 
 
 @pytest.mark.parametrize(
@@ -250,7 +275,7 @@ def test_zeros_and_ones_are_black_and_white_in_whatever_they_come(tmp_path: Path
     levels = np.zeros((40, 80), np.uint8)
     levels[:20, 60:] = 1
     Image.fromarray(levels).save(tmp_path / "mask.png")
-    given = {
+    given: dict[str, Any] = {
         "picture": Image.fromarray(levels),
         "file": tmp_path / "mask.png",
         "bytes": levels,
@@ -306,10 +331,31 @@ def test_jpeg_is_written_in_full_colour_and_hardly_compressed(tmp_path: Path) ->
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
     images.save_picture(picture, tmp_path / "a.jpg")
-    with Image.open(tmp_path / "a.jpg") as read:
+    with Image.open(tmp_path / "a.jpg") as opened:
+        read: Any = opened
         assert {tuple(layer[1:3]) for layer in read.layer} == {(1, 1)}  # no channel has fewer samples: 4:4:4
         assert max(read.quantization[0]) <= 12  # quality 95; Pillow's own 75 has 61
         assert mean_error(picture, read) < 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("a.ico", (300, 200), "changes a picture's size; use .png"),
+        ("a.icns", (64, 64), "changes a picture's size"),
+        ("a.hdf", (64, 64), "cannot hold this .*handler not installed"),
+        ("a.xbm", (64, 64), "cannot hold this"),  # black and white alone
+        ("a.jpg", (70_000, 10), r"cannot hold this \(70000×1 pixels"),
+        ("a.gif", (10, 70_000), r"cannot hold this \(1×70000 pixels"),
+        ("a.webp", (20_000, 10), "cannot hold this"),
+    ],
+)
+def test_formats_that_cannot_hold_a_picture_are_found_before_the_work(
+    tmp_path: Path, name: str, size: tuple[int, int], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        images.check_format(tmp_path / name, size)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
