@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 BLOCKS = 16  # transformer blocks of the UNet in forward order, block01 ... block16
@@ -16,6 +16,7 @@ Control = Literal["mutual", "union", "masked"]
 SourceKV = Literal["exact", "inversion", "none"]
 Optimizer = Literal["adam", "adam-mini", "sgd"]
 Reference = Literal["first", "current"]
+Crop = Literal["none", "auto"]
 Compile = Literal["auto", "off", "whole", "regions"]
 Preset = Literal["paper", "sd15", "dragdiffusion", "masactrl", "small"]
 Prediction = Literal["epsilon", "v_prediction"]  # what a UNet was trained to predict, by diffusers' words
@@ -107,6 +108,8 @@ class EditConfig:
     # of `prepare`'s own passes, an approximation for a picture that is inverted; "none": each edit computes its own.
     source_kv: SourceKV = "exact"
     source_kv_memory: int = 2**30  # bytes of them that are kept in memory; what is over goes to mapped files
+    paste: bool = True  # outside the mask the result has the picture's own pixels, and a soft rim inside of it
+    crop: Crop = "none"  # "auto": of a large picture edit the part about drags and mask alone, and put it back
 
     @classmethod
     def paper(cls, **changes: Any) -> EditConfig:
@@ -164,19 +167,35 @@ _SHARES = ("anchor", "mask_threshold")
 
 
 def check(config: DragConfig | EditConfig) -> None:
-    """Raise a ValueError that names the first setting which is no such word or number. None is left to the types."""
-    types = get_type_hints(type(config))
-    for name in (one.name for one in fields(config)):
-        value, words = getattr(config, name), get_args(types[name]) if get_origin(types[name]) is Literal else ()
-        may_be_none = type(None) in get_args(types[name])
-        if words and value not in words:
-            raise ValueError(f"{name} must be one of {', '.join(words)}, came {value!r}")
-        if name in _WHOLE and not (may_be_none and value is None) and not (is_whole(value) and value >= _WHOLE[name]):
-            raise ValueError(f"{name} must be a whole number from {_WHOLE[name]}, came {value!r}")
-        if name in _NUMBERS and not 0 <= value < math.inf:
-            raise ValueError(f"{name} must be a number from 0, came {value!r}")
-        if name in _SHARES and not 0 <= value <= 1:
-            raise ValueError(f"{name} must be a number from 0 to 1, came {value!r}")
+    """Raise a ValueError that names the first setting which is not of its annotation, or out of its range."""
+    for name, kind in get_type_hints(type(config)).items():
+        value, may_be_none = getattr(config, name), type(None) in get_args(kind)
+        if may_be_none and value is None:
+            continue
+        problem = misfit(value, get_args(kind)[0] if may_be_none else kind)
+        if name in _WHOLE and (problem or value < _WHOLE[name]):
+            problem = f"a whole number from {_WHOLE[name]}"
+        if name in _NUMBERS and (problem or not 0 <= value < math.inf):
+            problem = "a number from 0"
+        if name in _SHARES and (problem or not 0 <= value <= 1):
+            problem = "a number from 0 to 1"
+        if problem:
+            raise ValueError(f"{name} must be {problem}, came {value!r}")
+
+
+def misfit(value: Any, kind: Any) -> str:
+    """Return in words what a value had to be, for one that is not of the kind that annotates it, else ""."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return "" if isinstance(value, str) and value in inner else f"one of {', '.join(inner)}"
+    if get_origin(kind) is tuple:
+        whole = isinstance(value, tuple) and not any(misfit(one, inner[0]) for one in value)
+        return "" if whole else f"a tuple of {'texts' if inner[0] is str else 'whole numbers'}"
+    if kind is int:
+        return "" if is_whole(value) else "a whole number"
+    if kind is float:
+        return "" if isinstance(value, numbers.Real) and not isinstance(value, bool) else "a number"
+    return "" if isinstance(value, kind) else {bool: "True or False", str: "a text"}.get(kind, f"a {kind.__name__}")
 
 
 def is_whole(value: Any) -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field, replace
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,16 +20,16 @@ from dragsa.drag import DragResult, Supervise
 from dragsa.loading import StableDiffusion
 from dragsa.model.unet import UNet
 from dragsa.passes import Descend, Observe
-from dragsa.pictures import Observer, Point, Report, Size, Trace
+from dragsa.pictures import Given, Observer, Part, Point, Report, Size, Trace
 from dragsa.source_kv import INVERSION, Plan, Recording, SourcePasses
 
 Drag = tuple[Point, Point]  # handle and target, pixels of the picture as given
-Mask = str | Path | Image.Image | np.ndarray | Tensor
+Mask = Given
 
 
 def edit(
     sd: StableDiffusion,
-    image: Image.Image | Source | None,
+    image: Given | Source | None,
     drags: Sequence[Drag] = (),
     mask: Mask | None = None,
     prompt: str = "",
@@ -46,10 +45,11 @@ def edit(
 ) -> EditResult:
     """Edit a picture by dragging points, by changing its prompt, or by both, without training anything.
 
-    image: a picture of any mode, size and aspect; None to edit the one that `prompt` and `seed` generate; or a `Source`
-    from `prepare`, which brings its own prompt and seed, so that one inversion serves many edits. drags: ((x, y), (x,
-    y)), handle and target, in pixels of the picture as given. mask: of the picture's size, white may move.
-    target_prompt: the edited picture's; None leaves the prompt. negative_prompt: what guidance leads away from.
+    image: a picture of any mode, size and aspect, its path or an array (`pictures.open_picture`); None to edit the one
+    that `prompt` and `seed` generate; or a `Source` from `prepare`, which brings its own prompt and seed, so that one
+    inversion serves many edits. drags: ((x, y), (x, y)), handle and target, in pixels of the picture as a viewer shows
+    it. mask: of the picture's size, white may move. target_prompt: the edited picture's; None leaves the prompt.
+    negative_prompt: what guidance leads away from.
 
     The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
     alone with these (`config.source_kv`), equal but for rounding.
@@ -61,15 +61,21 @@ def edit(
     Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
     any work is done.
     """
-    config, given = EditConfig.paper() if config is None else config, isinstance(image, Source)
+    config, given = checks.configured(config), isinstance(image, Source)
     if isinstance(control, str):
         config, control = replace(config, control=control), None  # type: ignore[arg-type]
-    checks.request(config, image, drags, mask, (prompt, negative_prompt))
+    image = image if image is None or isinstance(image, Source) else pictures.open_picture(image)
+    told: dict[str, Any] = {"observe": observe, "negative_prompt": negative_prompt}
+    if config.crop == "auto" and not isinstance(image, Source):
+        checks.settings(config, drags, mask, None if image is None else image.size)
+        told |= {"prompt": prompt, "target_prompt": target_prompt, "seed": seed, "control": control}
+        told |= {"supervision": supervision, "optimizer": optimizer, "config": replace(config, crop="none")}
+        return edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
+    checks.request(config, image, drags, mask, (prompt, negative_prompt), target_prompt)
     of_source = image.prompt if isinstance(image, Source) else prompt
     methods.control_at(config, sd.text, of_source, target_prompt or of_source)  # it raises, too
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
-    told: dict[str, Any] = {"observe": observe, "negative_prompt": negative_prompt}
     source = prepare(sd, image, prompt, seed, config, **told) if not isinstance(image, Source) else image
     report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
 
@@ -86,6 +92,8 @@ def edit(
         z_0 = denoise(branch, 0, step).z_target
     with report.stage("decode", 1):
         picture = pictures.restore(pictures.to_picture(sd.decode(z_0)), source.picture)
+        if mask is not None and config.paste:
+            picture = pictures.paste(picture, source.picture, mask, source.working_size)
 
     seconds = {**({} if given else source.seconds), **report.seconds}
     found = outcomes.found_in(source.picture, picture, drags)
@@ -93,6 +101,22 @@ def edit(
     if short := outcomes.shortfall(trace):
         warnings.warn(short, stacklevel=2)
     return EditResult(picture, source.picture, trace)
+
+
+def edit_part(
+    make: Callable[..., EditResult], image: Image.Image | None, drags: Any, mask: Any, size: int
+) -> EditResult:
+    """Make an edit of the part of a large picture that its drags and mask are about, and put it back."""
+    part = None if image is None else pictures.part_of(image.size, drags, mask, size)
+    if image is None or part is None:
+        return make(image, drags, mask)
+    return put_back(part, image, make(image.crop(part.box), part.drags(drags), part.mask(mask, image.size)))
+
+
+def put_back(part: Part, picture: Image.Image, made: EditResult) -> EditResult:
+    """Return a part's edit as its picture's, the trace's points in the pixels of that."""
+    whole = part.put_back(made.image, picture, made.trace.working_size)
+    return EditResult(whole, picture, part.trace(made.trace, picture.size))
 
 
 class EditResult(NamedTuple):
@@ -141,7 +165,7 @@ class Source:
 
 def prepare(
     sd: StableDiffusion,
-    image: Image.Image | None,
+    image: Given | None,
     prompt: str = "",
     seed: int = 42,
     config: EditConfig | None = None,
@@ -157,12 +181,13 @@ def prepare(
     the config controls; those of a generated picture are exact. With `config.lora_steps` a LoRA is trained on the
     picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture yet to be generated.
     """
-    config = EditConfig.paper() if config is None else config
+    config = checks.configured(config)
     checks.settings(config)
     sd.check_finite()
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
     if image is None:
         return generate(sd, prompt, seed, config, size or (config.size, config.size), report, negative_prompt)
+    image = pictures.open_picture(image)
     context, unet, adapted, residual = sd.embed(["", prompt])[1:], sd.unet, None, None  # (1, n, C)
     with report.stage("encode", 1):
         working = pictures.working_size(*image.size, config.size)
@@ -250,7 +275,7 @@ def leave(
     keep: the source's K/V for later edits, if the config wants that. control: in place of the config's, as `edit` takes
     it; then no K/V are kept or taken from an earlier pass.
     """
-    config = EditConfig.paper() if config is None else config
+    config = checks.configured(config)
     target_prompt = source.prompt if target_prompt is None else target_prompt
     changed, unet = target_prompt != source.prompt, source.unet_of(sd)
     level = config.steps - config.drag_step if drags and not changed else config.steps
@@ -260,10 +285,10 @@ def leave(
     if mask is not None:
         may_move = pictures.open_mask(mask, source.picture.size, grid).to(sd.device)  # (H, W)
         if drags:
-            pictures.warn_unmasked(may_move, pictures.to_grid([pair[0] for pair in drags], source.picture.size, grid))
-        may_move = may_move if may_move.any() else None  # an all-black mask is none
-    if config.blend and may_move is not None:
-        blend = drag.to_latent_grid(may_move, source.latents) ** (1 / level)
+            ends = (pictures.to_grid([pair[end] for pair in drags], source.picture.size, grid) for end in (0, 1))
+            pictures.warn_unmasked(may_move, *ends)
+        if config.blend:
+            blend = drag.to_latent_grid(may_move, source.latents) ** (1 / level)
     shared = config if control is None else replace(config, source_kv="none")
     of_source = SourcePasses(source.recorded.of(unet), source.latents, source.generated)
     return Branch(

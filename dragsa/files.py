@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path}: is there, and is not a plain file")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:  # a link to nothing is there, too
         raise FileExistsError(f"{path}: is there already")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{path}: the folder cannot be written to")
@@ -32,15 +33,22 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
 def save_bytes(data: bytes, path: str | Path, overwrite: bool = False) -> None:
     """Write a file whole or not at all: under another name in the same folder, then renamed.
 
-    Raises as `check_output` does, and OSError where writing fails.
+    Raises as `check_output` does, and OSError that names the file where writing fails.
     """
     path = check_output(path, overwrite)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(part_name(path.name))
     try:
         part.write_bytes(data)
         os.replace(part, path)
+    except OSError as error:  # that of a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_name(name: str) -> str:
+    """Return the name that a file or folder has until it is whole: short, since the system bounds names."""
+    return f".{zlib.crc32(os.fsencode(name)):08x}.{os.getpid()}.part"
 
 
 def finite(value: Any) -> Any:
@@ -53,9 +61,14 @@ def finite(value: Any) -> Any:
 
 
 def save_json(value: Any, path: str | Path, overwrite: bool = False) -> None:
-    """Write strict JSON as `save_bytes` does. Raises ValueError for a number that is not finite: see `finite`."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    save_bytes(text.encode(), path, overwrite)
+    """Write strict JSON as `save_bytes` does. Raises ValueError for a number that is not finite: see `finite`.
+
+    Where a text is no Unicode, as a file's name can be, all that is not ASCII is escaped.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        text = json.dumps(value, indent=2, allow_nan=False)
+    save_bytes(f"{text}\n".encode(), path, overwrite)
 
 
 @contextmanager
@@ -64,7 +77,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     A `folder` that another process has written by then stays as it is. Its parent must be there.
     """
-    part = folder.parent / f".{folder.name}.{os.getpid()}.part"
+    part = folder.with_name(part_name(folder.name))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:

@@ -14,7 +14,7 @@ from dragsa.ddim import step_down
 
 DRAGS = [((42, 79), (70, 59)), ((43, 65), (71, 45)), ((55, 80), (83, 60)), ((40, 93), (68, 73)), ((28, 77), (56, 57))]
 LOOP = dragsa.DragConfig(lr=0.05, radius=3, reach=0.7, updates=80, patience=None, lost_patience=None)
-CONFIG = dragsa.EditConfig.small(drag=LOOP, drag_step=20)
+CONFIG = dragsa.EditConfig.small(drag=LOOP, drag_step=20, paste=False)
 
 
 def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) -> Image.Image:

@@ -20,7 +20,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +176,7 @@ def checked(options: dict[str, Any]) -> EditConfig:
         raise NotADirectoryError(f"{results}: not a folder")
     if options["json"] is not None:
         files.check_output(options["json"], overwrite=True)
-    config = cli.config_of(options)
+    config = replace(cli.config_of(options), paste=False)  # as the published figures were measured
     checks.settings(config, [((0, 0), (0, 0))])  # as every sample's, which has drags
     check_taps((options["metric_tap"],), None)
     return config

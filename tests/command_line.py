@@ -15,9 +15,9 @@ def run(*arguments: object) -> int:
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     """The one line that an error is, after a look at the exit code and at the folder: nothing may be written."""
-    before = {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")}
+    before = {path: path.lstat().st_mtime_ns for path in Path.cwd().rglob("*")}
     assert run(*arguments) == 2
-    assert {path: path.stat().st_mtime_ns for path in Path.cwd().rglob("*")} == before
+    assert {path: path.lstat().st_mtime_ns for path in Path.cwd().rglob("*")} == before
     said = capsys.readouterr()
     assert said.out == "" and said.err.count("\n") == 1 and said.err.startswith("dragsa: error: ")
     return said.err

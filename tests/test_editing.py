@@ -1,6 +1,7 @@
 """The whole edit on a tiny model: what it keeps, what it reports, what one inversion serves, what it refuses."""
 
 import json
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import dragsa
-from dragsa import ddim, drag, editing
+from dragsa import checks, ddim, drag, editing
 from dragsa.config import Control, DragConfig, EditConfig, LoRAConfig
 from dragsa.editing import Source
 from dragsa.hooks import MutualSelfAttention
@@ -201,11 +202,88 @@ def test_a_source_can_be_prepared_for_blending(sd, picture, source):
     assert torch.equal(prepared.latents, source.latents)
 
 
-def test_black_mask_is_none(sd, source):
-    black = Image.new("L", (70, 90), 0)
-    config = replace(CONFIG, blend=True)
-    masked, unmasked = (dragsa.edit(sd, source, DRAGS, mask, config=c) for mask, c in ((black, config), (None, CONFIG)))
-    assert masked.image.tobytes() == unmasked.image.tobytes() and not masked.trace.masked
+def test_a_picture_comes_as_a_viewer_shows_it(sd, picture, source, tmp_path):
+    """From a file, an array or a picture to be turned: the same edit, at points of the upright picture."""
+    expected = dragsa.edit(sd, source, DRAGS, config=CONFIG).image
+    picture.save(tmp_path / "a.png")
+    lying = picture.rotate(90, expand=True)
+    lying.getexif()[0x0112] = 6  # to be turned by a quarter clockwise
+    mask = Image.new("L", picture.size, 255)
+    turned_mask = mask.rotate(90, expand=True)
+    turned_mask.getexif()[0x0112] = 6
+    for given in (str(tmp_path / "a.png"), np.asarray(picture), lying):
+        prepared = dragsa.prepare(sd, given, "a red disc", config=CONFIG)
+        assert torch.equal(prepared.latents, source.latents) and prepared.picture.size == (70, 90)
+    made = dragsa.edit(sd, lying, DRAGS, prompt="a red disc", config=CONFIG)
+    assert made.image.tobytes() == expected.tobytes() and made.image.size == (70, 90)
+    masked = [dragsa.edit(sd, lying, DRAGS, m, "a red disc", config=CONFIG).image for m in (mask, turned_mask)]
+    assert masked[0].tobytes() == masked[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "target", "says"),
+    [
+        ("RGBA", (70, 90), None, "transparency is laid on white"),
+        ("L", (70, 90), "a Yellow disc", "the picture is grey, and so will be the result, not red, yellow"),
+        ("RGB", (200, 128), None, "200×128 pixels is edited at 64×40, and what changes comes back blurred"),
+    ],
+)
+def test_what_a_picture_loses_is_told(picture, mode, size, target, says):
+    given = picture.resize(size).convert(mode)
+    if mode == "RGBA":
+        given.putalpha(128)
+    with pytest.warns(UserWarning) as told:
+        checks.request(CONFIG, given, (), None, ("a red disc", ""), target)
+    assert len(told) == 1 and says in str(told[0].message)
+
+
+def test_what_loses_nothing_is_silent(picture):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checks.request(CONFIG, picture.convert("RGBA"), DRAGS, None, ("a red disc", ""), "a yellow disc")
+        checks.request(CONFIG, picture.convert("L"), DRAGS, None, ("a disc", ""), "a ring")
+
+
+def test_a_black_mask_is_refused(sd, source):
+    with pytest.raises(ValueError, match="all black"):
+        dragsa.edit(sd, source, DRAGS, Image.new("L", (70, 90), 0), config=CONFIG)
+
+
+def test_outside_of_the_mask_the_pictures_own_pixels_come_back(sd, picture, source):
+    mask = Image.new("L", (70, 90))
+    mask.paste(255, (10, 20, 60, 80))
+    pasted, free = (dragsa.edit(sd, source, DRAGS, mask, config=replace(CONFIG, paste=on)) for on in (True, False))
+    given, made, other = (np.asarray(one) for one in (picture, pasted.image, free.image))
+    outside = np.asarray(mask) == 0
+    assert (made[outside] == given[outside]).all() and (other[outside] != given[outside]).any()
+    assert (made[30:70, 20:50] == other[30:70, 20:50]).all()
+    assert pasted.trace.config.paste and pasted.trace.losses == free.trace.losses
+
+
+def test_a_part_of_a_large_picture_is_edited_by_itself(sd, picture):
+    """The part cut out by hand gives the same pixels; round it the picture is as given."""
+    large = picture.resize((280, 360), Image.Resampling.BICUBIC)
+    mask = Image.new("L", large.size)
+    mask.paste(255, (110, 150, 150, 190))
+    drags, part = [((120.0, 160.0), (140.0, 180.0))], (90, 130, 170, 210)
+    made = dragsa.edit(sd, large, drags, mask, config=replace(CONFIG, crop="auto"))
+    own = [((30.0, 30.0), (50.0, 50.0))]
+    alone = dragsa.edit(sd, large.crop(part), own, mask.crop(part), config=CONFIG)
+    expected = large.copy()
+    expected.paste(alone.image, part)
+    assert made.image.tobytes() == expected.tobytes() and made.source.size == large.size
+    assert made.trace.part == part and made.trace.picture_size == large.size and made.trace.drags == tuple(drags)
+    assert made.trace.working_size == alone.trace.working_size == (64, 64)
+    assert made.trace.distances == alone.trace.distances
+    assert np.allclose(np.array(made.trace.handles) - (90, 130), alone.trace.handles)
+    assert trace.to_json(made.trace)["part"] == list(part)
+
+
+def test_a_part_is_of_pictures_alone(sd, source):
+    with pytest.raises(ValueError, match="give the picture, not its source"):
+        dragsa.edit(sd, source, DRAGS, config=replace(CONFIG, crop="auto"))
+    whole = dragsa.edit(sd, source.picture, config=replace(CONFIG, crop="auto"))
+    assert whole.trace.part is None and whole.trace.config.crop == "none"
 
 
 def test_fixed_point_inversion_reports_its_residual(sd, picture):
@@ -257,7 +335,7 @@ def test_any_mode_comes_back_in_its_own_size(sd, picture, mode):
         ({"config": replace(CONFIG, lora_steps=2)}, "prepared with lora_steps 0, and the edit has 2"),
         ({"config": replace(CONFIG, guidance=float("nan"))}, "guidance must be a number from 0, came nan"),
         ({"config": replace(CONFIG, drag=DragConfig(tap="nope"))}, "'nope'"),
-        ({"drags": DRAGS, "mask": Image.new("L", (64, 64))}, "64×64 pixels; it must be the picture's 70×90"),
+        ({"drags": DRAGS, "mask": Image.new("L", (64, 64), 255)}, "64×64 pixels; it must be the picture's 70×90"),
     ],
 )
 def test_refusals(sd, source, arguments, says):

@@ -23,6 +23,37 @@ def test_json_file_is_whole_or_not(tmp_path: Path) -> None:
         files.save_json({}, path)
 
 
+def test_a_text_that_is_no_unicode_is_escaped(tmp_path: Path) -> None:
+    """As a file's name may be: what is read again is the same name."""
+    value = {"out": "a\udcff.png", "prompt": "ein Fuß"}
+    files.save_json(value, tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_bytes()) == value
+
+
+@pytest.mark.parametrize("length", [241, 251, 255])
+def test_names_as_long_as_the_system_takes_can_be_written(tmp_path: Path, length: int) -> None:
+    path = tmp_path / ("a" * length)
+    files.save_bytes(b"whole", path)
+    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
+    link = tmp_path / "a.png"
+    link.symlink_to("nowhere.png")
+    with pytest.raises(FileExistsError, match=r"a\.png: is there already"):
+        files.check_output(link)
+    files.save_bytes(b"new", link, overwrite=True)
+    assert link.read_bytes() == b"new" and not link.is_symlink()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_failure_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / files.part_name("a.png")).symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.png'"):
+        files.save_bytes(b"x" * 100_000, tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
 def test_numbers_that_are_not_finite_become_null(tmp_path: Path) -> None:
     value = {"a": (1.5, float("inf")), "b": [{"c": float("nan")}], "d": "text", "e": True}
     files.save_json(files.finite(value), tmp_path / "a.json")

@@ -23,7 +23,7 @@ SIGNATURES = {
         "drag=..., steps=50, variant='restored', drag_step=10, control_step=10, control_blocks=(11, 12, 13, "
         "14, 15, 16), control='mutual', object_words=(), mask_blocks=(5, 6, 8, 9, 10), mask_threshold=0.1, "
         "guidance=1.0, blend=False, fixed_point=0, lora_steps=0, size=512, source_kv='exact', "
-        "source_kv_memory=1073741824"
+        "source_kv_memory=1073741824, paste=True, crop='none'"
     ),
     "EditConfig.paper": "**changes",
     "EditConfig.sd15": "**changes",
@@ -83,11 +83,12 @@ SIGNATURES = {
 }
 OPTIONS = {
     "edit": (
-        "--anchor --blend --checkpoint --compile --control --control-blocks --control-step --device --drag "
-        "--drag-step --dtype --fixed-point --force --from-noise --guidance --help --job --json --lam "
-        "--lora-steps --lost-patience --lr --mask --mask-blocks --mask-threshold --no-blend --object-words "
-        "--optimizer --out --path --patience --preset --prompt --quiet --radius --reach --reference --seed "
-        "--sheet --size --source --source-kv --source-kv-memory --stall --steps --tap --target-prompt "
+        "--anchor --blend --checkpoint --compile --control --control-blocks --control-step --crop --device --drag "
+        "--drag-step --dtype --fixed-point --force --from-noise --guidance --help --job --json --keep-going --lam "
+        "--lora-steps --lost-patience --lr --mask --mask-blocks --mask-threshold --no-blend --no-keep-going --no-paste "
+        "--object-words --optimizer --out --paste --path --patience --preset --prompt --quiet --radius --reach "
+        "--reference --seed "
+        "--sheet --size --skip-existing --source --source-kv --source-kv-memory --stall --steps --tap --target-prompt "
         "--threads --track-radius --updates --variant --weights --clip-skip --embedding --ema --lora "
         "--negative-prompt --no-ema --text-encoder --vae"
     ),

@@ -10,22 +10,45 @@ from PIL import Image
 
 from dragsa import config as configuration
 from dragsa import hooks, pictures
+from dragsa.checks.notices import warn_of_losses
 from dragsa.checks.tensors import drag_settings
 from dragsa.config import EditConfig
 from dragsa.ddim import Schedule
 from dragsa.pictures import Size
 
 
-def request(config: EditConfig, image: Any, drags: Sequence[Any], mask: Any, prompts: tuple[str, str]) -> None:
-    """Raise a ValueError for an edit that cannot be made.
+def request(
+    config: EditConfig,
+    image: Any,
+    drags: Sequence[Any],
+    mask: Any,
+    prompts: tuple[str, str],
+    target_prompt: str | None = None,
+) -> None:
+    """Raise a ValueError for an edit that cannot be made, and warn of what one loses of its picture.
 
     image: a picture, an `editing.Source`, or None where one is to be generated. mask: as `pictures.open_mask` takes it.
     prompts: the source's, and the negative one.
     """
+    words(*prompts, target_prompt)
+    prompt = prompts[0]
     if image is not None and not isinstance(image, Image.Image):
         made_for(config, image, *prompts)
-        image = image.picture
+        if config.crop != "none":
+            raise ValueError("a part is cut out before inversion: for crop 'auto' give the picture, not its source")
+        prompt, image = image.prompt, image.picture
     settings(config, drags, mask, (config.size, config.size) if image is None else image.size)
+    if image is not None:
+        warn_of_losses(image, config, (prompt, target_prompt or ""))
+
+
+def configured(config: Any) -> EditConfig:
+    """Return the config, that of the paper for None. Raises ValueError for another class and for a wrong setting."""
+    config = EditConfig.paper() if config is None else config
+    if not isinstance(config, EditConfig):
+        raise ValueError(f"config must be an EditConfig, came {type(config).__name__}")
+    configuration.check(config)
+    return config
 
 
 def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, size: Size | None = None) -> None:
@@ -33,8 +56,8 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
 
     `size` is the picture's; without it only what holds for any picture is looked at.
     """
+    configured(config)
     Schedule(config.steps, config.variant)
-    configuration.check(config)
     drag_settings(config.drag)
     hooks.check_blocks(config.control_blocks)
     hooks.check_blocks(config.mask_blocks)
@@ -42,7 +65,10 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
     pictures.working_size(1, 1, config.size)
     if len(drags) and config.drag_step > (last := config.steps - 1):
-        raise ValueError(f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}")
+        said = f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}"
+        as_far = round(config.drag_step * config.steps / EditConfig.steps)  # a preset's S is of its own T
+        hint = f" of {config.steps} steps, {min(last, as_far)} is as far as {config.drag_step} of {EditConfig.steps}"
+        raise ValueError(f"{said}; give a drag step (--drag-step) with the steps:{hint}")
     for pair in drags:
         if np.shape(pair) != (2, 2):
             raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")
@@ -52,6 +78,17 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         pictures.to_grid([point for pair in drags for point in pair], size, size)
         if mask is not None:
             pictures.open_mask(mask, size, (1, 1))
+
+
+def words(*prompts: str | None) -> None:
+    """Raise a ValueError for a prompt that is no text, or that holds halves of characters, which no tokenizer takes."""
+    for prompt in prompts:
+        if not isinstance(prompt, str | None):
+            raise ValueError(f"a prompt is a text, came {type(prompt).__name__}")
+        try:
+            (prompt or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the prompt {prompt!r} is not text in UTF-8") from None
 
 
 def generation(config: EditConfig, size: Size) -> None:

@@ -96,10 +96,10 @@ def mask_on(mask: Tensor, grid: Grid) -> Tensor:
 
 def drag_settings(config: DragConfig) -> None:
     """Raise a ValueError that names the first setting out of its range."""
+    configuration.check(config)
     names = config.tap.split("+")
     if any(name not in ACTIVATIONS for name in names):
         known = f"block01 … block16, {', '.join(STAGES)}"
         raise ValueError(f"drag: features cannot be read at {config.tap!r}: known are {known}")
     if len({ACTIVATIONS[name] for name in names}) > 1:
         raise ValueError(f"drag: the features of {config.tap} cannot be added: they differ in channels or in grid")
-    configuration.check(config)

@@ -4,8 +4,9 @@ Networks and tensors are imported only once the arguments are understood, so tha
 """
 
 from dragsa.cli.edit import SMALL, config_of, weights_of
+from dragsa.cli.jobs import read_jobs
 from dragsa.cli.main import main
-from dragsa.cli.options import EDIT, WEIGHTS_HELP, Options, Parser, add_groups, build_parser, read_jobs, whole
+from dragsa.cli.options import EDIT, WEIGHTS_HELP, Options, Parser, add_groups, build_parser, whole
 from dragsa.cli.progress import one_line
 
 __all__ = ["EDIT", "SMALL", "WEIGHTS_HELP", "Options", "Parser", "add_groups", "build_parser", "config_of", "main"]

@@ -28,5 +28,5 @@ def run_bench(given: Options, progress: Progress) -> int:
     print(tables, end="")
     if "markdown" in options:
         files.save_bytes(tables.encode(), options["markdown"], options.get("force", False))
-    write(options, {"chart": speed.draw_chart(report)} if "chart" in options else {}, speed.to_json(report))
+    write(options, {"chart": lambda: speed.draw_chart(report)} if "chart" in options else {}, speed.to_json(report))
     return 0

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dragsa import files
-from dragsa.cli.options import Options, read_jobs
-from dragsa.cli.progress import Progress, one_line
+from dragsa.cli.jobs import read_jobs
+from dragsa.cli.options import Options
+from dragsa.cli.progress import Failed, Progress, at_work, is_told, one_line
 from dragsa.cli.weights import changes_of, load_changed
 from dragsa.config import DragConfig, EditConfig
 
@@ -24,11 +27,21 @@ if TYPE_CHECKING:
 
 SMALL = Path(__file__).resolve().parents[2] / "weights" / "small"  # the model that ships, in a checkout
 
+SMALL_WIDTHS = [32, 64, 128, 128]  # of that model's UNet, by which it is known wherever it stands
+
+
+def suits(weights: Path) -> str:
+    """Return the preset that a model brings: "small" for a folder with a UNet of the small model's widths."""
+    try:
+        settings = json.loads((weights / "unet" / "config.json").read_bytes())
+        return "small" if settings["block_out_channels"] == SMALL_WIDTHS else "sd15"
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # loading says what is wrong with it
+        return "sd15"
+
 
 def config_of(options: Options) -> EditConfig:
     """Return the preset's configuration with the numbers that were given in place of its own."""
-    suits = "small" if weights_of(options).resolve() == SMALL else "sd15"
-    preset: EditConfig = getattr(EditConfig, options.get("preset", suits))()
+    preset: EditConfig = getattr(EditConfig, options.get("preset") or suits(weights_of(options)))()
     loop = {one.name: options[one.name] for one in fields(DragConfig) if one.name in options}
     edit = {one.name: options[one.name] for one in fields(EditConfig) if one.name in options}
     if isinstance(edit.get("size"), tuple):
@@ -46,21 +59,34 @@ def weights_of(options: Options) -> Path:
     raise ValueError("no weights: give --weights PATH or set DRAGSA_WEIGHTS (weights/README.md says what to get)")
 
 
+OUTPUTS = ("out", "source", "path", "sheet", "chart", "json", "markdown")
+
+
+def place(path: Path) -> Path:
+    """Return where a path leads; one into a circle of links stays, where `Path.resolve` raises."""
+    return Path(os.path.realpath(path))
+
+
+def is_kept(options: Options, name: str) -> bool:
+    """Tell whether an output is there already and is to be left as it is."""
+    return bool(options.get("skip_existing")) and options[name].is_file()
+
+
 def check_outputs(options: Options, taken: set[Path]) -> None:
     """Raise an error unless every output can be written. Those of earlier jobs are `taken`; these are added."""
     from dragsa import pictures
 
     if "out" not in options and options["command"] != "bench":
         raise ValueError("--out PNG is missing: where should the picture go?")
-    for name in ("out", "source", "path", "sheet", "chart", "json", "markdown"):
+    for name in OUTPUTS:
         if name not in options:
             continue
-        path = files.check_output(options[name], options.get("force", False))
+        path = files.check_output(options[name], options.get("force", False) or is_kept(options, name))
         if name not in ("json", "markdown"):
             pictures.check_format(path)
-        if path.resolve() in taken:
+        if place(path) in taken:
             raise ValueError(f"{path}: two outputs of the same name")
-        taken.add(path.resolve())
+        taken.add(place(path))
 
 
 @dataclass
@@ -71,6 +97,7 @@ class Session:
     seconds_loading: float = 0.0
     _model: tuple[Any, StableDiffusion] | None = None
     _source: tuple[Any, editing.Source] | None = None
+    _hashes: dict[str, str] | None = None
 
     def model(self, options: Options) -> StableDiffusion:
         import torch
@@ -78,14 +105,24 @@ class Session:
         if "threads" in options:
             torch.set_num_threads(options["threads"])
         path, device, dtype = weights_of(options), options.get("device", "cpu"), options.get("dtype", "float32")
-        key, begin = (path.resolve(), device, dtype, changes_of(options)), time.perf_counter()
+        key, begin = (place(path), device, dtype, changes_of(options)), time.perf_counter()
         self.seconds_loading = 0.0
         if self._model is None or self._model[0] != key:
             self.progress.say(f"loading {path}")
-            self._model = self._source = None
+            self._model = self._source = self._hashes = None
             self._model = key, load_changed(path, options)
             self.seconds_loading = time.perf_counter() - begin
         return self._model[1]
+
+    def hashes(self, sd: StableDiffusion) -> dict[str, str]:
+        """Return the sha256 of each of the weights' files, by its name under the weights' own path."""
+        from dragsa.loading import known_files
+
+        if self._hashes is None:
+            root = sd.config.path if sd.config.path.is_dir() else sd.config.path.parent
+            self.progress.say("hashing the weights")
+            self._hashes = {str(file.relative_to(root)): known_files.sha256(file) for file in sd.config.files}
+        return self._hashes
 
     def source(
         self, sd: StableDiffusion, picture: Image.Image | None, options: Options, config: EditConfig
@@ -98,7 +135,8 @@ class Session:
         negative = options.get("negative_prompt", "")
         trajectory = config.steps, config.variant, config.fixed_point, config.lora_steps
         guidance = config.guidance if picture is None else 1.0
-        key = self._model[0], options.get("image"), prompt, negative, seed, config.size, size, *trajectory, guidance
+        content = None if picture is None else (picture.mode, picture.size, sha256(picture.tobytes()).digest())
+        key = self._model[0], content, prompt, negative, seed, config.size, size, *trajectory, guidance
         if self._source is not None and self._source[0] == key:
             return self._source[1], True
         extent = size if isinstance(size, tuple) else None
@@ -111,8 +149,9 @@ def measured(options: Options, sd: StableDiffusion, seconds: Mapping[str, float]
     """Return the part of the JSON that both commands have: the options, where the command ran, and what it cost."""
     import torch
 
-    given = {key: value for key, value in options.items() if key not in ("command", "version", "quiet")}
-    files: dict[str, Any] = {key: str(value.resolve()) for key, value in given.items() if isinstance(value, Path)}
+    unasked = ("command", "version", "quiet", "job", "keep_going", "skip_existing", "weights_sha256")
+    given = {key: value for key, value in options.items() if key not in unasked}
+    files: dict[str, Any] = {key: str(place(value)) for key, value in given.items() if isinstance(value, Path)}
     for key in ("lora", "embedding"):
         files |= {key: [str(one.within(Path.cwd())) for one in given[key]]} if key in given else {}
     return {
@@ -123,6 +162,16 @@ def measured(options: Options, sd: StableDiffusion, seconds: Mapping[str, float]
         "seconds": {**seconds, "total": time.perf_counter() - begin},
         "peak_memory_bytes": peak_memory(),
     }
+
+
+def every_option(options: Options) -> Options:
+    """Return the options, and those that were not given as they were in force: they make the same edit again."""
+    config = config_of(options)
+    values = {one.name: getattr(config.drag, one.name) for one in fields(DragConfig)}
+    values |= {one.name: getattr(config, one.name) for one in fields(EditConfig) if one.name != "drag"}
+    weights = weights_of(options)
+    preset = options.get("preset") or suits(weights)
+    return {**values, "seed": 42, **options, "weights": weights, "preset": preset}
 
 
 def peak_memory() -> int | None:
@@ -136,7 +185,10 @@ def peak_memory() -> int | None:
 
 
 def run_edit(given: Options, progress: Progress) -> int:
-    """Check every job, then run them; options on the command line replace those of the job file."""
+    """Check every job, then run them; options on the command line replace those of the job file.
+
+    A job of a list that fails is named, and the others are done. Returns 1 if one failed, else 0.
+    """
     jobs = [given]
     if "job" in given:
         over = {key: value for key, value in given.items() if key != "job"}
@@ -149,71 +201,133 @@ def run_edit(given: Options, progress: Progress) -> int:
             if "job" not in given:
                 raise
             raise ValueError(f"{given['job']}, job {n}: {one_line(error)}") from None
-    session = Session(progress)
+    session, failed = Session(progress), False
     for n, options in enumerate(jobs, start=1):
+        if all(is_kept(options, name) for name in OUTPUTS if name in options):
+            continue
         progress.label = f"{n}/{len(jobs)} " if len(jobs) > 1 else ""
-        edit_one(options, session, alone=len(jobs) == 1)
-    return 0
+        try:
+            edit_one(options, session, alone=len(jobs) == 1)
+        except (OSError, ValueError, MemoryError, RuntimeError, Failed) as error:
+            if len(jobs) == 1 or not is_told(error):
+                raise
+            failed = True
+            progress.fail(f"{given['job']}, job {n}: {one_line(error)}")
+            if not given.get("keep_going", True):
+                break
+    return 1 if failed else 0
 
 
 def check_job(options: Options, taken: set[Path]) -> None:
-    """Raise an error for a mistake that can be found before the weights are loaded."""
-    from dragsa import checks, pictures
+    """Raise an error for a mistake that can be found before the weights are loaded.
+
+    What an earlier job will write can be looked at only when its turn has come, by `check_fit`.
+    """
+    from dragsa import checks, methods
 
     if ("image" in options) == options.get("from_noise", False):
         raise ValueError("give either IMAGE or --from-noise")
     if "drag" not in options and "target_prompt" not in options:
         raise ValueError("nothing to change: give --drag, --target-prompt, or both")
+    to_come = any(place(options[name]) in taken for name in ("image", "mask") if options.get(name))
     check_outputs(options, taken)
-    config = config_of(options)
+    config, prompt = config_of(options), options.get("prompt", "")
+    checks.words(prompt, options.get("target_prompt"))
+    if config.object_words:  # without any `checks.settings` asks for them
+        methods.check_object_words(config, prompt, options.get("target_prompt") or prompt)
+    if not to_come:
+        check_fit(options, config)
+
+
+def check_fit(options: Options, config: EditConfig) -> None:
+    """Raise an error for drags, a mask and settings that do not fit the picture, or one another."""
+    from dragsa import checks, pictures
+
     if options.get("from_noise"):
-        size = options["size"] if isinstance(options.get("size"), tuple) else (config.size, config.size)
+        size = drawn_size(options, config)
         checks.generation(config, size)
     elif isinstance(options.get("size"), tuple):
         raise ValueError("--size: one number; a picture keeps its aspect")
     else:
         size = pictures.open_picture(options["image"]).size
+    for name in ("out", "source", "path"):
+        if name in options:
+            pictures.check_format(options[name], size)
     checks.settings(config, options.get("drag", ()), options.get("mask"), size)
 
 
 def edit_one(options: Options, session: Session, alone: bool) -> None:
     """Edit one picture and write what was asked for. One that is alone keeps nothing of its source for later ones."""
-    from dragsa import editing, pictures
+    from dragsa import pictures
 
     begin = time.perf_counter()
     config = config_of(options)
+    check_fit(options, config)
     if alone and config.control_step is not None:  # without control there is nothing to keep
         config = replace(config, source_kv="none")
-    picture = None if options.get("from_noise") else pictures.open_picture(options["image"])
     sd = session.model(options)
+    with at_work():
+        hashes = session.hashes(sd) if "json" in options or "weights_sha256" in options else None
+        if options.get("weights_sha256", hashes) != hashes:
+            session.progress.warn(f"{weights_of(options)} holds other weights than those of the report")
+        result, source, reused = make(sd, session, options, config)
+
+        seconds = {"loading": session.seconds_loading, **({} if reused else source.seconds)}
+        for stage, more in result.trace.seconds.items():
+            seconds[stage] = seconds.get(stage, 0) + more
+        told = measured(every_option(options), sd, seconds, begin)
+        report = {"command": "edit", **pictures.to_json(result.trace), **told}
+        report |= {"weights_sha256": hashes, "source_reused": reused}
+        made = {
+            "out": lambda: result.image,
+            "source": lambda: result.source,
+            "path": lambda: pictures.draw_path(result.source, result.trace),
+            "sheet": lambda: pictures.sheet(pictures.panels_of(result.source, result.image, result.trace)),
+        }
+        write(options, made, report)
+
+
+def make(
+    sd: StableDiffusion, session: Session, options: Options, config: EditConfig
+) -> tuple[editing.EditResult, editing.Source, bool]:
+    """Make an edit; return with it its source, and whether the job before had prepared that."""
+    from dragsa import editing, pictures
+
+    drags, mask, target_prompt = options.get("drag", ()), options.get("mask"), options.get("target_prompt")
+    whole = None if options.get("from_noise") else pictures.open_picture(options["image"])
+    picture, part = whole, None
+    if whole is not None and config.crop == "auto":
+        part = pictures.part_of(whole.size, drags, mask, config.size)
+    if whole is not None and part is not None:
+        drags, mask, picture = part.drags(drags), part.mask(mask, whole.size), whole.crop(part.box)
+    config = replace(config, crop="none")
     source, reused = session.source(sd, picture, options, config)
     session.progress.pixels_per_cell = source.picture.width / pictures.grid_size(source.working_size)[0]
-    drags, mask, target_prompt = options.get("drag", ()), options.get("mask"), options.get("target_prompt")
     result = editing.edit(sd, source, drags, mask, target_prompt=target_prompt, config=config, observe=session.progress)
-
-    seconds = {"loading": session.seconds_loading, **({} if reused else source.seconds)}
-    for stage, more in result.trace.seconds.items():
-        seconds[stage] = seconds.get(stage, 0) + more
-    report = {"command": "edit", **pictures.to_json(result.trace), **measured(options, sd, seconds, begin)}
-    report["source_reused"] = reused
-    made = {"out": result.image, "source": result.source}
-    if "path" in options:
-        made["path"] = pictures.draw_path(result.source, result.trace)
-    if "sheet" in options:
-        made["sheet"] = pictures.sheet(pictures.panels_of(result.source, result.image, result.trace))
-    write(options, made, report)
+    if whole is not None and part is not None:
+        result = editing.put_back(part, whole, result)
+    return result, source, reused
 
 
-def write(options: Options, made: Mapping[str, Image.Image], report: dict[str, Any]) -> None:
-    """Write the outputs that were asked for; the JSON is the last, so that where it is, everything is."""
+def write(options: Options, made: Mapping[str, Callable[[], Image.Image]], report: dict[str, Any]) -> None:
+    """Make and write the outputs that were asked for, one by one: the result first, the JSON last.
+
+    So a drawing that fails loses nothing of what was made before it, and where the JSON is, everything is.
+    """
     from dragsa import pictures
 
     force = options.get("force", False)
-    for name, picture in made.items():
-        if name in options:
-            pictures.save_picture(picture, options[name], force)
-    if "json" in options:
+    for name, make_picture in made.items():
+        if name in options and not is_kept(options, name):
+            pictures.save_picture(make_picture(), options[name], force)
+    if "json" in options and not is_kept(options, "json"):
         files.save_json(report, options["json"], force)
+
+
+def drawn_size(options: Options, config: EditConfig) -> tuple[int, int]:
+    """Return the size of a picture that is generated."""
+    given = options.get("size")
+    return given if isinstance(given, tuple) else (config.size, config.size)
 
 
 def run_generate(options: Options, progress: Progress) -> int:
@@ -222,10 +336,14 @@ def run_generate(options: Options, progress: Progress) -> int:
     check_outputs(options, set())
     config = config_of(options)
     checks.settings(config, (), None)
+    checks.words(options.get("prompt"))
+    checks.generation(config, drawn_size(options, config))
+    pictures.check_format(options["out"], drawn_size(options, config))
     begin = time.perf_counter()
     session = Session(progress)
     sd = session.model(options)
-    source, _ = session.source(sd, None, options, config)
+    with at_work():
+        source, _ = session.source(sd, None, options, config)
     report = {
         "command": "generate",
         "weights": sd.provenance,
@@ -237,5 +355,6 @@ def run_generate(options: Options, progress: Progress) -> int:
         "versions": pictures.versions(),
         **measured(options, sd, {"loading": session.seconds_loading, **source.seconds}, begin),
     }
-    write(options, {"out": source.picture}, report)
+    with at_work():
+        write(options, {"out": lambda: source.picture}, report)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from dragsa.cli.bench import run_bench
 from dragsa.cli.edit import run_edit, run_generate
 from dragsa.cli.info import run_info
 from dragsa.cli.options import build_parser
-from dragsa.cli.progress import Progress, one_line
+from dragsa.cli.progress import Failed, Progress, is_told, one_line
 
 RUN = {"edit": run_edit, "generate": run_generate, "info": run_info, "bench": run_bench}
 
@@ -18,9 +19,14 @@ RUN = {"edit": run_edit, "generate": run_generate, "info": run_info, "bench": ru
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
-    0 is success, 1 a file that `info --verify` does not know, 2 something asked wrongly, 130 an interrupt.
+    0 is success, 1 work that failed (a full disk, memory, a job of a list) or a file that `info --verify` does not
+    know, 2 something asked wrongly, 130 an interrupt.
     """
-    progress = Progress(sys.stderr, quiet=True)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no × or … gets a question mark
+    terminal = io.StringIO() if sys.stderr is None else sys.stderr  # closed by who calls: nothing is shown
+    progress = Progress(terminal, quiet=True)
     try:
         options = vars(build_parser().parse_args(arguments))
         if options.pop("version"):
@@ -30,19 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options["command"] is None:
             raise ValueError(f"no command: {', '.join(RUN)} (dragsa --help)")
-        progress = Progress(sys.stderr, quiet=options.get("quiet", False))
+        progress = Progress(terminal, quiet=options.get("quiet", False))
         with warnings.catch_warnings():
             warnings.showwarning = progress.warn  # type: ignore[assignment]
             code = RUN[options["command"]](options, progress)
     except KeyboardInterrupt:
         progress.erase()
-        print("dragsa: interrupted", file=sys.stderr)
+        print("dragsa: interrupted", file=terminal)
         return 130
-    except (OSError, ValueError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):  # PyTorch's own, of any device
+    except (OSError, ValueError, MemoryError, RuntimeError, Failed) as error:
+        if not is_told(error):
             raise
-        progress.erase()
-        print(f"dragsa: error: {one_line(error)}", file=sys.stderr)
-        return 2
+        progress.fail(one_line(error))
+        return 1 if isinstance(error, Failed | MemoryError | RuntimeError) else 2
     progress.erase()
     return code

@@ -6,7 +6,6 @@ The tables make the argparse actions, which the command line, the help and the j
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -25,6 +24,7 @@ Reader = Callable[[str], Any] | tuple[str, ...] | dict[str, Any]
 # not by the type of the setting of this name.
 Rows = tuple[tuple[str, str] | tuple[str, str, Reader], ...]
 FLAG = {"action": "store_true"}  # an option without a value
+CHOICE = {"action": argparse.BooleanOptionalAction}  # and one that can be taken back, by --no-…
 
 LARGEST = 8192  # pixels, of a working picture's side
 WEIGHTS_HELP = "a safetensors file, or a folder in the diffusers layout (default: $DRAGSA_WEIGHTS, else weights/small)"
@@ -180,7 +180,9 @@ EDIT: dict[str, Rows] = {
         ("--drag X0,Y0:X1,Y1", "move this handle there; may be repeated", {"type": drag, "action": "append"}),
         ("--mask PNG", "of the picture's size: white may move, black should stay", Path),
         ("--target-prompt TEXT", "describes the edited picture", str),
-        ("--job FILE", "JSON: these options by name, or a list of such jobs", Path),
+        ("--job FILE", "JSON: these options by name, a list of such jobs (scripts/demo/jobs.json), or a report", Path),
+        ("--keep-going", "do a list's other jobs where one fails, and exit with 1 (default)", CHOICE),
+        ("--skip-existing", "leave outputs that are there, and jobs that have all of theirs", FLAG),
         *SOURCE,
     ),
     "model": (
@@ -196,7 +198,7 @@ EDIT: dict[str, Rows] = {
         ("--variant", "the schedule's timesteps and clean end"),
         ("--guidance SCALE", "scale of classifier-free guidance; 1 is none"),
         ("--fixed-point N", "fixed-point iterations in each step of the inversion"),
-        ("--size PX", "working size that a picture's longer side is fitted to; from noise PX or WIDTHxHEIGHT", extent),
+        ("--size PX", "working size: a longer side above it is reduced to it; from noise PX or WIDTHxHEIGHT", extent),
     ),
     "control": (
         ("--control-step A", "denoising step from which Key and Value are the source's, or 'never'"),
@@ -205,7 +207,9 @@ EDIT: dict[str, Rows] = {
         ("--object-words WORDS", "for masked: the prompts' words for the object, such as disc,star"),
         ("--mask-blocks BLOCKS", "for masked: the blocks whose cross-attention locates the object"),
         ("--mask-threshold SHARE", "for masked: attention above this is the object"),
-        ("--blend", "outside the mask take the source's latents", {"action": argparse.BooleanOptionalAction}),
+        ("--blend", "outside the mask take the source's latents", CHOICE),
+        ("--paste", "outside the mask give back the picture's pixels", CHOICE),
+        ("--crop", "auto: of a large picture edit the part about drags and mask alone, and put it back"),
     ),
     "LoRA": (("--lora-steps N", "steps that train a LoRA on the picture first: 80 in DragDiffusion, 0 for none"),),
     "drag": (
@@ -281,7 +285,7 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
     "edit": (
         "edit a picture by drags, by a changed prompt, or by both",
         ". Points are pixels (x, y) of the picture as given; 0,0 is at the upper left. Numbers in brackets are the "
-        "paper's. Nothing is written unless everything succeeds.",
+        "paper's. What can go wrong is looked for first; then --out is written first, and --json last.",
         EDIT,
     ),
     "generate": (
@@ -341,82 +345,3 @@ def default_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "never" if value is None else str(value)
-
-
-# --- job files --------------------------------------------------------------------------------------------------------
-
-NO_KEYS = ("help", "job", "quiet")  # options of `edit` that make no sense in a job
-# What stands between the values of an option for which a job may give a list.
-SEPARATORS = {"control_blocks": ",", "mask_blocks": ",", "object_words": ",", "size": "x"}
-
-
-def read_jobs(path: Path) -> list[Options]:
-    """Read the jobs of a JSON file, whose keys are options of `dragsa edit`; paths in it are relative to its folder.
-
-    Raises ValueError that names the job and the key.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    jobs = value if isinstance(value, list) else [value]
-    if not jobs or not all(isinstance(job, dict) for job in jobs):
-        raise ValueError(f"{path}: must hold a job ({{option: value}}) or a list of jobs")
-    parser, read = build_parser(), []
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    known = {action.dest: action for action in commands.choices["edit"]._actions if action.dest not in NO_KEYS}
-    for n, job in enumerate(jobs, start=1):
-        try:
-            options = vars(parser.parse_args(["edit", *job_arguments(job, known)]))
-        except ValueError as error:
-            raise ValueError(f"{path}, job {n}: {error}") from None
-        read.append({key: within(path.parent, one) for key, one in options.items()})
-    return read
-
-
-def within(folder: Path, value: Any) -> Any:
-    """Return an option's value with the paths in it relative to the folder."""
-    if isinstance(value, list):
-        return [within(folder, one) for one in value]
-    if isinstance(value, FileWith):
-        return value.within(folder)
-    return folder / value if isinstance(value, Path) else value
-
-
-def job_arguments(job: Mapping[str, Any], known: Mapping[str, argparse.Action]) -> list[str]:
-    """Return a job as the arguments that mean the same. Raises ValueError that names the key."""
-    arguments: list[str] = []
-    image: list[str] = []
-    for key, value in job.items():
-        action = known.get(key.replace("-", "_"))
-        if action is None:
-            raise ValueError(f"unknown key {key!r}: the keys are {', '.join(sorted(known))}")
-        names = action.option_strings  # none: IMAGE, which has no name; two: --blend and --no-blend
-        if value is None:
-            arguments += [f"{names[0]}=never"] if action.type is whole_or_never else []
-        elif isinstance(value, bool) != (action.nargs == 0):
-            raise ValueError(f"{key}: must {'not ' if isinstance(value, bool) else ''}be true or false, came {value!r}")
-        elif isinstance(value, bool):
-            arguments += names[:1] if value else names[1:]
-        elif not names:
-            image = ["--", value_text(key, value, action.dest)]
-        else:
-            repeated = isinstance(value, list) and isinstance(action, argparse._AppendAction)
-            arguments += [f"{names[0]}={value_text(key, one, action.dest)}" for one in (value if repeated else [value])]
-    return arguments + image
-
-
-def value_text(key: str, value: Any, name: str) -> str:
-    """Return the value of a job's key as the command line has it for the option of that name. Raises ValueError."""
-    if isinstance(value, list) and name == "drag":
-        try:
-            (x0, y0), (x1, y1) = value
-        except (TypeError, ValueError):
-            came = json.dumps(value)
-            raise ValueError(f"drag: must be [[X0, Y0], [X1, Y1]] or 'X0,Y0:X1,Y1', came {came}") from None
-        return f"{x0},{y0}:{x1},{y1}"
-    if isinstance(value, list) and name in SEPARATORS:
-        return SEPARATORS[name].join(map(str, value))
-    if not isinstance(value, str | int | float):
-        raise ValueError(f"{key}: came {json.dumps(value)}, expected a text or a number")
-    return str(value)

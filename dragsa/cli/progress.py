@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -41,6 +43,11 @@ class Progress:
         self.erase()
         print(f"dragsa: warning: {' '.join(str(message).split())}", file=self.stream)
 
+    def fail(self, message: str) -> None:
+        """Show an error that ends a job and not the program."""
+        self.erase()
+        print(f"dragsa: error: {message}", file=self.stream)
+
     def erase(self) -> None:
         if self.shown:
             self.stream.write("\r\x1b[K")
@@ -66,6 +73,24 @@ class Progress:
             columns = 80
         self.stream.write(f"\r\x1b[K{line[: max(1, columns - 1)]}")
         self.stream.flush()
+
+
+class Failed(Exception):
+    """What was asked rightly and could not be done: a full disk, memory, numbers that are not finite."""
+
+
+@contextmanager
+def at_work() -> Iterator[None]:
+    """Raise what goes wrong as a failure of the work: what was asked has been looked at before."""
+    try:
+        yield
+    except (OSError, ValueError, MemoryError) as error:
+        raise Failed(one_line(error)) from error
+
+
+def is_told(error: Exception) -> bool:
+    """Tell whether an error is one whose message is all that is to be shown; others are mistakes of the program."""
+    return not isinstance(error, RuntimeError) or "memory" in str(error)  # PyTorch's own, of any device
 
 
 def one_line(error: Exception) -> str:

@@ -207,8 +207,11 @@ def usable(device: str | torch.device, dtype: torch.dtype) -> torch.device:
         raise ValueError(f"the weights' type must be float32, bfloat16, float16 or float64, came {dtype}")
     try:
         found = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {str(device)!r} cannot be used: {one_line(error)}") from None
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = one_line(error).partition(". ")[0]
+        if not str(device).startswith("cuda"):  # PyTorch's words for other names are pages
+            reason = "PyTorch has no such device here; give cpu or cuda"
+        raise ValueError(f"device {str(device)!r} cannot be used: {reason}") from None
     if found.type == "meta":
         raise ValueError("device 'meta' holds no values; give cpu or cuda")
     return found

@@ -40,9 +40,9 @@ def find_tokenizer(file: Path, *others: Path) -> Path:
 
 
 def _cached_tokenizers() -> Iterator[Path]:
-    """Yield folders of the local Hugging Face cache where CLIP's tokenizer may be."""
+    """Yield folders of the local Hugging Face cache where CLIP's tokenizer may be; none where nobody is at home."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser()
+    cache = Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub"))  # without a home as it is
     for repository, inside in ((TOKENIZER_REPOSITORY, "."), (REPOSITORY, "tokenizer")):
         for snapshot in sorted(cache.glob(f"models--{repository.replace('/', '--')}/snapshots/*")):
             yield snapshot / inside

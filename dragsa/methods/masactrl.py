@@ -6,6 +6,7 @@ guidance the unconditional pair first.
 
 from __future__ import annotations
 
+import string
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -36,13 +37,12 @@ def union(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str
 
 def masked(config: EditConfig, text: TextEncoder, prompt: str, target_prompt: str) -> NewHook:
     """Return the same for object and ground apart. Raises ValueError if a prompt has none of the object's words."""
+    check_object_words(config, prompt, target_prompt)
+    wanted = {plain(word) for word in config.object_words} - {""}
     tokens = []  # for each prompt the positions in the context of those of the object's words that it has
     for one in (prompt, target_prompt):
         words = prompt_to_prompt.words(text, one)
-        tokens.append(tuple(at for word, positions in words if word in config.object_words for at in positions))
-        if not tokens[-1]:
-            wanted = ", ".join(config.object_words)
-            raise ValueError(f"masked control: the prompt {one!r} has none of the object's words {wanted}")
+        tokens.append(tuple(at for word, positions in words if plain(word) in wanted for at in positions))
     blocks, mask_blocks = config.control_blocks, config.mask_blocks
     return partial(PromptMaskedSelfAttention, tokens[0], tokens[1], blocks, mask_blocks, config.mask_threshold)
 
@@ -65,6 +65,20 @@ def control_at(config: EditConfig, text: TextEncoder, prompt: str, target_prompt
 
 def _from_step(first: int | None, new_hook: NewHook, step: int) -> AttentionHook | None:
     return new_hook() if first is not None and step >= first else None
+
+
+def check_object_words(config: EditConfig, *prompts: str) -> None:
+    """Raise a ValueError if one of the prompts has none of the object's words that a "masked" control tells it by."""
+    wanted = {plain(word) for word in config.object_words} - {""}
+    for prompt in prompts if config.control == "masked" else ():
+        if not wanted & {plain(word) for word in prompt.split()}:
+            named = ", ".join(config.object_words)
+            raise ValueError(f"masked control: the prompt {prompt!r} has none of the object's words {named}")
+
+
+def plain(word: str) -> str:
+    """Return a word without case and without the punctuation round it."""
+    return word.strip(string.punctuation + "“”„‘’«»…").casefold()
 
 
 def split_pairs(site: Site, *tensors: Tensor) -> list[Tensor]:

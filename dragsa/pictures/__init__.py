@@ -3,12 +3,14 @@
 from dragsa.pictures.drawing import draw_path, panels_of, sheet
 from dragsa.pictures.images import (
     SMALLEST,
+    Given,
     Point,
     Size,
     check_format,
     drags_to_grid,
     from_grid,
     grid_size,
+    is_grey,
     open_mask,
     open_picture,
     restore,
@@ -20,9 +22,10 @@ from dragsa.pictures.images import (
     warn_unmasked,
     working_size,
 )
+from dragsa.pictures.pasting import Part, part_of, paste
 from dragsa.pictures.trace import STAGES, DragProgress, Observer, Report, StageProgress, Trace, to_json, versions
 
-__all__ = ["SMALLEST", "STAGES", "DragProgress", "Observer", "Point", "Report", "Size", "StageProgress", "Trace"]
-__all__ += ["check_format", "drags_to_grid", "draw_path", "from_grid", "grid_size", "open_mask", "open_picture"]
-__all__ += ["panels_of", "restore", "save_picture", "sheet", "to_grid", "to_json", "to_picture", "to_rgb", "to_tensor"]
-__all__ += ["versions", "warn_unmasked", "working_size"]
+__all__ = ["SMALLEST", "STAGES", "DragProgress", "Given", "Observer", "Part", "Point", "Report", "Size"]
+__all__ += ["StageProgress", "Trace", "check_format", "drags_to_grid", "draw_path", "from_grid", "grid_size", "is_grey"]
+__all__ += ["open_mask", "open_picture", "panels_of", "part_of", "paste", "restore", "save_picture", "sheet", "to_grid"]
+__all__ += ["to_json", "to_picture", "to_rgb", "to_tensor", "versions", "warn_unmasked", "working_size"]

@@ -7,10 +7,13 @@ is (width, height) everywhere in this file; a tensor's shape is (height, width),
 
 from __future__ import annotations
 
+import itertools
+import struct
 import warnings
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,29 +24,58 @@ from dragsa import files
 
 Point = tuple[float, float]  # (x, y), pixel centres at integers, x to the right, y down
 Size = tuple[int, int]  # (width, height)
+Given = str | Path | Image.Image | np.ndarray | Tensor  # a picture, or a mask
 
 CELL = 8  # pixels of the working picture that one latent cell is wide
+ORIENTATION = 0x0112  # EXIF's number of how a picture is to be turned
+# Pillow's words for damaged files; AVIF's reader has RuntimeError
+DAMAGED = (SyntaxError, EOFError, ValueError, OSError, RuntimeError, LookupError, TypeError, struct.error)
 SMALLEST = 64  # a working picture's shorter side is brought to this where the longer one allows it
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture of any mode, whole, upright (EXIF's orientation applied), the first frame of several.
+def open_picture(given: Given) -> Image.Image:
+    """Return a picture of any mode, whole, upright (EXIF's orientation applied), the first frame of several.
 
-    Raises ValueError for a file that is no picture, is cut short or is absurdly large; OSError for one that cannot be
-    read at all.
+    given: a file's path; a picture, which comes back itself where it is upright; or an array or tensor, (height, width)
+    of grey or (height, width, channels) of grey, RGB or RGBA: booleans, bytes 0 … 255, or floats 0 … 1.
+
+    Raises ValueError for a file that is no picture, is cut short or is absurdly large, and for anything else that is no
+    picture; OSError for a file that cannot be read at all.
     """
+    if isinstance(given, np.ndarray | Tensor):
+        return from_array(given)
+    if not isinstance(given, str | Path | Image.Image):
+        raise ValueError(f"a picture is a PIL picture, a path or an array, came {type(given).__name__}")
     try:
-        with Image.open(path) as file:
+        if isinstance(given, Image.Image):
+            given.load()
+            return ImageOps.exif_transpose(given) if given.getexif().get(ORIENTATION, 1) != 1 else given
+        with Image.open(given) as file:
             file.load()
             return ImageOps.exif_transpose(file)
     except UnidentifiedImageError:
-        raise ValueError(f"{path}: not a picture in a format that can be read") from None
+        raise ValueError(f"{given}: not a picture in a format that can be read") from None
     except Image.DecompressionBombError:
-        raise ValueError(f"{path}: too many pixels for a picture") from None
-    except (SyntaxError, EOFError, ValueError, OSError) as error:  # Pillow's words for damaged files
+        raise ValueError(f"{given}: too many pixels for a picture") from None
+    except DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's own: missing, a folder, no permission
             raise
-        raise ValueError(f"{path}: damaged picture ({error})") from None
+        name = given if isinstance(given, str | Path) else "picture"
+        raise ValueError(f"{name}: damaged picture ({error})") from None
+
+
+def from_array(array: np.ndarray | Tensor) -> Image.Image:
+    """Return a picture of an array or tensor, as `open_picture` takes it. Raises ValueError for any other."""
+    levels = np.asarray(array.detach().cpu() if isinstance(array, Tensor) else array)
+    if levels.ndim not in (2, 3) or 0 in levels.shape or levels.shape[2:] not in ((), (1,), (3,), (4,)):
+        raise ValueError(
+            f"a picture's array must be (height, width) or (height, width, 1, 3 or 4), came {levels.shape}"
+        )
+    if levels.dtype != np.uint8:
+        if not (np.isfinite(levels).all() and (levels >= 0).all() and (levels <= 1).all()):
+            raise ValueError("a picture's array must hold bytes 0 … 255, booleans, or floats 0 … 1")
+        levels = np.round(levels.astype(np.float64) * 255).astype(np.uint8)
+    return Image.fromarray(levels[..., 0] if levels.shape[2:] == (1,) else levels)
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -112,6 +144,11 @@ def to_picture(tensor: Tensor) -> Image.Image:
     return Image.fromarray(levels.permute(1, 2, 0).contiguous().numpy())  # (h, w, 3)
 
 
+def is_grey(picture: Image.Image) -> bool:
+    """Tell whether a picture's mode has no colours."""
+    return picture.mode in ("1", "L", "LA", "La", "F") or picture.mode.startswith("I")
+
+
 def restore(result: Image.Image, original: Image.Image) -> Image.Image:
     """Return a working picture in the original's size, and in grey if the original was grey.
 
@@ -119,7 +156,7 @@ def restore(result: Image.Image, original: Image.Image) -> Image.Image:
     RGB original's colour profile is kept, since its numbers were worked on as they are.
     """
     result = result.resize(original.size, Image.Resampling.LANCZOS)  # a copy at least
-    if original.mode in ("1", "L", "LA", "La", "F") or original.mode.startswith("I"):
+    if is_grey(original):
         return result.convert("L")
     if original.mode in ("RGB", "RGBA") and "icc_profile" in original.info:
         result.info["icc_profile"] = original.info["icc_profile"]
@@ -163,52 +200,77 @@ def _affine(points: Tensor, size: Size, new: Size) -> Tensor:
     return (points + 0.5) * scale - 0.5
 
 
-def open_mask(mask: str | Path | Image.Image | np.ndarray | Tensor, picture: Size, grid: Size) -> Tensor:
+def open_mask(mask: Given, picture: Size, grid: Size) -> Tensor:
     """Turn a mask of the picture's size (white may move) into float32 (H, W) on the grid: each cell's share of white.
 
-    A picture counts by its brightness, its transparency as black. An array or tensor is (height, width): booleans,
-    bytes 0 … 255, or floats 0 … 1. Raises ValueError for another size, shape or range.
+    Raises ValueError as `mask_levels` does.
     """
-    if isinstance(mask, str | Path):
-        name, mask = str(mask), open_picture(mask)
-    else:
-        name = "mask"
-    if isinstance(mask, Image.Image):
-        grey = to_rgb(_laid_on("black", mask)).convert("L")
-        levels = np.asarray(grey, dtype=np.float32) / 255  # (height, width)
-    else:
-        array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
-        if array.ndim != 2:
-            raise ValueError(f"a mask's array must be (height, width), came {array.shape}")
-        if array.dtype == np.uint8 and array.max(initial=0) == 1:
-            raise ValueError("a mask of bytes goes from 0 to 255; this one's largest is 1: give booleans or floats")
-        levels = array.astype(np.float32) / (255 if array.dtype == np.uint8 else 1)
-        if not (levels >= 0).all() or not (levels <= 1).all():
-            raise ValueError("a mask's values must lie in 0 … 1 (or be bytes 0 … 255)")
-    came = (levels.shape[1], levels.shape[0])
-    if came != picture:
-        raise ValueError(f"{name}: {came[0]}×{came[1]} pixels; it must be the picture's {picture[0]}×{picture[1]}")
-    cells = Image.fromarray(levels).resize(grid, Image.Resampling.BOX)  # the mean over each cell's area
+    cells = Image.fromarray(mask_levels(mask, picture)).resize(grid, Image.Resampling.BOX)  # the mean over each cell
     return torch.from_numpy(np.array(cells)).clamp(0, 1)  # (H, W)
 
 
-def warn_unmasked(mask: Tensor, handles: Tensor) -> None:
-    """Warn of handles (n, 2) that stand where the mask (H, W) lets nothing move; an all-black mask stands for none."""
-    if not mask.any():
-        return
+def mask_levels(mask: Given, picture: Size) -> np.ndarray:
+    """Return a mask of the picture's size as float32 (height, width), 0 black to 1 white.
+
+    A picture counts by its brightness, its transparency as black. An array or tensor is (height, width): booleans,
+    bytes 0 … 255, or numbers 0 … 1. A picture or bytes whose largest level is 1 hold 0 and 1, and 1 is white. Raises
+    ValueError for another size, shape or range, and where nothing is white.
+    """
+    name = str(mask) if isinstance(mask, str | Path) else "mask"
+    if isinstance(mask, np.ndarray | Tensor):
+        array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
+        if array.ndim != 2:
+            raise ValueError(f"a mask's array must be (height, width), came {array.shape}")
+    else:
+        array = np.asarray(to_rgb(_laid_on("black", open_picture(mask))).convert("L"))  # (height, width)
+    levels = array.astype(np.float32)
+    if array.dtype == np.uint8 and array.max(initial=0) > 1:
+        levels /= 255
+    if not (levels >= 0).all() or not (levels <= 1).all():
+        raise ValueError("a mask's values must lie in 0 … 1 (or be bytes 0 … 255)")
+    came = (levels.shape[1], levels.shape[0])
+    if came != picture:
+        raise ValueError(f"{name}: {came[0]}×{came[1]} pixels; it must be the picture's {picture[0]}×{picture[1]}")
+    if not levels.any():
+        raise ValueError(f"{name}: all black (transparent is black, too), so that nothing may move: paint that white")
+    return levels
+
+
+def warn_unmasked(mask: Tensor, handles: Tensor, targets: Tensor) -> None:
+    """Warn of handles and targets (n, 2) each that stand where the mask (H, W) lets nothing move."""
     height, width = mask.shape
-    for n, (x, y) in enumerate(handles.tolist(), start=1):
-        column, row = min(width - 1, max(0, round(x))), min(height - 1, max(0, round(y)))
-        if mask[row, column] < 0.5:
-            warnings.warn(f"handle {n} stands outside of the mask's white, where nothing may move", stacklevel=3)
+    for name, points in (("handle", handles), ("target", targets)):
+        for n, (x, y) in enumerate(points.tolist(), start=1):
+            column, row = min(width - 1, max(0, round(x))), min(height - 1, max(0, round(y)))
+            if mask[row, column] < 0.5:
+                warnings.warn(f"{name} {n} stands outside of the mask's white, where nothing may move", stacklevel=3)
 
 
-def check_format(path: str | Path) -> str:
-    """Return Pillow's name of the format of the path's suffix. Raises ValueError if it cannot be written."""
+def check_format(path: str | Path, size: Size = (300, 20)) -> str:
+    """Return Pillow's name of the format of the path's suffix.
+
+    Raises ValueError if a picture of this size cannot be written in it, in colour and in grey, or comes back in another
+    size, as from an icon's format. Tried on its first row and column, before the work.
+    """
     suffix = Path(path).suffix.lower()
     name = Image.registered_extensions().get(suffix)
     if name is None or name not in Image.SAVE:
         raise ValueError(f"{path}: {suffix or 'no suffix'} is not a picture format that can be written; use .png")
+    for mode, probe in itertools.product(("RGB", "L"), ((300, 20), (size[0], 1), (1, size[1]))):
+        data = BytesIO()
+        try:
+            Image.new(mode, probe).save(data, name)
+        except Exception as error:  # Pillow's writers have no class of their own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            sides = f"{probe[0]}×{probe[1]} pixels, {mode}"
+            raise ValueError(f"{path}: {suffix} cannot hold this ({sides}: {reason}); use .png") from None
+        try:
+            with Image.open(data) as read:
+                came = read.size
+        except UnidentifiedImageError:  # a format that Pillow writes and does not read
+            continue
+        if came != probe:
+            raise ValueError(f"{path}: {suffix} changes a picture's size; use .png")
     return name
 
 
@@ -218,6 +280,9 @@ def save_picture(picture: Image.Image, path: str | Path, overwrite: bool = False
     A file that is there is replaced only if `overwrite`. Raises as `files.check_output` and `check_format` do.
     """
     data = BytesIO()
-    profile = picture.info.get("icc_profile")
-    picture.save(data, check_format(path), **({"icc_profile": profile} if profile else {}))
+    kind, profile = check_format(path, picture.size), picture.info.get("icc_profile")
+    how: dict[str, Any] = {"icc_profile": profile} if profile else {}
+    if kind == "JPEG":
+        how |= {"quality": 95, "subsampling": 0}  # Pillow's own, 75 and 4:2:0, are seen at coloured edges
+    picture.save(data, kind, **how)
     files.save_bytes(data.getvalue(), path, overwrite)

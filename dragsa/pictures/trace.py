@@ -18,9 +18,9 @@ from dragsa.config import EditConfig, LoRAConfig
 from dragsa.pictures.images import Point, Size
 
 # What the JSON has, in its order.
-TOLD = ["weights", "source", "prompt", "target_prompt", "seed", "picture_size", "working_size", "grid_size", "config"]
-TOLD += ["masked", "drags", "stop", "inversion_residual", "lora", "control", "source_kv", "updates", "seconds"]
-TOLD += ["versions"]
+TOLD = ["weights", "source", "prompt", "target_prompt", "seed", "picture_size", "working_size", "grid_size", "part"]
+TOLD += ["config", "masked", "drags", "stop", "inversion_residual", "lora", "control", "source_kv", "updates"]
+TOLD += ["seconds", "versions"]
 STAGES = ("encode", "lora", "inversion", "generation", "drag", "denoising", "decode")
 
 
@@ -136,22 +136,25 @@ class Trace:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     negative_prompt: str = ""
     versions: dict[str, str] = field(default_factory=versions)
+    # Left, top, right and bottom of what was cut out and edited at the working size; None: the whole picture was.
+    part: tuple[int, int, int, int] | None = None
 
     @property
     def distances_px(self) -> tuple[tuple[float, ...], ...]:
         """Distances from each update's handles to the targets (updates, n), in pixels of the picture."""
-        return tuple(self._distances(row, self.picture_size) for row in self.handles)
+        return tuple(self.distances_of(row)[0] for row in self.handles)
 
     @property
     def distances(self) -> tuple[tuple[float, ...], ...]:
         """The same distances (updates, n) in cells of the supervision grid, as the loop's own rules take them."""
-        return tuple(self._distances(row, self.grid_size) for row in self.handles)
+        return tuple(self.distances_of(row)[1] for row in self.handles)
 
-    def _distances(self, points: Sequence[Point], grid: Size) -> tuple[float, ...]:
-        """Return the distances of the points to the targets in cells of a grid that covers the picture."""
-        width, height = grid[0] / self.picture_size[0], grid[1] / self.picture_size[1]  # of a pixel, in cells
-        ends = zip(points, self.drags, strict=True)
-        return tuple(math.hypot((tx - x) * width, (ty - y) * height) for (x, y), (_, (tx, ty)) in ends)
+    def distances_of(self, points: Sequence[Point]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return the points' distances to the targets (n,), in pixels and in cells of the supervision grid."""
+        left, top, right, bottom = self.part or (0, 0, *self.picture_size)
+        width, height = self.grid_size[0] / (right - left), self.grid_size[1] / (bottom - top)  # of a pixel, in cells
+        apart = [(tx - x, ty - y) for (x, y), (_, (tx, ty)) in zip(points, self.drags, strict=True)]
+        return tuple(math.hypot(*way) for way in apart), tuple(math.hypot(x * width, y * height) for x, y in apart)
 
 
 def to_json(trace: Trace) -> dict[str, Any]:
@@ -160,7 +163,7 @@ def to_json(trace: Trace) -> dict[str, Any]:
         {"handle": handle, "target": target, "distance_px": math.dist(handle, target)} for handle, target in trace.drags
     ]
     if trace.tracked:
-        left_px, left = (trace._distances(trace.tracked, grid) for grid in (trace.picture_size, trace.grid_size))
+        left_px, left = trace.distances_of(trace.tracked)
         for drag, point, px, cells in zip(drags, trace.tracked, left_px, left, strict=True):
             drag |= {"tracked": point, "tracked_distance_px": px, "tracked_distance_cells": cells}
     for drag, place in zip(drags, trace.found, strict=False):

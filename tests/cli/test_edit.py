@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -8,6 +9,7 @@ import pytest
 from command_line import QUICK, options, refused, run
 from PIL import Image
 
+import dragsa
 from dragsa import cli
 from dragsa.config import EditConfig, Preset
 
@@ -24,9 +26,15 @@ def test_presets_and_options_lie_over_one_another() -> None:
 
 def test_the_model_that_ships_brings_its_own_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DRAGSA_WEIGHTS", raising=False)
-    monkeypatch.setattr("dragsa.cli.edit.SMALL", Path.cwd())
-    assert cli.config_of(options()) == EditConfig.small()
-    assert cli.config_of(options("--preset", "paper")) == EditConfig.paper()
+    if cli.SMALL.is_dir():
+        assert cli.config_of(options()) == EditConfig.small()
+    Path("copy/unet").mkdir(parents=True)
+    shutil.copy(cli.SMALL / "unet/config.json", "copy/unet")
+    assert cli.config_of(options("--weights", "copy")) == EditConfig.small()  # by what it holds, not by where it is
+    assert cli.config_of(options("--weights", "copy", "--preset", "paper")) == EditConfig.paper()
+    for text in ("{", "[]", '{"block_out_channels": [320, 640, 1280, 1280]}', "[" * 100_000):
+        Path("copy/unet/config.json").write_text(text)
+        assert cli.config_of(options("--weights", "copy")) == EditConfig.sd15()
     assert cli.config_of(options("--weights", "elsewhere")) == EditConfig.sd15()
 
 
@@ -80,6 +88,21 @@ def test_edit_writes_what_was_asked_for(picture: Path, tiny_folder: Path) -> Non
     assert report["dtype"] == "float32" and report["device"] == "cpu"
 
 
+def test_a_part_is_edited_as_in_python(picture: Path, tiny_folder: Path) -> None:
+    large = Image.open(picture).resize((288, 256))
+    large.save("large.png")
+    drag = ("--drag", "100,100:120,100", "--size", "64", "--crop", "auto")
+    assert run("edit", "large.png", *QUICK, *drag, "--out", "o.png", "--json", "o.json", "--path", "p.png") == 0
+    report = json.loads(Path("o.json").read_text(encoding="utf-8"))
+    assert report["part"] == [78, 68, 142, 132] and report["picture_size"] == [288, 256]
+    assert report["config"]["crop"] == "auto" and report["drags"][0]["target"] == [120, 100]
+    drags = [((100.0, 100.0), (120.0, 100.0))]
+    config = replace(cli.config_of(options(*QUICK, *drag)), source_kv="none")
+    made = dragsa.edit(dragsa.load(tiny_folder), "large.png", drags, seed=7, config=config).image
+    assert np.array_equal(np.asarray(Image.open("o.png")), np.asarray(made)) and made.size == (288, 256)
+    assert Image.open("p.png").size == (288, 256)
+
+
 def test_force_replaces(picture: Path) -> None:
     Path("o.png").write_bytes(b"old")
     assert run("edit", picture, *QUICK, "--drag", "24,28:40,28", "--out", "o.png", "--force") == 0
@@ -99,9 +122,11 @@ def test_from_noise_edits_what_generate_draws() -> None:
 
 
 def test_handles_outside_the_mask_are_warned_of(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = "handle 1 stands outside of the mask's white, where nothing may move"
+    said = "1 stands outside of the mask's white, where nothing may move"
     Image.fromarray((np.arange(72) > 50)[None].repeat(64, 0)).save("mask.png")
     assert run("edit", picture, *QUICK, "--drag", "24,28:60,28", "--mask", "mask.png", "--out", "o.png") == 0
     first, second = capsys.readouterr().err.splitlines()
-    assert first == f"dragsa: warning: {said}"
+    assert first == f"dragsa: warning: handle {said}"
     assert second.startswith("dragsa: warning: the drag did not arrive (budget): handle 1 is ")
+    assert run("edit", picture, *QUICK, "--drag", "60,28:24,28", "--mask", "mask.png", "--out", "p.png") == 0
+    assert capsys.readouterr().err.splitlines()[0] == f"dragsa: warning: target {said}"

@@ -3,8 +3,11 @@ from pathlib import Path
 
 import pytest
 from command_line import QUICK, options, refused, run
+from PIL import Image
 
 from dragsa import cli, editing
+
+OUT = ("--out", "o.png")
 
 
 def test_same_seed_same_bytes_and_options_are_a_job(picture: Path) -> None:
@@ -48,6 +51,108 @@ def test_jobs_share_the_model_and_the_source(
     assert Path("alone.png").read_bytes() == (folder / "b.png").read_bytes()
 
 
+COMMON = {
+    "steps": 4,
+    "drag_step": 1,
+    "updates": 1,
+    "lr": 0.02,
+    "seed": 7,
+    "control_step": None,
+    "drag": [[24, 28], [40, 28]],
+}
+
+
+def write_jobs(*jobs: dict[str, object]) -> None:
+    Path("jobs.json").write_text(json.dumps([{**COMMON, **job} for job in jobs]))
+
+
+def test_a_job_may_take_what_an_earlier_one_makes(picture: Path) -> None:
+    write_jobs({"image": "picture.png", "out": "a.png"}, {"image": "a.png", "out": "b.png"})
+    assert run("edit", "--job", "jobs.json") == 0
+    assert run("edit", "a.png", *QUICK, "--updates", "1", "--control-step", "never", "--drag", "24,28:40,28", *OUT) == 0
+    assert Path("b.png").read_bytes() == Path("o.png").read_bytes()
+
+
+def test_a_picture_that_is_edited_in_place_is_read_anew(picture: Path) -> None:
+    write_jobs({"image": "picture.png", "out": "picture.png"}, {"image": "picture.png", "out": "b.png"})
+    assert run("edit", "--job", "jobs.json", "--force") == 0
+    assert run("edit", picture, *QUICK, "--updates", "1", "--control-step", "never", "--drag", "24,28:40,28", *OUT) == 0
+    assert Path("b.png").read_bytes() == Path("o.png").read_bytes()
+
+
+def test_a_failed_job_is_named_the_others_are_done_and_a_rerun_does_the_rest(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (30, 20)).save("other.png")
+    write_jobs(
+        {"image": "other.png", "out": "a.png", "drag": [[1, 2], [5, 6]]},
+        {"image": "a.png", "out": "b.png", "json": "b.json"},  # the drag lies outside of what the first job makes
+        {"image": "picture.png", "out": "c.png"},
+    )
+    assert run("edit", "--job", "jobs.json") == 1
+    said = capsys.readouterr().err
+    assert said == "dragsa: error: jobs.json, job 2: point 24,28 lies outside of the picture (30×20 pixels)\n"
+    assert Path("a.png").exists() and not Path("b.png").exists() and Path("c.png").exists()
+
+    times = {name: Path(name).stat().st_mtime_ns for name in ("a.png", "c.png")}
+    assert "a.png: is there already" in refused(capsys, "edit", "--job", "jobs.json")
+    jobs = json.loads(Path("jobs.json").read_text())
+    Path("jobs.json").write_text(json.dumps([jobs[0], {**jobs[1], "drag": "1,2:5,6"}, jobs[2]]))
+    assert run("edit", "--job", "jobs.json", "--skip-existing") == 0
+    assert Path("b.png").exists() and Path("b.json").exists()
+    assert times == {name: Path(name).stat().st_mtime_ns for name in times}
+    Path("b.png").unlink()  # an output that is gone is made again, those that are there stay
+    before = Path("b.json").read_bytes()
+    assert run("edit", "--job", "jobs.json", "--skip-existing") == 0
+    assert Path("b.png").exists() and Path("b.json").read_bytes() == before
+
+
+def test_a_list_may_end_where_a_job_fails(picture: Path) -> None:
+    Image.new("RGB", (30, 20)).save("other.png")
+    write_jobs(
+        {"image": "other.png", "out": "a.png", "drag": [[1, 2], [5, 6]]},
+        {"image": "a.png", "out": "b.png"},
+        {"image": "picture.png", "out": "c.png"},
+    )
+    assert run("edit", "--job", "jobs.json", "--no-keep-going") == 1
+    assert Path("a.png").exists() and not Path("c.png").exists()
+
+
+def test_a_report_is_a_job_that_makes_the_same_picture(
+    picture: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drag = ("--drag", "24,28:40,28", "--control-blocks", "11,12", "--anchor", "0.2", "--preset", "paper")
+    assert run("edit", picture, *QUICK, *drag, "--out", "a.png", "--json", "a.json") == 0
+    report = json.loads(Path("a.json").read_text(encoding="utf-8"))
+    options, names = report["options"], {"preset", "weights", "steps", "lam", "mask_blocks", "compile", "paste", "crop"}
+    assert names <= set(options) and options["preset"] == "paper" and options["weights"] == str(tiny_folder)
+    assert len(report["weights_sha256"]) == 3 and {len(digest) for digest in report["weights_sha256"].values()} == {64}
+    monkeypatch.delenv("DRAGSA_WEIGHTS")
+    assert run("edit", "--job", "a.json", "--out", "c.png", "--json", "c.json") == 0
+    assert capsys.readouterr().err == "" and Path("c.png").read_bytes() == Path("a.png").read_bytes()
+    again = json.loads(Path("c.json").read_text(encoding="utf-8"))
+    assert again["config"] == report["config"]
+    Path("a.json").write_text(json.dumps({**report, "weights_sha256": {"unet": "0"}}))
+    assert run("edit", "--job", "a.json", "--out", "d.png", "--json", "d.json") == 0
+    assert "holds other weights than those of the report" in capsys.readouterr().err
+    Path("a.json").write_text(json.dumps({**report, "command": "generate"}))
+    assert "a report of 'generate', not of an edit" in refused(capsys, "edit", "--job", "a.json", "--out", "e.png")
+
+
+def test_a_list_of_two_points_is_one_drag_and_a_mark_at_the_beginning_is_none(picture: Path) -> None:
+    job = {"image": "p.png", "drag": [[1, 2], [3, 4]], "out": "o.png"}
+    Path("job.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(job).encode())
+    assert cli.read_jobs(Path("job.json")) == [options("--drag", "1,2:3,4", "--out", "o.png", "--", "p.png")]
+    Path("job.json").write_text(json.dumps({**job, "drag": [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]}))
+    assert cli.read_jobs(Path("job.json"))[0]["drag"] == [((1, 2), (3, 4)), ((5, 6), (7, 8))]
+
+
+def test_the_job_file_that_the_help_names_is_there() -> None:
+    jobs = cli.read_jobs(Path(cli.__file__).parents[2] / "scripts/demo/jobs.json")
+    assert len(jobs) == 2 and jobs[0]["image"].is_file() and jobs[0]["mask"].is_file()
+    assert jobs[1]["image"].resolve() == jobs[0]["out"].resolve()
+
+
 @pytest.mark.parametrize(
     ("job", "said"),
     [
@@ -70,6 +175,12 @@ def test_jobs_share_the_model_and_the_source(
         ({"image": "gone.png"}, "job 1: "),
         ([{}, {"drag": "1,2:99,4", "out": "p.png"}], "job 2: point 99,4"),
         ([{}, {}], "two outputs"),
+        ("[" * 100_000, "nested too deep"),
+        ({"prompt": "half \ud800"}, "job 1: the prompt 'half \\ud800' is not text in UTF-8"),
+        (
+            {"control": "masked", "object_words": ["disc"], "prompt": "a dot"},
+            "job 1: masked control: the prompt 'a dot'",
+        ),
     ],
 )
 def test_wrong_jobs_are_named(picture: Path, capsys: pytest.CaptureFixture[str], job: object, said: str) -> None:

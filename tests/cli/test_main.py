@@ -1,14 +1,16 @@
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from command_line import refused
+from command_line import QUICK, refused
 from PIL import Image
 
 import dragsa
@@ -59,6 +61,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "no/o.png"], "there is no folder no"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.doc"], ".doc is not a picture format"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--path", "o.png"], "two outputs"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.ico"], ".ico changes a picture's size"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "nowhere"], "nowhere: is there already"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "circle/o.png"], "there is no folder circle"),
+        (["edit", "circle", "--drag", "1,2:3,4", "--out", "o.png"], "circle: Too many levels of symbolic links"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--prompt", "\udcff"], "is not text in UTF-8"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--json", "text.png"], "is there already"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--mask", "mask.png"], "mask.png: 8×8 pixels"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--weights", "gone"], "gone"),
@@ -80,6 +87,17 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
         (["bench", "--modes", "float64"], "modes: 'float64' is none of baseline"),
         (["bench", "--baseline", "--modes", "float32"], "leave out --modes"),
         (["bench", "--quick", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        *(
+            (
+                ["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--device", name],
+                f"device '{name}' cannot",
+            )
+            for name in ("gpu", "hpu", "vulkan", "privateuseone", "cuda:x")
+        ),
+        (
+            ["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--preset", "small", "--steps", "10"],
+            "came 30; give a drag step (--drag-step) with the steps: of 10 steps, 6 is as far as 30 of 50",
+        ),
         (["bench", "--quick", "--only", "update", "--weights", "gone"], "gone"),
         (["bench", "--quick", "--json", "text.png"], "text.png: is there already"),
         (["bench", "--quick", "--json", "o.txt", "--markdown", "o.txt"], "two outputs"),
@@ -92,7 +110,41 @@ def test_mistakes_are_one_line(
 ) -> None:
     Path("text.png").write_text("not a picture")
     Image.new("L", (8, 8)).save("mask.png")
-    assert said in refused(capsys, *arguments)
+    Path("nowhere").symlink_to("gone.png")
+    Path("circle").symlink_to("circle")
+    line = refused(capsys, *arguments)
+    assert said in line and len(line) < 400
+
+
+def program(*arguments: object, weights: Path, **more: Any) -> subprocess.CompletedProcess[bytes]:
+    """Run the real program with other weights in its environment; `more` goes to `subprocess.run`."""
+    environment = {**ENVIRONMENT, "DRAGSA_WEIGHTS": str(weights), **more.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, "-m", "dragsa", *map(str, arguments)], capture_output=True, env=environment, **more
+    )
+
+
+def test_a_full_disk_is_a_failure_that_names_the_file_and_keeps_what_was_written(
+    picture: Path, tiny_folder: Path
+) -> None:
+    """A limit on files' size stands for the disk: the small result is written, the large sheet is not."""
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (40_000, 40_000))
+    outputs = ("--out", "o.png", "--sheet", "s.bmp", "--json", "o.json")
+    ignore = partial(signal.signal, signal.SIGXFSZ, signal.SIG_IGN)
+    drag = ("--drag", "24,28:40,28", *QUICK)
+    done = program("edit", picture, *drag, *outputs, weights=tiny_folder, preexec_fn=lambda: (ignore(), limit()))
+    assert done.returncode == 1 and done.stderr == b"dragsa: error: s.bmp: File too large\n"
+    assert Path("o.png").exists() and not Path("s.bmp").exists() and not Path("o.json").exists()
+    assert not [path for path in Path.cwd().iterdir() if path.name.endswith(".part")]
+
+
+def test_a_closed_stderr_and_a_terminal_of_few_letters_change_nothing(picture: Path, tiny_folder: Path) -> None:
+    line = f"{sys.executable} -m dragsa edit {picture} --drag 24,28:40,28 {' '.join(QUICK)} --out o.png 2>&-"
+    environment = {**ENVIRONMENT, "DRAGSA_WEIGHTS": str(tiny_folder)}
+    assert subprocess.run(line, shell=True, env=environment).returncode == 0 and Path("o.png").exists()
+    for command in (("edit", "--help"), ("info",)):
+        done = program(*command, weights=tiny_folder, env={"PYTHONIOENCODING": "ascii"})
+        assert done.returncode == 0 and done.stdout.isascii() and done.stderr == b""
 
 
 def test_help_imports_nothing_heavy() -> None:

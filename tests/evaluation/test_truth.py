@@ -21,7 +21,7 @@ from dragsa.evaluation import cases, runs, truth
 from dragsa.evaluation.runs import CAPTION, MAIN, Setting, rivals
 from dragsa.methods import lora
 
-FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64)
+FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64, paste=False)
 SETTINGS = [
     Setting("no-edit"),
     Setting("reconstruction", FAST),

@@ -29,6 +29,17 @@ def test_config_from_diffusers():
         ({"down_block_types": ["DownBlock2D"] * 4}, "down_block_types"),
         ({"block_out_channels": [32, 64, 96]}, "four levels"),
         ({"norm_num_groups": 5}, "not a multiple"),
+        *(
+            ({"norm_num_groups": odd}, "norm_num_groups must be a whole number from 1")
+            for odd in (0.5, -1, 0, None, "4")
+        ),
+        *(
+            ({"attention_head_dim": odd}, "attention_head_dim must be a whole number")
+            for odd in (-1, [8, 8, 0.5, 8], "8")
+        ),
+        ({"cross_attention_dim": [48]}, "cross_attention_dim must be a whole number"),
+        ({"block_out_channels": [32, 64, 96, None]}, "block_out_channels must be a whole number"),
+        ({"in_channels": True, "out_channels": True}, "in_channels must be a whole number"),
     ],
 )
 def test_config_refusals(change, says):

@@ -155,7 +155,12 @@ def test_pickled_weights_in_a_folder_are_named(folder, tmp_path):
 
 def test_damaged_settings(folder, tmp_path):
     for n, (file, content) in enumerate(
-        (("unet/config.json", "{"), ("vae/config.json", "[]"), ("text_encoder/config.json", '{"hidden_size": "wide"}'))
+        (
+            ("unet/config.json", "{"),
+            ("unet/config.json", '{"a":' * 100_000),
+            ("vae/config.json", "[]"),
+            ("text_encoder/config.json", '{"hidden_size": "wide"}'),
+        )
     ):
         target = relinked(folder, tmp_path / str(n), without=file)
         (target / file).write_text(content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -75,6 +76,18 @@ def test_alpha_scales_what_is_read(tmp_path):
     assert torch.equal(read({"lora_alpha": 8, "r": 16, "rank_pattern": {"to_[qk]": 4}}), 2 * up)
     assert torch.equal(read({"r": 4}), 2 * up)  # PEFT's own α
     assert torch.equal(read(**{f"unet.{LAYER}.alpha": torch.tensor(2.0)}), 0.5 * up)
+
+
+@pytest.mark.parametrize("alpha", ["8", [1, 2], True, math.nan, math.inf, {}])
+def test_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
+    tensors = {f"unet.{LAYER}.lora_A.weight": drawn(1, 4, 32), f"unet.{LAYER}.lora_B.weight": drawn(2, 32, 4)}
+    for settings in ({"lora_alpha": alpha}, {"alpha_pattern": {LAYER: alpha}}):
+        save_file(tensors, tmp_path / "odd.safetensors", {lora_files.METADATA: json.dumps(settings)})
+        with pytest.raises(WeightsError, match="α must be a number, came"):
+            loading.read_lora(tmp_path / "odd.safetensors")
+    save_file({**tensors, f"unet.{LAYER}.alpha": torch.tensor([1.0, 2.0])}, tmp_path / "two.safetensors")
+    with pytest.raises(WeightsError, match=r"α must be a number, came \[1.0, 2.0\]"):
+        loading.read_lora(tmp_path / "two.safetensors")
 
 
 def test_what_is_no_lora_of_the_unet_is_refused(tmp_path):

@@ -31,3 +31,14 @@ def test_masked_looks_for_the_objects_words_in_each_prompt(encoder):
     assert second.maps is not first.maps  # each step looks anew
     with pytest.raises(ValueError, match="the prompt 'a cat' has none of the object's words dog, dot"):
         control_at(config, encoder, "a dog", "a cat")
+
+
+def test_object_words_are_told_without_case_and_punctuation(encoder):
+    for words in (("dot",), ("Dot.",), ("“dot”", ",")):
+        config = EditConfig(control="masked", object_words=words)
+        for prompt, tokens in (("red dot", (2,)), ("Red DOT", (2,)), ("red dot, cat", (2, 3)), ("dot; red", (1, 2))):
+            hook = control_at(config, encoder, prompt, prompt)(10)
+            assert isinstance(hook, PromptMaskedSelfAttention)
+            assert hook.source_tokens == tokens
+    with pytest.raises(ValueError, match="has none of the object's words do"):
+        control_at(EditConfig(control="masked", object_words=("do",)), encoder, "a dot", "a dot")

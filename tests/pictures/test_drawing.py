@@ -30,6 +30,17 @@ def test_path_scales_with_the_picture() -> None:
         drawing.draw_path(Image.new("RGB", (10, 10)), example())
 
 
+def test_a_large_pictures_marks_are_drawn_in_bands_that_do_not_show() -> None:
+    """The same drag 300 rows lower, where it crosses from one band into the next."""
+    ground, rows = Image.new("RGB", (400, 5000), (0, 128, 0)), []
+    edge = drawing.BAND // (drawing.SMOOTH**2 * 400)
+    for y in (edge + 100.0, edge + 400.0):
+        drags, handles, tracked = (((100.0, y - 250), (130.5, y)),), (((100.0, y - 250),),), ((127.0, y + 1),)
+        given = example(picture_size=ground.size, drags=drags, losses=(1.0,), handles=handles, tracked=tracked)
+        rows.append(np.asarray(drawing.draw_path(ground, given))[int(y) - 300 : int(y) + 50])
+    assert np.array_equal(rows[0], rows[1]) and (rows[0] != (0, 128, 0)).any()
+
+
 def test_no_drag_draws_nothing() -> None:
     ground = Image.new("RGB", (400, 200), (0, 128, 0))
     drawn = drawing.draw_path(ground, example(drags=(), losses=(), handles=(), tracked=()))

@@ -1,6 +1,7 @@
 import itertools
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,37 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert mean_error(picture, ramp().rotate(-90, expand=True)) == 0
 
 
+def test_pictures_in_memory_are_read_as_files_are(tmp_path: Path) -> None:
+    picture, grey = ramp(), ramp().convert("L")
+    assert images.open_picture(picture) is picture
+    pixels = np.asarray(picture)
+    for given in (pixels, pixels / 255, torch.from_numpy(pixels.copy()), (pixels / 255).astype(np.float32)):
+        assert mean_error(images.open_picture(given), picture) == 0
+    for given in (np.asarray(grey), np.asarray(grey)[..., None]):
+        read = images.open_picture(given)
+        assert read.mode == "L" and mean_error(read, grey) == 0
+    alpha = images.open_picture(np.asarray(picture.convert("RGBA")))
+    assert alpha.mode == "RGBA" and alpha.size == (40, 24)
+    picture.getexif()[0x0112] = 6
+    turned = images.open_picture(picture)
+    assert turned.size == (24, 40) and mean_error(turned, ramp().rotate(-90, expand=True)) == 0
+    picture.save(tmp_path / "a.png", exif=picture.getexif())
+    with Image.open(tmp_path / "a.png") as lazy:
+        assert mean_error(images.open_picture(lazy), turned) == 0
+
+
+def test_what_is_no_picture_in_memory_is_refused() -> None:
+    for given in (None, 3, [[1, 2]], b"PNG"):
+        with pytest.raises(ValueError, match="a picture is a PIL picture, a path or an array"):
+            images.open_picture(given)  # type: ignore[arg-type]
+    for shape in ((4,), (4, 4, 2), (3, 4, 4, 3), (0, 4, 3)):
+        with pytest.raises(ValueError, match=r"must be \(height, width\)"):
+            images.open_picture(np.zeros(shape))
+    for level in (2.0, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="floats 0 … 1"):
+            images.open_picture(np.full((4, 4), level))
+
+
 def test_files_that_are_no_pictures(tmp_path: Path) -> None:
     text = tmp_path / "text.png"
     text.write_text("not a picture")
@@ -82,6 +114,30 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         images.open_picture(tmp_path / "missing.png")
     with pytest.raises(IsADirectoryError):
         images.open_picture(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["avif", "png", "jpg", "gif", "webp", "tif", "bmp", "jp2", "ico", "dds"])
+def test_damaged_pictures_are_refused_in_one_way(tmp_path: Path, suffix: str) -> None:
+    """Bytes changed and cut by a seed: each is a picture still, or a ValueError that names the file."""
+    rng, path = np.random.default_rng(0), tmp_path / f"a.{suffix}"
+    if Image.registered_extensions()[f".{suffix}"] not in Image.SAVE:
+        pytest.skip("this Pillow does not write the format")
+    ramp().save(path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for n in range(60):
+        data = whole[: rng.integers(len(whole))] if n % 3 == 0 else whole.copy()
+        if n % 3:
+            data[rng.integers(min(len(data), (120, len(data))[n % 2]), size=6)] = rng.integers(256, size=6)
+        path.write_bytes(data.tobytes())
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                images.open_picture(path)
+        except ValueError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ")
+    assert refused > 0
 
 
 @pytest.mark.parametrize(
@@ -214,15 +270,49 @@ def test_wrong_masks_are_refused() -> None:
             images.open_mask(np.full((40, 80), level), (80, 40), (20, 10))
 
 
-def test_handles_outside_the_white_are_warned_of() -> None:
+@pytest.mark.parametrize("kind", ["picture", "file", "bytes", "booleans", "integers", "floats", "tensor"])
+def test_zeros_and_ones_are_black_and_white_in_whatever_they_come(tmp_path: Path, kind: str) -> None:
+    levels = np.zeros((40, 80), np.uint8)
+    levels[:20, 60:] = 1
+    Image.fromarray(levels).save(tmp_path / "mask.png")
+    given: dict[str, Any] = {
+        "picture": Image.fromarray(levels),
+        "file": tmp_path / "mask.png",
+        "bytes": levels,
+        "booleans": levels > 0,
+        "integers": levels.astype(np.int64),
+        "floats": levels.astype(np.float64),
+        "tensor": torch.from_numpy(levels),
+    }
+    grid = images.open_mask(given[kind], (80, 40), (20, 10))
+    assert (grid[:5, 15:] == 1).all() and grid.sum() == 25
+
+
+def test_a_mask_without_white_is_refused(tmp_path: Path) -> None:
+    black = Image.new("L", (80, 40))
+    black.save(tmp_path / "black.png")
+    layer = Image.new("RGBA", (80, 40), (0, 0, 0, 0))
+    layer.paste((0, 0, 0, 255), (10, 10, 40, 30))  # drawn in black, on transparent
+    for mask in (black, np.zeros((40, 80)), np.zeros((40, 80), bool), layer, Image.new("RGBA", (80, 40))):
+        with pytest.raises(ValueError, match="mask: all black"):
+            images.open_mask(mask, (80, 40), (20, 10))
+    with pytest.raises(ValueError, match=r"black\.png: all black .*paint that white"):
+        images.open_mask(tmp_path / "black.png", (80, 40), (20, 10))
+
+
+def test_handles_and_targets_outside_the_white_are_warned_of() -> None:
     mask = torch.zeros(10, 20)
+    mask[:, :5] = 1
+    inside, outside = torch.tensor([[3.0, 3.0], [-0.4, 9.4]]), torch.tensor([[3.0, 3.0], [8.0, 3.0]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        images.warn_unmasked(mask, torch.tensor([[3.0, 3.0]]))  # all black: no mask
-        mask[:, :5] = 1
-        images.warn_unmasked(mask, torch.tensor([[3.0, 3.0], [-0.4, 9.4]]))
-    with pytest.warns(UserWarning, match="handle 2 "):
-        images.warn_unmasked(mask, torch.tensor([[3.0, 3.0], [8.0, 3.0]]))
+        images.warn_unmasked(mask, inside, inside)
+    with pytest.warns(UserWarning, match="^handle 2 stands outside of the mask's white") as told:
+        images.warn_unmasked(mask, outside, inside)
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match="^target 2 stands outside of the mask's white") as told:
+        images.warn_unmasked(mask, inside, outside)
+    assert len(told) == 1
 
 
 def test_saving_replaces_only_when_asked(tmp_path: Path) -> None:
@@ -235,6 +325,37 @@ def test_saving_replaces_only_when_asked(tmp_path: Path) -> None:
     images.save_picture(ramp(8, 8), path, overwrite=True)
     assert Image.open(path).size == (8, 8)
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_jpeg_is_written_in_full_colour_and_hardly_compressed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    images.save_picture(picture, tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as opened:
+        read: Any = opened
+        assert {tuple(layer[1:3]) for layer in read.layer} == {(1, 1)}  # no channel has fewer samples: 4:4:4
+        assert max(read.quantization[0]) <= 12  # quality 95; Pillow's own 75 has 61
+        assert mean_error(picture, read) < 4
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("a.ico", (300, 200), "changes a picture's size; use .png"),
+        ("a.icns", (64, 64), "changes a picture's size"),
+        ("a.hdf", (64, 64), "cannot hold this .*handler not installed"),
+        ("a.xbm", (64, 64), "cannot hold this"),  # black and white alone
+        ("a.jpg", (70_000, 10), r"cannot hold this \(70000×1 pixels"),
+        ("a.gif", (10, 70_000), r"cannot hold this \(1×70000 pixels"),
+        ("a.webp", (20_000, 10), "cannot hold this"),
+    ],
+)
+def test_formats_that_cannot_hold_a_picture_are_found_before_the_work(
+    tmp_path: Path, name: str, size: tuple[int, int], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        images.check_format(tmp_path / name, size)
+    assert not list(tmp_path.iterdir())
 
 
 def test_saving_leaves_nothing_when_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,27 @@ def test_sheet_of_large_pictures_keeps_their_pixels() -> None:
     )
 
 
+@pytest.mark.parametrize("size", [(6000, 4000), (60000, 10), (10, 60000)])
+def test_a_sheets_size_is_bounded(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size)
+    drags = {
+        "drags": (((1.0, 1.0), (5.0, 5.0)),),
+        "handles": (((1.0, 1.0),),),
+        "losses": (1.0,),
+        "tracked": ((5.0, 5.0),),
+    }
+    panels = drawing.panels_of(picture, picture, example(picture_size=size, **drags))
+    assert max(panels[1][1].size) <= drawing.LARGEST
+    whole = drawing.sheet(panels)
+    assert whole.width < 3.5 * drawing.LARGEST and whole.height < 1.6 * drawing.LARGEST
+
+
+def test_endless_captions_are_cut() -> None:
+    picture = Image.new("RGB", (50, 50))
+    for caption in ("x" * 10**6, "a " * 10**5, "one " + "y" * 10**5):
+        assert drawing.sheet([(caption, picture)]).height < 1000
+
+
 def test_panels_of_an_edit() -> None:
     picture = Image.new("RGB", (400, 200))
     source, path, result = drawing.panels_of(picture, picture, example())

@@ -195,7 +195,7 @@ def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None
     assert list(column.figures["results"]) == [steps_table.FREE, "control-1", "control-2"]
     beyond = steps_table.do(sd, Item("table1", (subject,), 3), configs)
     assert list(beyond.figures["results"]) == ["control-2"]
-    config = replace(configs["table"], drag_step=2, control_step=1, source_kv="none")
+    config = replace(configs["table"], drag_step=2, control_step=1, source_kv="none", paste=False)
     assert (config.drag.lr, config.drag.updates, config.guidance) == (0.01, 1, 2.0)
     alone = editing.edit(
         sd, subject.picture, subject.drags, subject.mask, subject.prompt, subject.target_prompt, config=config

@@ -79,7 +79,7 @@ def test_every_sample_is_edited_and_evaluated(run, data, tmp_path, tiny_folder):
     sd = load(tiny_folder)
     sample = dragbench.read_sample(data, NAMES[1])
     result = Image.open(tmp_path / "results" / NAMES[1] / "dragged_image.png")
-    config = EditConfig.paper(steps=4, drag_step=2, size=64, drag=dragsa.DragConfig(updates=2))
+    config = EditConfig.paper(steps=4, drag_step=2, size=64, drag=dragsa.DragConfig(updates=2), paste=False)
     alone = editing.edit(sd, sample.picture, sample.drags, sample.mask, sample.prompt, config=config)
     assert result.size == (72, 64) and result.tobytes() == alone.image.tobytes()
     found = distances.measure(sd, sample, result, 7, 64)

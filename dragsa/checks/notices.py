@@ -1,0 +1,36 @@
+"""Warnings of what an edit loses of the picture that it is given."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence
+
+from PIL import Image
+
+from dragsa import pictures
+from dragsa.config import EditConfig
+
+MUCH_SMALLER = 2  # the picture's side to the working picture's, from which on a result is visibly blurred
+COLOURS = {"red", "orange", "yellow", "green", "blue", "cyan", "turquoise", "purple", "violet", "magenta", "pink"}
+COLOURS |= {"brown", "golden", "beige", "crimson", "scarlet", "lime", "navy", "maroon", "olive", "colourful"}
+
+
+def warn_of_losses(picture: Image.Image, config: EditConfig, prompts: Sequence[str]) -> None:
+    """Warn of transparency, of colours asked of a grey picture, and of a working size much below the picture's."""
+    opaque = picture.width * picture.height
+    if picture.has_transparency_data and picture.convert("RGBA").getchannel("A").histogram()[255] < opaque:
+        _warn("the picture's transparency is laid on white, and the result has none")
+    asked = sorted(COLOURS & set(re.findall(r"\w+", " ".join(prompts).lower())))
+    if pictures.is_grey(picture) and asked:
+        _warn(f"the picture is grey, and so will be the result, not {', '.join(asked)}: give it as RGB to have colours")
+    width, height = pictures.working_size(*picture.size, config.size)
+    if max(picture.size) >= MUCH_SMALLER * max(width, height) and config.crop == "none":
+        said = (
+            f"the picture of {picture.width}×{picture.height} pixels is edited at {width}×{height}, and what changes "
+        )
+        _warn(f"{said}comes back blurred: crop auto edits the part of the drags and the mask alone, or give more size")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=5)  # who called `edit`
