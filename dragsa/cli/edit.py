@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dragsa import files
 from dragsa.cli.jobs import read_jobs
 from dragsa.cli.options import Options
-from dragsa.cli.progress import Failed, Progress, at_work, is_told, one_line
+from dragsa.cli.progress import Failed, Progress, at_work, first_interrupt_ends_the_drag, is_told, one_line
 from dragsa.cli.weights import changes_of, load_changed
 from dragsa.config import DragConfig, EditConfig
 
@@ -270,7 +270,8 @@ def edit_one(options: Options, session: Session, alone: bool) -> None:
         hashes = session.hashes(sd) if "json" in options or "weights_sha256" in options else None
         if options.get("weights_sha256", hashes) != hashes:
             session.progress.warn(f"{weights_of(options)} holds other weights than those of the report")
-        result, source, reused = make(sd, session, options, config)
+        with first_interrupt_ends_the_drag(session.progress):
+            result, source, reused = make(sd, session, options, config)
 
         seconds = {"loading": session.seconds_loading, **({} if reused else source.seconds)}
         for stage, more in result.trace.seconds.items():
@@ -285,6 +286,8 @@ def edit_one(options: Options, session: Session, alone: bool) -> None:
             "sheet": lambda: pictures.sheet(pictures.panels_of(result.source, result.image, result.trace)),
         }
         write(options, made, report)
+    if result.trace.stop == "not finite":
+        raise Failed("the drag ended at numbers that are not finite; the picture is that of the last good update")
 
 
 def make(

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"no command: {', '.join(RUN)} (dragsa --help)")
         progress = Progress(terminal, quiet=options.get("quiet", False))
         with warnings.catch_warnings():
+            warnings.simplefilter("always")  # of every job, also where another one had the same
             warnings.showwarning = progress.warn  # type: ignore[assignment]
             code = RUN[options["command"]](options, progress)
     except KeyboardInterrupt:

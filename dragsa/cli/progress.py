@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +22,25 @@ class Progress:
         self.shown = not quiet and stream.isatty()
         self.pixels_per_cell = 2.0  # of the picture, so that distances are told in its pixels
         self.label = ""  # which of several jobs
+        self.dragging = self.stopping = False  # a drag is on; it is to end with its next update
         self._stage, self._begun, self._drawn = "", 0.0, 0.0
 
-    def __call__(self, event: pictures.StageProgress | pictures.DragProgress) -> None:
+    def __call__(self, event: pictures.StageProgress | pictures.DragProgress) -> str | None:
+        """Show an event. Return "stop" to a drag that an interrupt is to end."""
         from dragsa import pictures
 
-        if not self.shown:
-            return
+        if isinstance(event, pictures.DragProgress):
+            self.dragging = True
+        else:
+            self.dragging = event.stage == "drag" and event.done < event.total
+        self.stopping = self.stopping and self.dragging
+        if self.shown:
+            self._show(event)
+        return "stop" if self.stopping else None
+
+    def _show(self, event: pictures.StageProgress | pictures.DragProgress) -> None:
+        from dragsa import pictures
+
         if isinstance(event, pictures.DragProgress):
             left = max(event.distances, default=0.0) * self.pixels_per_cell
             self._draw("drag", event.update, event.total, f"loss {event.loss:.4g}, {left:.1f} px left")
@@ -73,6 +87,26 @@ class Progress:
             columns = 80
         self.stream.write(f"\r\x1b[K{line[: max(1, columns - 1)]}")
         self.stream.flush()
+
+
+@contextmanager
+def first_interrupt_ends_the_drag(progress: Progress) -> Iterator[None]:
+    """Within it an interrupt during a drag ends the drag alone, and its picture is finished; the next ends all."""
+
+    def interrupted(number: int, frame: Any) -> None:
+        if not progress.dragging or progress.stopping:
+            raise KeyboardInterrupt
+        progress.stopping = True
+        progress.warn("interrupted: the drag ends with this update, and its picture is finished; again ends all")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Failed(Exception):

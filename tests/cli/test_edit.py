@@ -130,3 +130,10 @@ def test_handles_outside_the_mask_are_warned_of(picture: Path, capsys: pytest.Ca
     assert second.startswith("dragsa: warning: the drag did not arrive (budget): handle 1 is ")
     assert run("edit", picture, *QUICK, "--drag", "60,28:24,28", "--mask", "mask.png", "--out", "p.png") == 0
     assert capsys.readouterr().err.splitlines()[0] == f"dragsa: warning: target {said}"
+
+
+def test_a_drag_of_numbers_that_are_not_finite_fails_and_its_picture_is_there(
+    picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("edit", picture, *QUICK, "--drag", "24,28:60,28", "--lr", "1e38", "--out", "o.png") == 1
+    assert "the drag ended at numbers that are not finite" in capsys.readouterr().err and Path("o.png").is_file()

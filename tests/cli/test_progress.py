@@ -1,6 +1,9 @@
 import io
+import signal
 
-from dragsa.cli.progress import Progress
+import pytest
+
+from dragsa.cli.progress import Progress, first_interrupt_ends_the_drag
 from dragsa.pictures import trace
 
 
@@ -30,3 +33,18 @@ def test_progress_is_silent_elsewhere() -> None:
         progress.say("loading")
         progress.erase()
         assert stream.getvalue() == ""
+
+
+def test_the_first_interrupt_ends_the_drag_and_the_second_all() -> None:
+    said = io.StringIO()
+    progress, update = Progress(said), trace.DragProgress(3, 80, 0.125, [[1.0, 2.0]], [1.0])
+    with first_interrupt_ends_the_drag(progress):
+        assert progress(trace.StageProgress("drag", 0, 80)) is None and progress(update) is None
+        signal.raise_signal(signal.SIGINT)
+        assert "the drag ends with this update" in said.getvalue()
+        assert progress(update) == "stop"
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        assert progress(trace.StageProgress("drag", 80, 80)) is None  # over: an interrupt ends all again
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
