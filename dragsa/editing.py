@@ -318,10 +318,9 @@ def drag_source(
     size, context = branch.source.picture.size, branch.target_guided.context
     handles, targets, asked = pictures.drags_to_grid(drags, size, branch.grid)
     unet: Any = branch.guided.unet
-    dragged = drag.drag_latent(
-        unet, branch.z_target, branch.level, context, branch.source.schedule, handles, targets, branch.mask,
-        branch.config.drag, observe, supervision=supervision, optimizer=optimizer,
-    )  # fmt: skip
+    asks: dict[str, Any] = {"observe": observe, "supervision": supervision, "optimizer": optimizer}
+    given = unet, branch.z_target, branch.level, context, branch.source.schedule
+    dragged = drag.drag_latent(*given, handles, targets, branch.mask, branch.config.drag, **asks)
     back = asked - handles  # what the loop found of whole cells, said of the places that were asked
     return dragged._replace(handles=dragged.handles + back, final_handles=dragged.final_handles + back)
 

@@ -93,13 +93,17 @@ def report(choice: Choice, finished: Sequence[Finished]) -> Report:
         ),
         experiments.statement(
             f"the change has settled from drag step {last} on (by how much steeper it falls, a step, from "
-            f"{TABLE_STEPS[0]} to {last} than from {last} to {BEYOND[-1]})", settled, 1,
+            f"{TABLE_STEPS[0]} to {last} than from {last} to {BEYOND[-1]})",
+            settled,
+            1,
         ),
         experiments.statement(
             "a later control step follows the target prompt's structure more (rank correlation of control step and "
-            "likeness to what the prompt gives without control)", later, 1,
+            "likeness to what the prompt gives without control)",
+            later,
+            1,
         ),
-    ]  # fmt: skip
+    ]
     first = next(iter(by_subject.values()))
     rows = _rows(first, means)
     shown = first[TABLE_STEPS[0]]

@@ -52,12 +52,7 @@ def train(
     )
     parts: dict[str, Any] = {"module": module, "average": average, "optimiser": optimiser}
     path = work / f"{name}.pt"
-    step, before = 0, 0.0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        for key, part in parts.items():
-            part.load_state_dict(state[key])
-        step, before = state["step"], state["seconds"]
+    step, before = resumed(path, parts)
     first, began = step, time.thread_time()
     logged = saved = exported = began
     done, total, counted = 0, 0.0, 0
@@ -100,6 +95,16 @@ def train(
         checkpoint()
     say(f"{name}: trained, {step} updates, {watch(average)}")
     return average
+
+
+def resumed(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
+    """Give the parts the state of a checkpoint, if there is one; return the updates and seconds that led there."""
+    if not path.exists():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    for key, part in parts.items():
+        part.load_state_dict(state[key])
+    return state["step"], state["seconds"]
 
 
 def say(line: str) -> None:

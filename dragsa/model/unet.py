@@ -181,22 +181,9 @@ class UNet(nn.Module):
         run: how ResBlocks, transformers and the decoder's upsampling are run. It is given the region's name
         ("encoder1.res1", "block01", "decoder1.up"), the module, and its arguments.
         """
-        time, cross, region = iter(conditioning.time), conditioning.kv, getattr(attention, "region", None)
-
-        def convolve(name: str, module: ResBlock, *inputs: Tensor) -> Tensor:
-            own = partial(joined, run, name, module, next(time))
-            return own(*inputs) if region is None else at_region(region, name, own, module.channels, *inputs)
-
-        def transform(module: StageModules, layer: int, x: Tensor, block: int) -> tuple[Tensor, KV | None]:
-            name, kept = block_name(block), []
-
-            def own(x: Tensor) -> Tensor:
-                x, kv = run(name, module.attentions[layer], x, cross[block - 1], block, attention)
-                kept.append(kv)
-                return x
-
-            x = own(x) if region is None else at_region(region, name, own, x.shape[1], x)
-            return x, kept[-1] if kept else None
+        region = getattr(attention, "region", None)
+        convolve = partial(convolved, run, region, iter(conditioning.time))
+        transform = partial(transformed, run, region, conditioning.kv, attention)
 
         x = self.conv_in(z.to(self.dtype))  # (B, widths[0], h, w)
         skips = [x]
@@ -204,7 +191,7 @@ class UNet(nn.Module):
             for layer, block in enumerate(stage.blocks):
                 x = convolve(f"{stage.name}.res{layer + 1}", module.resnets[layer], x)
                 if block is not None:
-                    x, kv = transform(module, layer, x, block)
+                    x, kv = transform(block, module.attentions[layer], x)
                     yield f"{block_name(block)}.kv", kv
                     yield block_name(block), x
                 skips.append(x)
@@ -214,7 +201,7 @@ class UNet(nn.Module):
             yield stage.name, x
 
         x = convolve("mid.res1", self.mid_block.resnets[0], x)
-        x, kv = transform(self.mid_block, 0, x, 7)
+        x, kv = transform(7, self.mid_block.attentions[0], x)
         yield "block07.kv", kv
         yield "block07", x
         x = convolve("mid.res2", self.mid_block.resnets[1], x)
@@ -224,7 +211,7 @@ class UNet(nn.Module):
             for layer, block in enumerate(stage.blocks):
                 x = convolve(f"{stage.name}.res{layer + 1}", module.resnets[layer], x, skips.pop())
                 if block is not None:
-                    x, kv = transform(module, layer, x, block)
+                    x, kv = transform(block, module.attentions[layer], x)
                     yield f"{block_name(block)}.kv", kv
                     yield block_name(block), x
             if stage.end != stage.level:
@@ -236,9 +223,37 @@ class UNet(nn.Module):
         yield "eps", out if alpha_bar is None else eps_of_v(out, z, alpha_bar)
 
 
-def joined(run: Run, name: str, module: ResBlock, time: Tensor, *maps: Tensor) -> Tensor:
-    """Run a ResBlock on one map, or on the decoder's two, backbone and skip, one behind the other."""
-    return run(name, module, maps[0] if len(maps) == 1 else torch.cat(maps, dim=1), time)
+def convolved(
+    run: Run, region: RegionHook | None, times: Iterator[Tensor], name: str, module: ResBlock, *maps: Tensor
+) -> Tensor:
+    """Run a ResBlock, by the hook where there is one, on one map or the decoder's two, backbone and skip."""
+    time = next(times)
+
+    def own(*maps: Tensor) -> Tensor:
+        return run(name, module, maps[0] if len(maps) == 1 else torch.cat(maps, dim=1), time)
+
+    return own(*maps) if region is None else at_region(region, name, own, module.channels, *maps)
+
+
+def transformed(
+    run: Run,
+    region: RegionHook | None,
+    cross: tuple[KV, ...],
+    attention: AttentionHook | None,
+    block: int,
+    module: Transformer,
+    x: Tensor,
+) -> tuple[Tensor, KV | None]:
+    """Run a transformer, by the hook where there is one; and return its K/V, if the hook has let it compute them."""
+    name, kept = block_name(block), []
+
+    def own(x: Tensor) -> Tensor:
+        x, kv = run(name, module, x, cross[block - 1], block, attention)
+        kept.append(kv)
+        return x
+
+    x = own(x) if region is None else at_region(region, name, own, x.shape[1], x)
+    return x, kept[-1] if kept else None
 
 
 def at_region(hook: RegionHook, name: str, own: Callable[..., Tensor], channels: int, *inputs: Tensor) -> Tensor:

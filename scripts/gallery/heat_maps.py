@@ -31,15 +31,14 @@ def cell_map(found: Map, x: int, y: int) -> Tensor:
 def main(out: str) -> None:
     sd, prompt = dragsa.load("weights/small"), "a red disc and a blue star on a yellow ground"
     z_T = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(6))
-    words, of_block, rows = hooks.Maps(rows=("latent",)), [], ("latent",)
-    for block in (2, 15):
-        of_block.append(hooks.Maps(kind="self", blocks=(block,), rows=rows))
-    zs = dragsa.sample(
-        sd.unet, z_T, sd.embed([prompt]), dragsa.Schedule(), guidance=4, uncond=sd.embed([""]),
-        attention=dragsa.compose(words, *of_block),
-    )  # fmt: skip
-    heats = {word: heat_map(words.found, prompt_to_prompt.tokens_of(sd.text, prompt, word), (16, 16))
-             for word in ("disc", "star", "yellow")}  # fmt: skip
+    words, rows = hooks.Maps(rows=("latent",)), ("latent",)
+    of_block = [hooks.Maps(kind="self", blocks=(block,), rows=rows) for block in (2, 15)]
+    hook, given = dragsa.compose(words, *of_block), (sd.unet, z_T, sd.embed([prompt]), dragsa.Schedule())
+    zs = dragsa.sample(*given, guidance=4, uncond=sd.embed([""]), attention=hook)
+    heats = {
+        word: heat_map(words.found, prompt_to_prompt.tokens_of(sd.text, prompt, word), (16, 16))
+        for word in ("disc", "star", "yellow")
+    }
     heats |= {f"cell (8, 8) in block {m.blocks[0]:02d}": cell_map(m.found[-1], 8, 8) for m in of_block}
     panels = [(prompt, pictures.to_picture(sd.decode(zs[-1])))]
     for caption, heat in heats.items():

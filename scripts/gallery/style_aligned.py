@@ -32,8 +32,10 @@ def adain(x: Tensor, style: Tensor) -> Tensor:
 
 def main(out: str) -> None:
     sd, schedule, rows = dragsa.load("weights/small"), dragsa.Schedule(), ("style", "square", "star")
-    prompts = [f"a {one} on a {ground} ground" for one, ground in
-               (("red disc", "cyan"), ("blue square", "pink"), ("green star", "yellow"))]  # fmt: skip
+    prompts = [
+        f"a {one} on a {ground} ground"
+        for one, ground in (("red disc", "cyan"), ("blue square", "pink"), ("green star", "yellow"))
+    ]
     z_T = torch.randn(3, 4, 16, 16, generator=torch.Generator().manual_seed(1))
     panels = []
     for what, hook in (("alone", None), ("aligned to the first", style_aligned)):
