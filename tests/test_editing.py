@@ -70,7 +70,8 @@ def passes_of(unet):
     seen = []
 
     def note(_, given, options):
-        seen.append((given[0], options.get("attention")))
+        if options.get("until") is None:  # a pass that ends early looks at features, and denoises nothing
+            seen.append((given[0], options.get("attention")))
 
     handle = unet.register_forward_pre_hook(note, with_kwargs=True)
     yield seen

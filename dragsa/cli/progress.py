@@ -55,7 +55,7 @@ class Progress:
     def warn(self, message: Warning | str, *rest: Any) -> None:
         """Show a warning on one line, as `warnings.showwarning`."""
         self.erase()
-        print(f"dragsa: warning: {' '.join(str(message).split())}", file=self.stream)
+        print(f"dragsa: warning: {self.label}{' '.join(str(message).split())}", file=self.stream)
 
     def fail(self, message: str) -> None:
         """Show an error that ends a job and not the program."""
