@@ -83,7 +83,7 @@ def test_an_alpha_that_is_no_number_is_refused(tmp_path, alpha):
     tensors = {f"unet.{LAYER}.lora_A.weight": drawn(1, 4, 32), f"unet.{LAYER}.lora_B.weight": drawn(2, 32, 4)}
     for settings in ({"lora_alpha": alpha}, {"alpha_pattern": {LAYER: alpha}}):
         save_file(tensors, tmp_path / "odd.safetensors", {lora_files.METADATA: json.dumps(settings)})
-        with pytest.raises(WeightsError, match="α of .* must be a number, came"):
+        with pytest.raises(WeightsError, match=r"α of .* must be a number, came"):
             loading.read_lora(tmp_path / "odd.safetensors")
     save_file({**tensors, f"unet.{LAYER}.alpha": torch.tensor([1.0, 2.0])}, tmp_path / "two.safetensors")
     with pytest.raises(WeightsError, match=r"α of .* must be one number, came \[2\]"):
