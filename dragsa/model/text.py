@@ -9,7 +9,6 @@ import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -77,11 +76,11 @@ class TextEncoder(nn.Module):
     and model do not belong together.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, learned: Mapping[int, Sequence[int]] = MappingProxyType({})) -> None:
+    def __init__(self, model: Any, tokenizer: Any, learned: Mapping[int, Sequence[int]] | None = None) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
-        self.learned = learned
+        self.learned = dict(learned or {})
         config: Any = model.config
         self.width: int = config.hidden_size
         self.tokens: int = min(tokenizer.model_max_length, config.max_position_embeddings)
