@@ -87,6 +87,17 @@ def test_training_lowers_the_loss_of_this_picture_and_leaves_the_unet():
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 
+def test_training_runs_no_pass_of_the_network_that_others_may_be_using():
+    """Its weights would be others for the time of a pass; what shares its tensors is trained in its place."""
+    unet, passes = tiny_unet(), []
+    handle = unet.conv_in.register_forward_pre_hook(lambda *given: passes.append(given))
+    trained = lora.adapt(unet, drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48), LoRAConfig(steps=2, batch=1))
+    handle.remove()
+    assert not passes and len(trained.losses) == 2
+    shared = {value.data_ptr() for value in unet.state_dict().values()}
+    assert sum(value.data_ptr() in shared for value in trained.unet.state_dict().values()) == len(shared) - 128
+
+
 def test_the_first_step_is_adamws():
     unet, z_0, context = tiny_unet(), drawn(5, 1, 4, 8, 8), drawn(6, 1, 9, 48)
     begun, trained = (
