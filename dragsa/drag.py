@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dragsa import checks, ddim, motion, passes, tracking
+from dragsa import checks, ddim, kernels, motion, passes, tracking
 from dragsa.config import DragConfig
 from dragsa.ddim import Noise, Schedule
 from dragsa.hooks import AttentionHook
@@ -169,7 +169,7 @@ def updates(
     run = passes.prepare(unet, task.noise, task.context, config, mode, attention)
     supervise, descend = supervision or motion_supervision, optimizer or passes.OPTIMIZERS[config.optimizer]
     latent, handles, state, done = task.latent, task.handles, None, 0
-    with passes.looping(unet, device):
+    with kernels.kept(device):
         while True:
             now = task._replace(latent=latent, handles=handles.to(device))
             if mode == "whole" and first_pass is not None:

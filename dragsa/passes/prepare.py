@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 from typing import Any, NamedTuple, Protocol
@@ -12,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dragsa import kernels, motion
+from dragsa import motion
 from dragsa.config import DragConfig
 from dragsa.ddim import Noise
 from dragsa.hooks import AttentionHook, Named
+from dragsa.layouts import fitting
 from dragsa.model import unet as networks
 from dragsa.model.blocks import ACTIVATIONS
 from dragsa.model.unet import Conditioning, Run, UNet
@@ -78,6 +77,7 @@ def prepare(
     run = compiling.regions() if mode == "regions" else networks.call
     if config.checkpoint:
         run = partial(checkpointed, run)
+    unet = frozen(unet)
     return Conditioned(unet, unet.condition(noise.timestep, context), run, config, hook)
 
 
@@ -136,15 +136,10 @@ def checkpointed(run: Run, name: str, region: nn.Module, *arguments: Any) -> Any
     return checkpoint(run, name, region, *arguments, use_reentrant=False, preserve_rng_state=False)
 
 
-@contextmanager
-def looping(unet: FeatureExtractor, device: torch.device) -> Iterator[None]:
-    """Within it nothing is kept for the gradient of a module's parameters, and freed memory stays with the process."""
-    trained = [p for p in unet.parameters() if p.requires_grad] if isinstance(unet, nn.Module) else []
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        with kernels.kept(device):
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+def frozen(unet: UNet) -> UNet:
+    """Return a UNet of the same tensors, of which none wants a gradient; the given one stays as others may use it."""
+    if not any(parameter.requires_grad for parameter in unet.parameters()):
+        return unet
+    with torch.device("meta"):
+        twin = UNet(unet.config)
+    return fitting.adopt(twin, unet.state_dict())

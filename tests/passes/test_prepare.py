@@ -7,8 +7,10 @@ from functools import partial
 
 import pytest
 import torch
-from passes.short_drag import CONFIG, dragged, inputs
+from passes.short_drag import CONFIG, HANDLES, SCHEDULE, TARGETS, dragged, inputs
 
+from dragsa import ddim, drag
+from dragsa.drag import Task
 from dragsa.model import unet as networks
 from dragsa.model.unet import UNet
 from dragsa.passes import compiling
@@ -52,6 +54,12 @@ def test_a_networks_parameters_are_as_they_were(net: UNet) -> None:
     trained.load_state_dict(net.state_dict())
     trained.conv_in.requires_grad_(False)
     before = [p.requires_grad for p in trained.parameters()]
+    z, text = inputs()
+    task = Task(z, ddim.noise_at(SCHEDULE, 35, z.device), text, HANDLES, TARGETS, None, CONFIG)
+    course = drag.updates(trained, task)
+    next(course)  # within the loop, where another thread may be training the same network
+    assert [p.requires_grad for p in trained.parameters()] == before
+    course.close()
     assert torch.allclose(dragged(trained).latent, dragged(net).latent, atol=1e-5)
     assert [p.requires_grad for p in trained.parameters()] == before and not all(before) and any(before)
     assert all(p.grad is None for p in trained.parameters())
