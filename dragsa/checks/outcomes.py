@@ -102,6 +102,7 @@ def warn_changed(
     """
     size, tap = (grid[1], grid[0]), tap.partition("+")[0]
     source, target = unet(latents, t, context, taps=(tap,), until=tap).taps[tap].chunk(2)
+    handles = handles.to(source.device)
     reference = tracking.sample_points(source, handles, size)
     match = tracking.track(target, reference, handles, 3, size).distance
     for n, gone in enumerate((match >= tracking.chance(target, reference)).tolist(), start=1):
