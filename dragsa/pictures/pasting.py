@@ -86,10 +86,9 @@ class Part:
         drags = tuple((self._moved(handle), self._moved(target)) for handle, target in trace.drags)
         handles = tuple(tuple(self._moved(point) for point in row) for row in trace.handles)
         tracked = tuple(self._moved(point) for point in trace.tracked)
-        config = replace(trace.config, crop="auto")
-        return replace(
-            trace, config=config, picture_size=size, part=self.box, drags=drags, handles=handles, tracked=tracked
-        )
+        found = tuple(None if point is None else self._moved(point) for point in trace.found)
+        points = replace(trace, drags=drags, handles=handles, tracked=tracked, found=found)
+        return replace(points, config=replace(trace.config, crop="auto"), picture_size=size, part=self.box)
 
     def _moved(self, point: Point, sign: int = 1) -> Point:
         return point[0] + sign * self.left, point[1] + sign * self.top

@@ -91,5 +91,7 @@ def test_a_parts_trace_is_told_in_the_pictures_pixels() -> None:
     before = example()
     after = Part(1000, 500, 1400, 700).trace(before, (4000, 3000))
     assert after.drags == (((1100.0, 600.0), (1130.0, 600.0)),) and after.tracked == ((1127.0, 604.0),)
+    assert Part(7, 9, 400, 200).trace(example(found=((120.0, 101.0),)), (4000, 3000)).found == ((127.0, 110.0),)
+    assert Part(7, 9, 400, 200).trace(example(found=(None,)), (4000, 3000)).found == (None,)
     assert after.picture_size == (4000, 3000) and after.part == (1000, 500, 1400, 700) and after.config.crop == "auto"
     assert after.distances == before.distances and after.distances_px == before.distances_px
