@@ -20,7 +20,7 @@ from dragsa.drag import DragResult, Supervise
 from dragsa.loading import StableDiffusion
 from dragsa.model.unet import UNet
 from dragsa.passes import Descend, Observe
-from dragsa.pictures import Given, Observer, Part, Point, Report, Size, Trace
+from dragsa.pictures import Given, Observer, Point, Report, Size, Trace
 from dragsa.source_kv import INVERSION, Plan, Recording, SourcePasses
 
 Drag = tuple[Point, Point]  # handle and target, pixels of the picture as given
@@ -73,7 +73,7 @@ def edit(
         return edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
     checks.request(config, image, drags, mask, (prompt, negative_prompt), target_prompt)
     of_source = image.prompt if isinstance(image, Source) else prompt
-    methods.control_at(config, sd.text, of_source, of_source if target_prompt is None else target_prompt)  # it raises
+    methods.check_object_words(config, of_source, of_source if target_prompt is None else target_prompt)
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
     source = prepare(sd, image, prompt, seed, config, **told) if not isinstance(image, Source) else image
@@ -110,13 +110,9 @@ def edit_part(
     part = None if image is None else pictures.part_of(image.size, drags, mask, size)
     if image is None or part is None:
         return make(image, drags, mask)
-    return put_back(part, image, make(image.crop(part.box), part.drags(drags), part.mask(mask, image.size)))
-
-
-def put_back(part: Part, picture: Image.Image, made: EditResult) -> EditResult:
-    """Return a part's edit as its picture's, the trace's points in the pixels of that."""
-    whole = part.put_back(made.image, picture, made.trace.working_size)
-    return EditResult(whole, picture, part.trace(made.trace, picture.size))
+    made = make(image.crop(part.box), part.drags(drags), part.mask(mask, image.size))
+    whole = part.put_back(made.image, image, made.trace.working_size)
+    return EditResult(whole, image, part.trace(made.trace, image.size))  # the trace's points in the picture's pixels
 
 
 class EditResult(NamedTuple):

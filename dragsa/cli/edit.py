@@ -296,19 +296,20 @@ def make(
     """Make an edit; return with it its source, and whether the job before had prepared that."""
     from dragsa import editing, pictures
 
-    drags, mask, target_prompt = options.get("drag", ()), options.get("mask"), options.get("target_prompt")
-    whole = None if options.get("from_noise") else pictures.open_picture(options["image"])
-    picture, part = whole, None
-    if whole is not None and config.crop == "auto":
-        part = pictures.part_of(whole.size, drags, mask, config.size)
-    if whole is not None and part is not None:
-        drags, mask, picture = part.drags(drags), part.mask(mask, whole.size), whole.crop(part.box)
-    config = replace(config, crop="none")
-    source, reused = session.source(sd, picture, options, config)
-    session.progress.pixels_per_cell = source.picture.width / pictures.grid_size(source.working_size)[0]
-    result = editing.edit(sd, source, drags, mask, target_prompt=target_prompt, config=config, observe=session.progress)
-    if whole is not None and part is not None:
-        result = editing.put_back(part, whole, result)
+    used: list[tuple[editing.Source, bool]] = []
+    whole = replace(config, crop="none")  # of the picture, or of the part that is cut out of it
+
+    def edited(picture: Image.Image | None, drags: Any, mask: Any) -> editing.EditResult:
+        source, reused = session.source(sd, picture, options, whole)
+        used.append((source, reused))
+        session.progress.pixels_per_cell = source.picture.width / pictures.grid_size(source.working_size)[0]
+        told: dict[str, Any] = {"target_prompt": options.get("target_prompt"), "observe": session.progress}
+        return editing.edit(sd, source, drags, mask, config=whole, **told)
+
+    picture = None if options.get("from_noise") else pictures.open_picture(options["image"])
+    asked = picture, options.get("drag", ()), options.get("mask")
+    result = editing.edit_part(edited, *asked, config.size) if config.crop == "auto" else edited(*asked)
+    ((source, reused),) = used
     return result, source, reused
 
 
