@@ -41,23 +41,26 @@ def found_in(
     shrink = min(1.0, SIDE / max(source.size))
     small = max(1, round(source.width * shrink)), max(1, round(source.height * shrink))
     before, after = (
-        np.asarray(to_rgb(picture).resize(small, Image.Resampling.BOX), dtype=np.float32) / 255
-        for picture in (source, result)
-    )  # (height, width, 3)
+        _patches(to_rgb(picture).resize(small, Image.Resampling.BOX)) for picture in (source, result)
+    )  # (height, width, 3, side, side), a patch about every pixel
     return tuple(_place(before, after, drag, (small[0] / source.width, small[1] / source.height)) for drag in drags)
+
+
+def _patches(picture: Image.Image) -> np.ndarray:
+    """Return the patch about every pixel of an RGB picture, a view (height, width, 3, side, side) of levels 0 … 1."""
+    levels = np.asarray(picture, dtype=np.float32) / 255
+    padded = np.pad(levels, ((HALF, HALF), (HALF, HALF), (0, 0)), mode="edge")
+    return sliding_window_view(padded, (2 * HALF + 1, 2 * HALF + 1), axis=(0, 1))
 
 
 def _place(before: np.ndarray, after: np.ndarray, drag: tuple[Point, Point], scale: Point) -> Point | None:
     """Return one handle's place; scale: of the arrays' pixels for one of the picture's in x and y."""
     (hx, hy), (tx, ty) = (tuple((c + 0.5) * s - 0.5 for c, s in zip(p, scale, strict=True)) for p in drag)
-    pad = ((HALF, HALF), (HALF, HALF), (0, 0))
-    patches = sliding_window_view(np.pad(after, pad, mode="edge"), (2 * HALF + 1, 2 * HALF + 1), axis=(0, 1))
     column, row = round(hx), round(hy)
-    sought = np.pad(before, pad, mode="edge")[row : row + 2 * HALF + 1, column : column + 2 * HALF + 1]
     reach = math.hypot(tx - hx, ty - hy) + HALF
     rows, columns = np.mgrid[: after.shape[0], : after.shape[1]]
     rows, columns = rows[near := np.hypot(columns - tx, rows - ty) <= reach], columns[near]
-    differences = ((patches[rows, columns] - sought.transpose(2, 0, 1)) ** 2).mean(axis=(1, 2, 3))  # (places,)
+    differences = ((after[rows, columns] - before[row, column]) ** 2).mean(axis=(1, 2, 3))  # (places,)
     best = int(differences.argmin())
     elsewhere = np.hypot(columns - columns[best], rows - rows[best]) > 2
     alike = elsewhere & (differences <= 2 * differences[best] + NOISE)
