@@ -18,7 +18,7 @@ from dragsa.layouts import fitting
 from dragsa.layouts.fitting import Shape, WeightsError
 from dragsa.loading.lora_names import ALPHA, DOWN, MID, UP, Place, other_kind, other_model, place_of
 from dragsa.loading.names import TEXT, UNET
-from dragsa.loading.safetensors import DTYPES, read_header, read_metadata, read_tensors
+from dragsa.loading.safetensors import DTYPES, notes_of, read_header, read_metadata, read_tensors
 from dragsa.loading.settings import read_settings
 
 
@@ -53,7 +53,6 @@ PEFT_SETTINGS = "adapter_config.json"  # PEFT's file of them beside it
 _ALPHA = 8  # PEFT's, where its settings are there and do not say
 # Ways of PEFT to begin a LoRA that change the model's own weights too, which the file does not hold.
 _OWN_START = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_TOLD = {"ss_clip_skip": "clip skip", "modelspec.encoder_layer": "encoder layer"}  # words of a header, for the user
 
 
 def save_lora(lora: LoRA, path: str | Path, overwrite: bool = False) -> None:
@@ -101,9 +100,8 @@ def read_lora(path: str | Path) -> LoRA:
         tensors[place] = value.float()
     if what := other_model({place: tuple(value.shape) for place, value in tensors.items()}):
         raise WeightsError(f"{path}: this is {what}; dragsa takes LoRA of SD 1.5")
-    notes = tuple(f"{what} {words[key]} is said by {key}" for key, what in _TOLD.items() if key in words)
     text = _changes(path, tensors, TEXT, words)
-    return LoRA(*_changes(path, tensors, UNET, words), LoRA(*text) if text[0] else None, notes)
+    return LoRA(*_changes(path, tensors, UNET, words), LoRA(*text) if text[0] else None, notes_of(words))
 
 
 def _said_model(words: Mapping[str, str]) -> str | None:

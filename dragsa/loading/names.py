@@ -26,7 +26,7 @@ _UNUSED = {
     VAE: re.compile(r"loss\.|model_ema\."),
     TEXT: re.compile(r"(.*\.)?(logit_scale|text_projection|visual_projection|vision_model)(\..*)?$"),
 }
-_ROOTS = {UNET: "model.diffusion_model.", VAE: "first_stage_model.", TEXT: "cond_stage_model."}
+ROOTS = {UNET: "model.diffusion_model.", VAE: "first_stage_model.", TEXT: "cond_stage_model."}
 
 LDM = {UNET: "model.diffusion_model", VAE: "first_stage_model", TEXT: "cond_stage_model.transformer.text_model"}
 
@@ -147,7 +147,7 @@ def is_unused(component: str, name: str) -> bool:
 
 def is_outside(name: str) -> bool:
     """Tell if a tensor of a single file belongs to none of the three networks, or is known to be of no use there."""
-    for component, root in _ROOTS.items():
+    for component, root in ROOTS.items():
         if name.startswith(root):
             return is_unused(component, name.removeprefix(root))
     return True
@@ -155,7 +155,7 @@ def is_outside(name: str) -> bool:
 
 def network_of(name: str) -> str | None:
     """Return the network that a single file's tensor stands in by the beginning of its name."""
-    return next((component for component, root in _ROOTS.items() if name.startswith(root)), None)
+    return next((component for component, root in ROOTS.items() if name.startswith(root)), None)
 
 
 def to_single_file(component: str, name: str) -> str:

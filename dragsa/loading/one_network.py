@@ -10,7 +10,7 @@ from dragsa.config import VAEConfig
 from dragsa.layouts.fitting import WeightsError
 from dragsa.loading import names, settings
 from dragsa.loading.folder import Network, find_snapshot, open_network
-from dragsa.loading.names import LDM, TEXT, VAE, WORDS
+from dragsa.loading.names import TEXT, VAE, WORDS
 from dragsa.loading.parts import Part, Wanted, build, skip_layers, squeezed
 from dragsa.loading.safetensors import TensorInfo, read_header, read_metadata
 
@@ -46,7 +46,7 @@ class _Layout(NamedTuple):
 
 def _layout(component: str, tensors: dict[str, TensorInfo]) -> _Layout:
     """Tell a file's layout by its tensors' names."""
-    root = {VAE: f"{LDM[VAE]}.", TEXT: "cond_stage_model."}[component]
+    root = names.ROOTS[component]
 
     def of_single_file(name: str) -> str | None:
         found = names.from_single_file(name)
@@ -68,7 +68,7 @@ def _open_file(path: Path, component: str, wanted: Wanted, own: dict[str, Any] |
     if any("xl" in word.lower() for key, word in read_metadata(path).items() if key == "modelspec.architecture"):
         raise WeightsError(f"{path}: this is SDXL's {WORDS[component]}, by its modelspec.architecture")
     layout = _layout(component, infos)
-    root = {VAE: f"{LDM[VAE]}.", TEXT: "cond_stage_model."}[component]
+    root = names.ROOTS[component]
     rooted = any(name.startswith(root) for name in infos)
     found: dict[str, TensorInfo] = {}
     left_over, unused = [], []

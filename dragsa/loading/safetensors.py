@@ -76,6 +76,15 @@ def read_metadata(file: Path) -> dict[str, str]:
         return mapped.metadata() or {}
 
 
+# Words of a header that are for the one who runs the model.
+_TOLD = {"modelspec.encoder_layer": "encoder layer", "ss_clip_skip": "clip skip"}
+
+
+def notes_of(words: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what a header's words say to the one who runs the model."""
+    return tuple(f"{what} {words[key]} is said by {key}" for key, what in _TOLD.items() if key in words)
+
+
 def _not_safetensors(file: Path, start: bytes) -> str:
     """Say what kind of file begins like this, which is not safetensors."""
     if not start:

@@ -14,11 +14,8 @@ from dragsa.loading import known_files, names, noise, settings
 from dragsa.loading.known_files import KnownFile
 from dragsa.loading.names import TEXT, UNET, VAE
 from dragsa.loading.parts import Opened, Part, Wanted, build, skip_layers, squeezed
-from dragsa.loading.safetensors import TensorInfo, read_header, read_metadata
+from dragsa.loading.safetensors import TensorInfo, notes_of, read_header, read_metadata
 from dragsa.model import unet
-
-# Words of a header that are for the one who runs the model.
-_TOLD = {"modelspec.encoder_layer": "encoder layer", "ss_clip_skip": "clip skip"}
 
 
 def open_single_file(
@@ -53,7 +50,7 @@ def open_single_file(
             sorted_.left_over.extend(names.to_single_file(TEXT, name) for name in beyond)
         spell = partial(_spell, component, component == UNET and copies.taken == "EMA")
         parts[component] = Part(component, build(component, own, path), found, spell)
-    notes = [f"{what} {words[key]} is said by {key}" for key, what in _TOLD.items() if key in words]
+    notes = [*notes_of(words)]
     if VAE not in replaced and (beside := _vae_beside(path)):
         notes.append(f"{beside.name} lies beside it; --vae takes it")
     return Opened(parts, sorted_.left_over, None, copies.taken, tuple(unused), tuple(notes))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -72,18 +73,22 @@ class StableDiffusion:
 
     def check_finite(self) -> None:
         """Raise a WeightsError that lists the weights which are NaN or infinite, if there are any."""
+        if self._odd:
+            raise WeightsError(f"{self.config.path}: {fitting.listed('weights are NaN or infinite', self._odd)}")
+
+    @cached_property
+    def _odd(self) -> list[str]:
+        """Names of the weights that are not finite, looked for once: it takes reading all of them."""
         parts: dict[str, nn.Module] = {"unet": self.unet, "vae": self.vae, "text_encoder": self.text.model}
         named = (
             (f"{part}.{name}", value) for part, module in parts.items() for name, value in module.named_parameters()
         )
         # The sum of a tensor is not finite if one of its values is not; where it is too large itself, look again.
-        odd = [
+        return [
             name
             for name, value in named
             if not value.sum(dtype=torch.float32).isfinite() and not value.float().isfinite().all()
         ]
-        if odd:
-            raise WeightsError(f"{self.config.path}: {fitting.listed('weights are NaN or infinite', odd)}")
 
     @torch.no_grad()
     def encode(self, image: Image.Image | Tensor) -> Tensor:
