@@ -120,18 +120,22 @@ class UNet(nn.Module):
         return self.conv_in.weight.dtype
 
     @property
-    def stages(self) -> list[StageModules]:
-        return [*self.down_blocks, self.mid_block, *self.up_blocks]
+    def resnets(self) -> list[ResBlock]:
+        """The ResBlocks in forward order."""
+        stages = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        return [resnet for stage in stages for resnet in stage.resnets]
+
+    @property
+    def transformers(self) -> list[Transformer]:
+        """The transformers in forward order, block01 … block16."""
+        stages = [*self.down_blocks, self.mid_block, *self.up_blocks]
+        return [transformer for stage in stages for transformer in getattr(stage, "attentions", ())]
 
     @property
     def regions(self) -> dict[str, nn.Module]:
         """The ResBlocks and transformers by name (`blocks.REGIONS`), in forward order."""
-        found: dict[str, nn.Module] = {}
-        for stage, module in zip((*ENCODER, MIDDLE, *DECODER), self.stages, strict=True):
-            transformers = iter(getattr(module, "attentions", ()))
-            found |= {f"{stage.name}.res{n}": resnet for n, resnet in enumerate(module.resnets, start=1)}
-            found |= {block_name(block): next(transformers) for block in stage.blocks if block}
-        return {name: found[name] for name in REGIONS}
+        resnets, transformers = iter(self.resnets), iter(self.transformers)
+        return {name: next(transformers) if name.startswith("block") else next(resnets) for name in REGIONS}
 
     def condition(self, t: Tensor | int, context: Tensor) -> Conditioning:
         """Compute what passes at this timestep and context have in common. t: a number or (B,). context: (B, n, C')."""
@@ -139,10 +143,9 @@ class UNet(nn.Module):
         time = F.silu(self.time_embedding(t))  # (B, 4 width): every ResBlock wants it activated
         context = context.to(self.dtype)
         predicts_v = self.config.prediction == "v_prediction"
-        transformers = [transformer for stage in self.stages for transformer in getattr(stage, "attentions", ())]
         return Conditioning(
-            tuple(resnet.time_emb_proj(time) for stage in self.stages for resnet in stage.resnets),
-            tuple(transformer.key_value(context) for transformer in transformers),
+            tuple(resnet.time_emb_proj(time) for resnet in self.resnets),
+            tuple(transformer.key_value(context) for transformer in self.transformers),
             training_alpha_bars().to(t.device)[t.long()].float() if predicts_v else None,
         )
 
