@@ -29,8 +29,8 @@ from safetensors.torch import save_file
 from dragsa import loading
 from dragsa.config import UNetConfig, VAEConfig
 from dragsa.evaluation import training
-from dragsa.loading import names
-from dragsa.model import text, unet, vae
+from dragsa.loading import names, text_encoder
+from dragsa.model import unet, vae
 
 WIDTH = 32
 TEXT: dict[str, Any] = {
@@ -62,7 +62,11 @@ def networks() -> dict[str, State]:
     """Return the three networks' tensors, by component and diffusers' names."""
     with torch.device("meta"):
         first, second = unet.UNet(UNetConfig((WIDTH,) * 4, context_dim=WIDTH)), vae.VAE(VAEConfig((WIDTH,) * 4))
-    modules = {names.UNET: first, names.VAE: second, names.TEXT: text.build(text.config_from_transformers(TEXT))}
+    modules = {
+        names.UNET: first,
+        names.VAE: second,
+        names.TEXT: text_encoder.build(text_encoder.config_from_transformers(TEXT)),
+    }
     return {
         component: {names.newest(component, name): value for name, value in seeded(module, n).items()}
         for n, (component, module) in enumerate(modules.items())

@@ -26,7 +26,7 @@ from dragsa.loading.one_network import open_one
 from dragsa.loading.parts import Opened, Wanted, check_fit, check_together
 from dragsa.loading.safetensors import one_line, read_tensors
 from dragsa.loading.single_file import open_single_file
-from dragsa.loading.tokenizer import find_tokenizer
+from dragsa.loading.tokenizer import find_tokenizer, load_tokenizer
 from dragsa.model import text
 from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
@@ -143,7 +143,7 @@ def load(
     parts = opened.parts
     tokenizer = opened.tokenizer or find_tokenizer(path, *([instead[names.TEXT]] if names.TEXT in instead else []))
     try:
-        encoder = text.TextEncoder(parts[names.TEXT].module, text.load_tokenizer(tokenizer))
+        encoder = text.TextEncoder(parts[names.TEXT].module, load_tokenizer(tokenizer))
     except Exception as error:  # whatever transformers makes of a damaged tokenizer
         raise WeightsError(f"{tokenizer}: {one_line(error)}") from None
     for part in parts.values():

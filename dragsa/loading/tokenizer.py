@@ -1,4 +1,4 @@
-"""The tokenizer of a single file, which holds none: found on this machine, or downloaded."""
+"""The tokenizer: read from its folder; that of a single file, which holds none, is found here or downloaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from dragsa.layouts.fitting import WeightsError
@@ -17,6 +18,15 @@ def has_tokenizer(folder: Path) -> bool:
     """Tell if the folder holds CLIP's tokenizer, in either of its two forms."""
     pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     return pair or (folder / "tokenizer.json").is_file()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a folder (`vocab.json` and `merges.txt`, or `tokenizer.json`), without a network."""
+    import transformers
+
+    # Version 4 has a second class for the one that reads tokenizer.json; version 5 has only that one.
+    kind = getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer)
+    return kind.from_pretrained(str(folder), local_files_only=True)
 
 
 def find_tokenizer(file: Path, *others: Path) -> Path:

@@ -295,7 +295,7 @@ def pipe(tmp_path):
     pytest.importorskip("peft")
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from dragsa.model import text
+    from dragsa.loading.tokenizer import load_tokenizer
 
     unet = diffusers.UNet2DConditionModel(**{k: v for k, v in tiny_models.UNET_SETTINGS.items() if k[0] != "_"})
     unet.load_state_dict(tiny_models.unet_state())
@@ -305,7 +305,7 @@ def pipe(tmp_path):
     tiny_models.write_tokenizer(tmp_path / "tokenizer")
     parts = dict.fromkeys(("vae", "safety_checker", "feature_extractor"))
     return diffusers.StableDiffusionPipeline(
-        unet=unet.eval(), text_encoder=encoder, tokenizer=text.load_tokenizer(tmp_path / "tokenizer"),
+        unet=unet.eval(), text_encoder=encoder, tokenizer=load_tokenizer(tmp_path / "tokenizer"),
         scheduler=diffusers.DDIMScheduler(), requires_safety_checker=False, **parts,
     )  # fmt: skip
 
