@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dragsa import config as configuration
-from dragsa import hooks, pictures
+from dragsa import pictures
+from dragsa.checks import values
 from dragsa.checks.notices import warn_of_losses
 from dragsa.checks.tensors import drag_settings
 from dragsa.config import EditConfig
 from dragsa.ddim import Schedule
+from dragsa.model.blocks import check_blocks
 from dragsa.pictures import Size
 
 
@@ -47,7 +48,7 @@ def configured(config: Any) -> EditConfig:
     config = EditConfig.paper() if config is None else config
     if not isinstance(config, EditConfig):
         raise ValueError(f"config must be an EditConfig, came {type(config).__name__}")
-    configuration.check(config)
+    values.check(config)
     return config
 
 
@@ -59,8 +60,8 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
     configured(config)
     Schedule(config.steps, config.variant)
     drag_settings(config.drag)
-    hooks.check_blocks(config.control_blocks)
-    hooks.check_blocks(config.mask_blocks)
+    check_blocks(config.control_blocks)
+    check_blocks(config.mask_blocks)
     if config.control == "masked" and not config.object_words:
         raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
     pictures.working_size(1, 1, config.size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dragsa import config as configuration
+from dragsa.checks import values
 from dragsa.config import DragConfig
 from dragsa.model.blocks import ACTIVATIONS, STAGES
 
@@ -96,7 +96,7 @@ def mask_on(mask: Tensor, grid: Grid) -> Tensor:
 
 def drag_settings(config: DragConfig) -> None:
     """Raise a ValueError that names the first setting out of its range."""
-    configuration.check(config)
+    values.check(config)
     names = config.tap.split("+")
     if any(name not in ACTIVATIONS for name in names):
         known = f"block01 … block16, {', '.join(STAGES)}"

@@ -9,7 +9,8 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-from dragsa import checks, config
+from dragsa import checks
+from dragsa.checks import values
 from dragsa.config import DragConfig, EditConfig, Preset
 
 ODD: list[Any] = [None, [], "", "7", {}, (None,), ("",), (1.5,), 0.5, -1, math.nan, True, b"adam", object()]
@@ -34,20 +35,20 @@ def is_of(value: Any, annotation: Any) -> bool:
 def test_a_value_of_another_type_is_refused_by_name(kind: Any, name: str, value: Any) -> None:
     settings = replace(kind(), **{name: value})
     if is_of(value, get_type_hints(kind)[name]) and value != -1 and value == value:
-        config.check(settings)
+        values.check(settings)
     elif name not in ("steps", "size") or value != -1:  # their ranges are the schedule's and the picture's
         with pytest.raises(ValueError, match=f"^{name} must be "):
-            config.check(settings)
+            values.check(settings)
 
 
 def test_what_numpy_counts_with_is_a_number() -> None:
     of_drag: dict[str, Any] = {"radius": np.int64(2), "lr": np.float32(0.1), "patience": np.int32(3)}
     of_edit: dict[str, Any] = {"control_blocks": (np.int64(11), 12), "guidance": 3}
-    config.check(replace(DragConfig(), **of_drag))
-    config.check(replace(EditConfig(), **of_edit))
+    values.check(replace(DragConfig(), **of_drag))
+    values.check(replace(EditConfig(), **of_edit))
     for name in get_args(Preset):
-        config.check(getattr(EditConfig, name)())
-        config.check(getattr(EditConfig, name)().drag)
+        values.check(getattr(EditConfig, name)())
+        values.check(getattr(EditConfig, name)().drag)
 
 
 @pytest.mark.parametrize(
