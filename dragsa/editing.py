@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -70,7 +70,7 @@ def edit(
         checks.settings(config, drags, mask, None if image is None else image.size)
         told |= {"prompt": prompt, "target_prompt": target_prompt, "seed": seed, "control": control}
         told |= {"supervision": supervision, "optimizer": optimizer, "config": replace(config, crop="none")}
-        return edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
+        return pictures.edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
     checks.request(config, image, drags, mask, (prompt, negative_prompt), target_prompt)
     of_source = image.prompt if isinstance(image, Source) else prompt
     methods.check_object_words(config, of_source, of_source if target_prompt is None else target_prompt)
@@ -101,18 +101,6 @@ def edit(
     if short := outcomes.shortfall(trace):
         warnings.warn(short, stacklevel=2)
     return EditResult(picture, source.picture, trace)
-
-
-def edit_part(
-    make: Callable[..., EditResult], image: Image.Image | None, drags: Any, mask: Any, size: int
-) -> EditResult:
-    """Make an edit of the part of a large picture that its drags and mask are about, and put it back."""
-    part = None if image is None else pictures.part_of(image.size, drags, mask, size)
-    if image is None or part is None:
-        return make(image, drags, mask)
-    made = make(image.crop(part.box), part.drags(drags), part.mask(mask, image.size))
-    whole = part.put_back(made.image, image, made.trace.working_size)
-    return EditResult(whole, image, part.trace(made.trace, image.size))  # the trace's points in the picture's pixels
 
 
 class EditResult(NamedTuple):

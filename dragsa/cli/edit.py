@@ -308,7 +308,7 @@ def make(
 
     picture = None if options.get("from_noise") else pictures.open_picture(options["image"])
     asked = picture, options.get("drag", ()), options.get("mask")
-    result = editing.edit_part(edited, *asked, config.size) if config.crop == "auto" else edited(*asked)
+    result = pictures.edit_part(edited, *asked, config.size) if config.crop == "auto" else edited(*asked)
     ((source, reused),) = used
     return result, source, reused
 

@@ -22,10 +22,20 @@ from dragsa.pictures.images import (
     warn_unmasked,
     working_size,
 )
-from dragsa.pictures.pasting import Part, part_of, paste
+from dragsa.pictures.pasting import Part, edit_part, part_of, paste
 from dragsa.pictures.trace import STAGES, DragProgress, Observer, Report, StageProgress, Trace, to_json, versions
 
 __all__ = ["SMALLEST", "STAGES", "DragProgress", "Given", "Observer", "Part", "Point", "Report", "Size"]
-__all__ += ["StageProgress", "Trace", "check_format", "drags_to_grid", "draw_path", "from_grid", "grid_size", "is_grey"]
+__all__ += [
+    "StageProgress",
+    "Trace",
+    "check_format",
+    "drags_to_grid",
+    "draw_path",
+    "edit_part",
+    "from_grid",
+    "grid_size",
+    "is_grey",
+]
 __all__ += ["open_mask", "open_picture", "panels_of", "part_of", "paste", "restore", "save_picture", "sheet", "to_grid"]
 __all__ += ["to_json", "to_picture", "to_rgb", "to_tensor", "versions", "warn_unmasked", "working_size"]
