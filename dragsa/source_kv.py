@@ -24,10 +24,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dragsa import ddim, files, hooks
+from dragsa import ddim, files
 from dragsa.config import EditConfig
 from dragsa.ddim import Guided, KVByBlock, Schedule
 from dragsa.hooks import KV, AttentionHook, ReplayKV
+from dragsa.model.blocks import block_name
 
 INVERSION = "inversion"
 Trajectory = int | str  # the level that the denoising of the source began at, or INVERSION
@@ -42,7 +43,7 @@ class Key(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        return f"{self.trajectory}-level{self.level}-{hooks.block_name(self.block)}.safetensors"
+        return f"{self.trajectory}-level{self.level}-{block_name(self.block)}.safetensors"
 
 
 class Held(NamedTuple):

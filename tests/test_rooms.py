@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 PLACES = (
     ("dragsa.files", "dragsa.config"),
     ("dragsa.model.blocks",),
-    ("dragsa.kernels",),
-    ("dragsa.layouts",),
+    ("dragsa.model.sites",),
+    ("dragsa.kernels", "dragsa.layouts"),
+    ("dragsa.stock",),
     ("dragsa.hooks",),
     ("dragsa.model",),
     ("dragsa.schedule",),
