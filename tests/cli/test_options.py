@@ -9,7 +9,8 @@ from dragsa.config import DragConfig, EditConfig
 def test_every_number_has_an_option() -> None:
     given = options(
         *("--tap", "block13", "--updates", "1", "--lr", "2", "--radius", "3", "--track-radius", "4", "--lam", "5"),
-        *("--reach", "6", "--optimizer", "sgd", "--reference", "current", "--patience", "7", "--lost-patience", "8"),
+        *("--reach", "6", "--optimizer", "sgd", "--loss", "sum", "--reference", "current"),
+        *("--patience", "7", "--lost-patience", "8"),
         *("--stall", "14", "--anchor", "0.5"),
         *("--steps", "9", "--variant", "even", "--drag-step", "10", "--control-step", "11"),
         *(
@@ -30,7 +31,7 @@ def test_every_number_has_an_option() -> None:
         *("--lora-steps", "15"),
         *("--compile", "regions", "--checkpoint", "--source-kv", "inversion", "--source-kv-memory", "16"),
     )
-    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5, True, "regions")
+    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5, True, "regions", "sum")
     masked: dict[str, Any] = {
         "control": "masked",
         "object_words": ("disc", "star"),
