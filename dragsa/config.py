@@ -165,6 +165,14 @@ class EditConfig:
         return replace(config, **changes)
 
 
+SMALL_WIDTHS = (32, 64, 128, 128)  # of the UNet of weights/small, by which it is known wherever it stands
+
+
+def suiting(widths: tuple[int, ...]) -> Preset:
+    """Return the preset that holds by default for a UNet of these widths, in Python and on the command line."""
+    return "small" if widths == SMALL_WIDTHS else "sd15"
+
+
 # Settings that are whole numbers, with the least of them; numbers from 0; and shares of something.
 _WHOLE = {"updates": 0, "radius": 0, "track_radius": 0, "patience": 1, "lost_patience": 1, "stall": 1, "drag_step": 0}
 _WHOLE |= {"control_step": 0, "fixed_point": 0, "lora_steps": 0, "source_kv_memory": 0}

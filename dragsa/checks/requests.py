@@ -42,9 +42,12 @@ def request(
         warn_of_losses(image, config, (prompt, target_prompt or ""))
 
 
-def configured(config: Any) -> EditConfig:
-    """Return the config, that of the paper for None. Raises ValueError for another class and for a wrong setting."""
-    config = EditConfig.paper() if config is None else config
+def configured(config: Any, widths: tuple[int, ...] = ()) -> EditConfig:
+    """Return the config, for None that of the preset that suits a UNet of these widths.
+
+    Raises ValueError for another class and for a wrong setting.
+    """
+    config = getattr(EditConfig, configuration.suiting(widths))() if config is None else config
     if not isinstance(config, EditConfig):
         raise ValueError(f"config must be an EditConfig, came {type(config).__name__}")
     configuration.check(config)

@@ -1,9 +1,11 @@
+import json
 from typing import Any
 
 from command_line import options
 
 from dragsa import cli
-from dragsa.config import DragConfig, EditConfig
+from dragsa.cli import edit
+from dragsa.config import DragConfig, EditConfig, UNetConfig, suiting
 
 
 def test_every_number_has_an_option() -> None:
@@ -57,6 +59,17 @@ def test_every_number_has_an_option() -> None:
         **masked,
     }
     assert cli.config_of(given) == EditConfig(drag, **schedule, **control)
+
+
+def test_python_and_the_command_line_take_the_same_preset_and_help_prints_its_numbers() -> None:
+    folder = edit.SMALL / "unet" / "config.json"
+    widths = tuple(json.loads(folder.read_text(encoding="utf-8"))["block_out_channels"])
+    assert edit.suits(edit.SMALL) == suiting(widths) == "small"
+    assert edit.suits(edit.SMALL / "nowhere") == suiting(UNetConfig().widths) == "sd15"
+    (command,) = (one for one in cli.build_parser()._subparsers._group_actions)  # type: ignore[union-attr]
+    helped = " ".join(command.choices["edit"].format_help().split())  # type: ignore[index,call-overload]
+    assert "S, the denoising steps before the drag, which is at level T - S [15; 30]" in helped
+    assert "half the side of the tracking window [3]" in helped
 
 
 def test_drags_are_read() -> None:
