@@ -123,6 +123,9 @@ class EditResult(NamedTuple):
     source: Image.Image
     trace: Trace
 
+    def __repr__(self) -> str:
+        return f"EditResult({self.image.width}×{self.image.height} px, {outcomes.in_short(self.trace)})"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -154,6 +157,13 @@ class Source:
     @property
     def working_size(self) -> Size:
         return 8 * self.latents.shape[-1], 8 * self.latents.shape[-2]
+
+    def __repr__(self) -> str:
+        (width, height), (_, _, _, h, w) = self.picture.size, self.latents.shape
+        levels = f"z_0 … z_{self.schedule.steps} of {w}×{h} cells"
+        return (
+            f"Source({width}×{height} px, {'generated' if self.generated else 'inverted'}, {self.prompt!r}, {levels})"
+        )
 
     def unet_of(self, sd: StableDiffusion) -> UNet:
         """Return the network of the source's passes: the model's own, or that under the picture's LoRA."""

@@ -257,6 +257,7 @@ def check_fit(options: Options, config: EditConfig) -> None:
 def edit_one(options: Options, session: Session, alone: bool) -> None:
     """Edit one picture and write what was asked for. One that is alone keeps nothing of its source for later ones."""
     from dragsa import pictures
+    from dragsa.checks import outcomes
 
     begin = time.perf_counter()
     config = config_of(options)
@@ -284,6 +285,7 @@ def edit_one(options: Options, session: Session, alone: bool) -> None:
             "sheet": lambda: pictures.sheet(pictures.panels_of(result.source, result.image, result.trace)),
         }
         write(options, made, report)
+        session.progress.tell(f"{options['out']}: {outcomes.in_short(result.trace)}", sys.stdout)
     if result.trace.stop == "not finite":
         raise Failed("the drag ended at numbers that are not finite; the picture is that of the last good update")
 
