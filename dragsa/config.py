@@ -119,7 +119,7 @@ class EditConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> EditConfig:
-        """The paper's section 4.3: T = 50, S = A = 10, learning rate 0.01, features of block14."""
+        """The paper's numbers: S = A = 10 (section 4.3), T = 50 and learning rate 0.01 (4.4), block14 (2.2)."""
         return replace(cls(), **changes)
 
     @classmethod
