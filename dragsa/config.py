@@ -15,6 +15,7 @@ Control = Literal["mutual", "union", "masked"]
 SourceKV = Literal["exact", "inversion", "none"]
 Optimizer = Literal["adam", "adam-mini", "sgd"]
 Reference = Literal["first", "current"]
+Loss = Literal["mean", "sum"]
 Crop = Literal["none", "auto"]
 Compile = Literal["auto", "off", "whole", "regions"]
 Preset = Literal["paper", "sd15", "dragdiffusion", "masactrl", "small"]
@@ -63,6 +64,10 @@ class DragConfig:
     `stall` and `anchor` are not the paper's, whose loop ends on arrival or when the updates are used up: None for the
     first three and 0 for the last give that. Nor is Adam, DragDiffusion's, which stands in for the paper's plain
     descent ("sgd") in every preset, or a sum of taps.
+
+    The paper's loss is a sum over channels, DragDiffusion's program takes the mean: by `loss`="mean" plain descent goes
+    C times less far than printed, and λ weighs C times more beside the patches (C = 320 at SD 1.5's block14, 32 at the
+    small model's): 0.1 nearly forbids a change outside the mask, where printed it only resists one.
     """
 
     tap: str = "block14"  # where the features F are read: a block or stage, or the sum of some, "block14+block15"
@@ -80,6 +85,7 @@ class DragConfig:
     anchor: float = 0.0  # share of F(z⁰)(h⁰) in what F(z)(h + d) is pulled to; the rest is sg F(z)(h), the paper's all
     checkpoint: bool = False  # gradient checkpointing: less memory, a third more time
     compile: Compile = "auto"  # the update: "off" eager, "whole" or "regions" compiled; "auto" is eager today
+    loss: Loss = "mean"  # over the C channels of F, as DragDiffusion's program has it; "sum": as the paper prints it
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class EditConfig:
 
     @classmethod
     def paper(cls, **changes: Any) -> EditConfig:
-        """The paper's section 4.3: T = 50, S = A = 10, learning rate 0.01, features of block14."""
+        """The paper's numbers: S = A = 10 (section 4.3), T = 50 and learning rate 0.01 (4.4), block14 (2.2)."""
         return replace(cls(), **changes)
 
     @classmethod
@@ -156,6 +162,14 @@ class EditConfig:
         drag = DragConfig(lr=0.05, updates=120, radius=3, reach=0.7, optimizer="adam-mini", stall=25, anchor=0.35)
         config = cls(drag=drag, drag_step=30, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)
         return replace(config, **changes)
+
+
+SMALL_WIDTHS = (32, 64, 128, 128)  # of the UNet of weights/small, by which it is known wherever it stands
+
+
+def suiting(widths: tuple[int, ...]) -> Preset:
+    """Return the preset that holds by default for a UNet of these widths, in Python and on the command line."""
+    return "small" if widths == SMALL_WIDTHS else "sd15"
 
 
 def is_whole(value: Any) -> bool:

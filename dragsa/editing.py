@@ -49,6 +49,7 @@ def edit(
     that `prompt` and `seed` generate; or a `Source` from `prepare`, which brings its own prompt and seed, so that one
     inversion serves many edits. drags: ((x, y), (x, y)), handle and target, in pixels of the picture as a viewer shows
     it. mask: of the picture's size, white may move. target_prompt: the edited picture's; None leaves the prompt.
+    config: None is the preset that suits the model, `small` for weights/small, else `sd15`, as on the command line.
     negative_prompt: what guidance leads away from.
 
     The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
@@ -61,7 +62,7 @@ def edit(
     Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
     any work is done.
     """
-    config, given = checks.configured(config), isinstance(image, Source)
+    config, given = checks.configured(config, sd.unet.config.widths), isinstance(image, Source)
     if isinstance(control, str):
         config, control = replace(config, control=control), None  # type: ignore[arg-type]
     image = image if image is None or isinstance(image, Source) else pictures.open_picture(image)
@@ -110,6 +111,9 @@ class EditResult(NamedTuple):
     source: Image.Image
     trace: Trace
 
+    def __repr__(self) -> str:
+        return f"EditResult({self.image.width}×{self.image.height} px, {outcomes.in_short(self.trace)})"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -142,6 +146,13 @@ class Source:
     def working_size(self) -> Size:
         return 8 * self.latents.shape[-1], 8 * self.latents.shape[-2]
 
+    def __repr__(self) -> str:
+        (width, height), (_, _, _, h, w) = self.picture.size, self.latents.shape
+        levels = f"z_0 … z_{self.schedule.steps} of {w}×{h} cells"
+        return (
+            f"Source({width}×{height} px, {'generated' if self.generated else 'inverted'}, {self.prompt!r}, {levels})"
+        )
+
     def unet_of(self, sd: StableDiffusion) -> UNet:
         """Return the network of the source's passes: the model's own, or that under the picture's LoRA."""
         return sd.unet if self.adapted is None else self.adapted.unet
@@ -165,7 +176,7 @@ def prepare(
     the config controls; those of a generated picture are exact. With `config.lora_steps` a LoRA is trained on the
     picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture yet to be generated.
     """
-    config = checks.configured(config)
+    config = checks.configured(config, sd.unet.config.widths)
     checks.settings(config)
     sd.check_finite()
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
@@ -259,7 +270,7 @@ def leave(
     keep: the source's K/V for later edits, if the config wants that. control: in place of the config's, as `edit` takes
     it; then no K/V are kept or taken from an earlier pass.
     """
-    config = checks.configured(config)
+    config = checks.configured(config, sd.unet.config.widths)
     target_prompt = source.prompt if target_prompt is None else target_prompt
     changed, unet = target_prompt != source.prompt, source.unet_of(sd)
     level = config.steps - config.drag_step if drags and not changed else config.steps

@@ -6,10 +6,12 @@ handle is
     (2 r₁ + 1)² · mean over channels and q ∈ Ω(h, r₁) of |F(q + d) - sg F(q)|,
 
 sg being the stopped gradient and Ω the square of radius r₁ about int(h), cut at the border; the loss is the sum over
-handles. (The paper sums |·| over Ω; the factor and the mean are those of DragDiffusion's program.)
+handles. (The paper sums |·| over channels and Ω, C times as much; factor and mean are those of DragDiffusion's program.
+`DragConfig.loss` chooses.)
 
 `motion_supervision_loss` computes this and its gradient from the few native cells under the patches
-(`kernels/patch_loss.py`); `motion_supervision_loss_reference` makes the whole map and slices it, handle by handle.
+(`kernels/patch_loss.py`); `motion_supervision_loss_reference` makes the whole map and slices it, handle by handle; and
+`motion_supervision` in scripts/plain.py is the double sum as printed.
 
 Points are (x, y) on the supervision grid, cell centres at integers.
 """

@@ -4,7 +4,8 @@
 
 Ω being the square of radius r₂ about int(h), cut at the border, and F the features on the supervision grid. The first
 minimum in reading order wins. `track` samples the windows alone, for all handles at once, without a host sync
-(`kernels/tracking.py`); `track_points_reference` makes the whole map and searches it handle by handle.
+(`kernels/tracking.py`); `track_points_reference` makes the whole map and searches it handle by handle, and so does
+`track` in scripts/plain.py, as printed.
 
 Points are (x, y) on the grid.
 """

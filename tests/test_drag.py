@@ -183,6 +183,16 @@ def test_sgd_is_plain_descent():
     torch.testing.assert_close(result.losses[0], first.loss)
 
 
+def test_the_printed_loss_is_a_sum_over_channels_and_the_mask_term_stands_in_it_as_it_is():
+    frozen = torch.ones(16, 16)
+    before = step(frozen=frozen).first_pass
+    moved = before._replace(z_prev=before.z_prev - 1)  # the mask term is λ times 4 · 16 · 16
+    mean, total = (step(first_pass=moved, lam=1 / 1024, frozen=frozen, loss=loss).loss for loss in ("mean", "sum"))
+    term = 1.0
+    assert mean > term  # and not the term alone
+    torch.testing.assert_close(total - term, before.features.shape[1] * (mean - term))
+
+
 def test_what_is_looked_for():
     """With "first" the first latent's feature at the first handle, with "current" at the handle as it is now."""
     first_pass = step().first_pass

@@ -71,6 +71,16 @@ def _place(before: np.ndarray, after: np.ndarray, drag: tuple[Point, Point], sca
     return x + (hx - column) / scale[0], y + (hy - row) / scale[1]
 
 
+def in_short(trace: Trace) -> str:
+    """Return what came of an edit, on one line: reached or why not, updates, pixels left, seconds."""
+    spent = f"{sum(trace.seconds.values()):.1f} s"
+    if trace.stop is None:
+        return f"no drag, {spent}"
+    reached = "reached" if trace.stop == "reached" else f"not reached ({trace.stop})"
+    updates = "1 update" if len(trace.losses) == 1 else f"{len(trace.losses)} updates"
+    return f"{reached}, {updates}, {max(trace.distances_of(trace.tracked)[0]):.1f} px left, {spent}"
+
+
 def shortfall(trace: Trace) -> str | None:
     """Return the warning that an edit's drag calls for: it did not arrive, or what arrived is not in the result."""
     if trace.stop is None or trace.stop == "stopped":

@@ -12,7 +12,7 @@ from dragsa import pictures
 from dragsa.checks import values
 from dragsa.checks.notices import warn_of_losses
 from dragsa.checks.tensors import drag_settings
-from dragsa.config import EditConfig
+from dragsa.config import EditConfig, suiting
 from dragsa.ddim import Schedule
 from dragsa.model.blocks import check_blocks
 from dragsa.pictures import Size
@@ -43,9 +43,12 @@ def request(
         warn_of_losses(image, config, (prompt, target_prompt or ""))
 
 
-def configured(config: Any) -> EditConfig:
-    """Return the config, that of the paper for None. Raises ValueError for another class and for a wrong setting."""
-    config = EditConfig.paper() if config is None else config
+def configured(config: Any, widths: tuple[int, ...] = ()) -> EditConfig:
+    """Return the config, for None that of the preset that suits a UNet of these widths.
+
+    Raises ValueError for another class and for a wrong setting.
+    """
+    config = getattr(EditConfig, suiting(widths))() if config is None else config
     if not isinstance(config, EditConfig):
         raise ValueError(f"config must be an EditConfig, came {type(config).__name__}")
     values.check(config)

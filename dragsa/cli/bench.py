@@ -22,7 +22,7 @@ def run_bench(given: Options, progress: Progress) -> int:
     names = {one.name for one in fields(speed.Settings)}
     settings = speed.Settings(**{key: value for key, value in options.items() if key in names})
     check_outputs(options, set())
-    report = speed.run(settings, progress.say)
+    report = speed.run(settings, progress.say if progress.shown else progress.tell)  # a pipe gets lines
     progress.erase()
     tables = speed.markdown(report)
     print(tables, end="")

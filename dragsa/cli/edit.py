@@ -17,7 +17,7 @@ from dragsa.cli.jobs import read_jobs
 from dragsa.cli.options import Options
 from dragsa.cli.progress import Failed, Progress, at_work, first_interrupt_ends_the_drag, is_told, one_line
 from dragsa.cli.weights import changes_of, load_changed
-from dragsa.config import DragConfig, EditConfig
+from dragsa.config import DragConfig, EditConfig, suiting
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,14 +27,12 @@ if TYPE_CHECKING:
 
 SMALL = Path(__file__).resolve().parents[2] / "weights" / "small"  # the model that ships, in a checkout
 
-SMALL_WIDTHS = [32, 64, 128, 128]  # of that model's UNet, by which it is known wherever it stands
-
 
 def suits(weights: Path) -> str:
-    """Return the preset that a model brings: "small" for a folder with a UNet of the small model's widths."""
+    """Return the preset that a model brings, by the widths of its UNet, before it is loaded."""
     try:
         settings = json.loads((weights / "unet" / "config.json").read_bytes())
-        return "small" if settings["block_out_channels"] == SMALL_WIDTHS else "sd15"
+        return suiting(tuple(settings["block_out_channels"]))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):  # loading says what is wrong with it
         return "sd15"
 
@@ -259,6 +257,7 @@ def check_fit(options: Options, config: EditConfig) -> None:
 def edit_one(options: Options, session: Session, alone: bool) -> None:
     """Edit one picture and write what was asked for. One that is alone keeps nothing of its source for later ones."""
     from dragsa import pictures
+    from dragsa.checks import outcomes
 
     begin = time.perf_counter()
     config = config_of(options)
@@ -286,6 +285,7 @@ def edit_one(options: Options, session: Session, alone: bool) -> None:
             "sheet": lambda: pictures.sheet(pictures.panels_of(result.source, result.image, result.trace)),
         }
         write(options, made, report)
+        session.progress.tell(f"{options['out']}: {outcomes.in_short(result.trace)}", sys.stdout)
     if result.trace.stop == "not finite":
         raise Failed("the drag ended at numbers that are not finite; the picture is that of the last good update")
 

@@ -226,6 +226,7 @@ EDIT: dict[str, Rows] = {
         ),
         ("--reach CELLS", "arrival threshold: a handle nearer than this to its target has arrived"),
         ("--optimizer", "adam-mini: one scale for all; sgd: the paper's plain descent"),
+        ("--loss", "over the features' channels: their mean, DragDiffusion's, or their sum, as the paper prints it"),
         ("--reference", "tracking looks for the feature of h^0 or of h^k"),
         ("--patience N", "stop after N updates without a move, or 'never'"),
         ("--lost-patience N", "stop after N updates that lose a handle, or 'never'"),
@@ -284,13 +285,15 @@ BENCH: dict[str, Rows] = {
 COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
     "edit": (
         "edit a picture by drags, by a changed prompt, or by both",
-        ". Points are pixels (x, y) of the picture as given; 0,0 is at the upper left. Numbers in brackets are the "
-        "paper's. What can go wrong is looked for first; then --out is written first, and --json last.",
+        ". Points are pixels (x, y) of the picture as given; 0,0 is at the upper left. In brackets stand the defaults, "
+        "sd15's and after a semicolon small's where it has others. What can go wrong is looked for first; then --out "
+        "is written first, and --json last.",
         EDIT,
     ),
     "generate": (
         "draw a picture from a prompt and a seed",
-        ": the one that `edit --from-noise` edits under the same options. Numbers in brackets are the paper's.",
+        ": the one that `edit --from-noise` edits under the same options. In brackets stand the defaults, sd15's and "
+        "after a semicolon small's where it has others.",
         GENERATE,
     ),
     "info": ("show what weights hold", ": their networks, block by block, as loaded.", {"": INFO}),
@@ -321,10 +324,11 @@ def build_parser() -> Parser:
 def add_groups(command: argparse.ArgumentParser, groups: Mapping[str, Rows]) -> None:
     """Add options in groups by their titles, "" for the command's first ones.
 
-    With a schedule the help has the paper's numbers. Other programs take that of `EDIT`, and rows of other settings.
+    With a schedule the help has the numbers of both presets that hold by default. Other programs take that of `EDIT`,
+    and rows of other settings.
     """
-    paper = asdict(config.EditConfig.paper()) if "schedule" in groups else {}
-    defaults = {**paper.pop("drag", {}), **paper}
+    presets = (config.EditConfig.sd15(), config.EditConfig.small()) if "schedule" in groups else ()
+    defaults = [{**asdict(preset), **asdict(preset.drag), "drag": ()} for preset in presets]  # --drag is the points
     for title, rows in groups.items():
         group = command.add_argument_group(title) if title else command
         for option, text, *given in rows:
@@ -333,7 +337,7 @@ def add_groups(command: argparse.ArgumentParser, groups: Mapping[str, Rows]) -> 
             read = given[0] if given else READERS.get(TYPES[name]) or get_args(TYPES[name])
             how: dict[str, Any] = {"metavar": metavar} if metavar else {}
             how |= read if isinstance(read, dict) else {"choices" if isinstance(read, tuple) else "type": read}
-            if default := default_text(defaults.get(name, ())):
+            if default := "; ".join(dict.fromkeys(default_text(one.get(name, ())) for one in defaults)):
                 text += f" [{default}]"
             group.add_argument(flag, help=text, **how)
 

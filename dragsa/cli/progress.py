@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, stream: TextIO, quiet: bool = False) -> None:
         self.stream = stream
-        self.shown = not quiet and stream.isatty()
+        self.quiet, self.shown = quiet, not quiet and stream.isatty()
         self.pixels_per_cell = 2.0  # of the picture, so that distances are told in its pixels
         self.label = ""  # which of several jobs
         self.dragging = self.stopping = False  # a drag is on; it is to end with its next update
@@ -51,6 +51,12 @@ class Progress:
         """Show a text in place of a bar, for work that has no steps to count."""
         if self.shown:
             self._write(f"{self.label}{text}")
+
+    def tell(self, text: str, stream: TextIO | None = None) -> None:
+        """Print a line that stays, on a terminal and elsewhere, unless all is quiet."""
+        self.erase()
+        if not self.quiet:
+            print(f"{self.label}{text}", file=stream or self.stream, flush=True)
 
     def warn(self, message: Warning | str, *rest: Any) -> None:
         """Show a warning on one line, as `warnings.showwarning`."""

@@ -199,7 +199,10 @@ def patches(features: Tensor, points: Tensor, radius: int, grid: tuple[int, int]
 
 
 def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return F at points: (1, C, h, w) and (n, 2) -> (n, C), between cells bilinear, beyond the border the border's."""
+    """Return F at points: (1, C, h, w) and (n, 2) -> (n, C), between cells bilinear, beyond the border the border's.
+
+    Its plain twin is `bilinear` in scripts/plain.py.
+    """
     (height, width), (h, w) = grid, features.shape[2:]
     with torch.no_grad():
         points = points.to(accumulated_in(features))

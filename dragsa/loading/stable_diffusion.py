@@ -59,6 +59,10 @@ class StableDiffusion:
     text: text.TextEncoder
     config: ModelConfig
 
+    def __repr__(self) -> str:
+        dtype = str(self.unet.dtype).removeprefix("torch.")
+        return f"StableDiffusion({self.provenance}, {dtype}, {self.device})"
+
     @property
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device

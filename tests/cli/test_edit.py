@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_a_part_is_edited_as_in_python(picture: Path, tiny_folder: Path) -> None
     made = dragsa.edit(dragsa.load(tiny_folder), "large.png", drags, seed=7, config=config).image
     assert np.array_equal(np.asarray(Image.open("o.png")), np.asarray(made)) and made.size == (288, 256)
     assert Image.open("p.png").size == (288, 256)
+
+
+def test_an_edit_ends_with_one_line(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("edit", picture, *QUICK, "--drag", "24,28:40,28", "--out", "o.png", "--json", "o.json")
+    assert run(*asked) == 0
+    left = json.loads(Path("o.json").read_text(encoding="utf-8"))["drags"][0]["tracked_distance_px"]
+    said = rf"o\.png: not reached \(budget\), 2 updates, {left:.1f} px left, \d+\.\d s\n"
+    assert re.fullmatch(said, capsys.readouterr().out)
+    assert run(*asked, "--force", "--quiet", "--target-prompt", "a dot") == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_force_replaces(picture: Path) -> None:
