@@ -13,6 +13,7 @@ from dragsa.pictures.images import (
     is_grey,
     open_mask,
     open_picture,
+    picture_bytes,
     restore,
     save_picture,
     to_grid,
@@ -27,5 +28,16 @@ from dragsa.pictures.trace import STAGES, DragProgress, Observer, Report, StageP
 
 __all__ = ["SMALLEST", "STAGES", "DragProgress", "Given", "Observer", "Part", "Point", "Report", "Size"]
 __all__ += ["StageProgress", "Trace", "check_format", "drags_to_grid", "draw_path", "from_grid", "grid_size", "is_grey"]
-__all__ += ["open_mask", "open_picture", "panels_of", "part_of", "paste", "restore", "save_picture", "sheet", "to_grid"]
+__all__ += [
+    "open_mask",
+    "open_picture",
+    "panels_of",
+    "part_of",
+    "paste",
+    "picture_bytes",
+    "restore",
+    "save_picture",
+    "sheet",
+    "to_grid",
+]
 __all__ += ["to_json", "to_picture", "to_rgb", "to_tensor", "versions", "warn_unmasked", "working_size"]
