@@ -121,6 +121,7 @@ class EditResult(NamedTuple):
     image: Image.Image
     source: Image.Image
     trace: Trace
+    _repr_html_, _repr_png_ = pictures.result_html, pictures.picture_png
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ class Source:
     negative_prompt: str = ""  # of its passes and of its edits', where there is guidance
     begun: InitVar[Recording | None] = None
     recorded: Recording = field(init=False, compare=False)
+    _repr_html_, _repr_png_ = pictures.source_html, pictures.picture_png
 
     def __post_init__(self, begun: Recording | None) -> None:
         object.__setattr__(self, "recorded", Recording() if begun is None else begun)

@@ -9,13 +9,15 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
-from playwright.sync_api import Page as BrowserPage
 
 from dragsa.cli.ui import desk_of
 from dragsa.page import server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page as BrowserPage
 
 QUICK = {"size": "64", "steps": "4", "drag_step": "1", "control_step": "1", "updates": "2", "lr": "0.02"}
 
@@ -139,3 +141,10 @@ def chromium() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def saved(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+    """Return the file of a picture."""
+    data = io.BytesIO()
+    image.save(data, kind, **how)
+    return data.getvalue()

@@ -7,8 +7,10 @@ import secrets
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 from PIL import Image
@@ -102,7 +104,8 @@ class Tab:
 
     def source(self, sd: StableDiffusion, image: Image.Image, asked: Asked, observe: pictures.Observer) -> Source:
         """Return the picture's source: the one that is there, if it is of the same picture, model and numbers."""
-        key = id(image), id(sd.unet), asked.of_source
+        content = image.mode, image.size, sha256(image.tobytes()).digest()  # a part is cut out anew for every edit
+        key = content, weakref.ref(sd.unet), asked.of_source
         if self._source is None or self._source[0] != key:
             self._source = None
             told: dict[str, Any] = {"observe": observe, "negative_prompt": asked.negative_prompt}
@@ -155,6 +158,27 @@ class Teller:
         self._free = end + (end - now) * (1 / FRAME_SHARE - 1)
         box = (*self.corner, *source.picture.size)
         self.tab.log.tell("frame", update=event.update, box=box)
+
+
+def make(
+    tab: Tab, task: Task, sd: StableDiffusion, picture: Picture, asked: Asked, mask: Image.Image | None
+) -> EditResult:
+    """Make an edit of a tab's picture, or of the part that it is about, and tell the tab of it."""
+    teller, whole = Teller(tab, task, sd, asked), replace(asked.config, crop="none")
+
+    def edited(image: Image.Image | None, drags: Any, mask: Any) -> EditResult:
+        assert image is not None
+        if drags and image is not picture.image:
+            (x, y), (x0, y0) = asked.drags[0][0], drags[0][0]
+            teller.corner = round(x - x0), round(y - y0)
+        teller.drags = tuple(drags)
+        teller.source = tab.source(sd, image, asked, teller)
+        told: dict[str, Any] = {"target_prompt": asked.target_prompt, "observe": teller}
+        return editing.edit(sd, teller.source, drags, mask, config=whole, **told)
+
+    if asked.config.crop == "auto":
+        return editing.edit_part(edited, picture.image, asked.drags, mask, asked.config.size)
+    return edited(picture.image, asked.drags, mask)
 
 
 class Editor:
@@ -224,7 +248,7 @@ class Editor:
         def do(task: Task) -> None:
             tab.frames = {}
             tab.log.tell("begin")
-            result = self._make(tab, task, self.model(model, tab), picture, asked, levels)
+            result = make(tab, task, self.model(model, tab), picture, asked, levels)
             tab.made = Made(result, model, job, mask, picture, tab.frames)
             tab.log.tell("done", **told_of(result))
 
@@ -255,25 +279,6 @@ class Editor:
         for task in self.worker.of(tab):
             if task.background and task.about != but:
                 self.worker.end(task)
-
-    def _make(
-        self, tab: Tab, task: Task, sd: StableDiffusion, picture: Picture, asked: Asked, mask: Image.Image | None
-    ) -> EditResult:
-        teller, whole = Teller(tab, task, sd, asked), replace(asked.config, crop="none")
-
-        def edited(image: Image.Image | None, drags: Any, mask: Any) -> EditResult:
-            assert image is not None
-            if drags and image is not picture.image:
-                (x, y), (x0, y0) = asked.drags[0][0], drags[0][0]
-                teller.corner = round(x - x0), round(y - y0)
-            teller.drags = tuple(drags)
-            teller.source = tab.source(sd, image, asked, teller)
-            told: dict[str, Any] = {"target_prompt": asked.target_prompt, "observe": teller}
-            return editing.edit(sd, teller.source, drags, mask, config=whole, **told)
-
-        if asked.config.crop == "auto":
-            return editing.edit_part(edited, picture.image, asked.drags, mask, asked.config.size)
-        return edited(picture.image, asked.drags, mask)
 
     def _told(self, tab: Tab, do: Callable[[Task], None]) -> Callable[[Task], None]:
         """Return the work with its warnings and its end told to the tab, whatever the end is."""

@@ -1,6 +1,7 @@
 """Pictures, points and masks in and out, and an edit's report and drawings."""
 
 from dragsa.pictures.drawing import draw_path, panels_of, sheet
+from dragsa.pictures.html import picture_png, result_html, source_html
 from dragsa.pictures.images import (
     SMALLEST,
     Given,
@@ -28,16 +29,6 @@ from dragsa.pictures.trace import STAGES, DragProgress, Observer, Report, StageP
 
 __all__ = ["SMALLEST", "STAGES", "DragProgress", "Given", "Observer", "Part", "Point", "Report", "Size"]
 __all__ += ["StageProgress", "Trace", "check_format", "drags_to_grid", "draw_path", "from_grid", "grid_size", "is_grey"]
-__all__ += [
-    "open_mask",
-    "open_picture",
-    "panels_of",
-    "part_of",
-    "paste",
-    "picture_bytes",
-    "restore",
-    "save_picture",
-    "sheet",
-    "to_grid",
-]
-__all__ += ["to_json", "to_picture", "to_rgb", "to_tensor", "versions", "warn_unmasked", "working_size"]
+__all__ += ["open_mask", "open_picture", "panels_of", "part_of", "paste", "picture_bytes", "picture_png", "restore"]
+__all__ += ["result_html", "save_picture", "sheet", "source_html", "to_grid", "to_json", "to_picture", "to_rgb"]
+__all__ += ["to_tensor", "versions", "warn_unmasked", "working_size"]

@@ -8,17 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_hand import QUICK, Hand
+from page_hand import QUICK, Hand, saved
 from PIL import Image
 
 import dragsa
 from dragsa import cli, pictures
-
-
-def saved(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
-    data = io.BytesIO()
-    image.save(data, kind, **how)
-    return data.getvalue()
+from dragsa.page import server
 
 
 def halves(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -272,19 +267,13 @@ def test_a_job_gives_the_same_bytes_by_page_command_line_and_python(
     hand.page.goto(served.url)
     hand.page.wait_for_selector("body[data-ready]")
     folder = tmp_path / "square-job.zip"
-    folder.write_bytes(zipped(files))
+    folder.write_bytes(server.zipped(files))
     assert hand.open(folder, shows="square.png") == "square.png, 72×64"
     hand.page.wait_for_selector("#run:enabled")
     again, files_again = hand.job()
     assert again == job and files_again == files
     hand.run()
     assert hand.saved("#save-picture") == by_page
-
-
-def zipped(files: dict[str, bytes]) -> bytes:
-    from dragsa.page import server
-
-    return server.zipped(files)
 
 
 def test_a_job_file_is_opened_with_its_picture(hand: Hand, picture: Path, tmp_path: Path) -> None:
