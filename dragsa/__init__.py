@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dragsa.model.unet import UNet, UNetOutput
     from dragsa.model.vae import VAE
     from dragsa.motion import motion_supervision_loss
+    from dragsa.page.widget import widget
     from dragsa.tracking import track_points
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "sample",
     "sample_controlled",
     "track_points",
+    "widget",
 ]
 
 _HOMES = {
@@ -64,6 +66,7 @@ _HOMES = {
     "layouts": ("WeightsError",),
     "model.unet": ("UNet", "UNetOutput"),
     "model.vae": ("VAE",),
+    "page.widget": ("widget",),
     "tracking": ("track_points",),
 }
 

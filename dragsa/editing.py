@@ -110,6 +110,7 @@ class EditResult(NamedTuple):
     image: Image.Image
     source: Image.Image
     trace: Trace
+    _repr_html_, _repr_png_ = pictures.result_html, pictures.picture_png
 
     def __repr__(self) -> str:
         return f"EditResult({self.image.width}×{self.image.height} px, {outcomes.in_short(self.trace)})"
@@ -138,6 +139,7 @@ class Source:
     negative_prompt: str = ""  # of its passes and of its edits', where there is guidance
     begun: InitVar[Recording | None] = None
     recorded: Recording = field(init=False, compare=False)
+    _repr_html_, _repr_png_ = pictures.source_html, pictures.picture_png
 
     def __post_init__(self, begun: Recording | None) -> None:
         object.__setattr__(self, "recorded", Recording() if begun is None else begun)

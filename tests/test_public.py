@@ -80,6 +80,7 @@ SIGNATURES = {
         "hook_at=None"
     ),
     "track_points": "features, reference, handles, radius=3, grid=None",
+    "widget": "sd, picture, prompt='', config=None, *, seed=42, negative_prompt=''",
 }
 OPTIONS = {
     "edit": (
@@ -96,6 +97,10 @@ OPTIONS = {
         "--device --dtype --fixed-point --force --guidance --help --json --out --preset --prompt --quiet "
         "--seed --size --steps --threads --variant --weights --clip-skip --embedding --ema --lora --negative-prompt "
         "--no-ema --text-encoder --vae"
+    ),
+    "ui": (
+        "--clip-skip --device --dtype --embedding --ema --help --host --lora --megabytes --megapixels --no-ema --open "
+        "--port --text-encoder --threads --vae --weights"
     ),
     "info": (
         "--help --json --size --verify --weights --clip-skip --embedding --ema --lora --no-ema --text-encoder --vae"

@@ -35,7 +35,7 @@ PLACES = (
     ("dragsa",),  # its __init__ and __main__, which name everything
 )
 # What stands at one place and is met all the same: a room on the left of its neighbour there.
-NEIGHBOURS = {("dragsa.loading", "dragsa.pictures")}
+NEIGHBOURS = {("dragsa.loading", "dragsa.pictures"), ("dragsa.cli", "dragsa.page")}
 MODULES = {
     ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted((ROOT / "dragsa").rglob("*.py"))

@@ -1,4 +1,4 @@
-"""The command line: `dragsa edit`, `dragsa generate`, `dragsa info`, `dragsa bench`.
+"""The command line: `dragsa edit`, `dragsa generate`, `dragsa ui`, `dragsa info`, `dragsa bench`.
 
 Networks and tensors are imported only once the arguments are understood, so that help and mistakes cost no time.
 """

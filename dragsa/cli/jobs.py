@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dragsa.cli.options import FileWith, Options, build_parser, whole_or_never
+from dragsa.cli.options import FileWith, Options, Parser, build_parser, whole_or_never
 
 NO_KEYS = ("help", "job", "quiet", "keep_going", "skip_existing")  # options of `edit` that make no sense in a job
 # What stands between the values of an option for which a job may give a list.
@@ -30,20 +31,33 @@ def read_jobs(path: Path) -> list[Options]:
     jobs = value if isinstance(value, list) else [value]
     if not jobs or not all(isinstance(job, dict) for job in jobs):
         raise ValueError(f"{path}: must hold a job ({{option: value}}) or a list of jobs")
-    parser, read = build_parser(), []
-    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    known = {action.dest: action for action in commands.choices["edit"]._actions if action.dest not in NO_KEYS}
+    read = []
     for n, job in enumerate(jobs, start=1):
         try:
-            asked = options_of(job)
-            options = vars(parser.parse_args(["edit", *job_arguments(asked, known)]))
+            options = read_job(job)
         except ValueError as error:
             raise ValueError(f"{path}, job {n}: {error}") from None
-        options = {key: within(path.parent, one) for key, one in options.items()}
-        if job is not asked and isinstance(job.get("weights_sha256"), dict):
-            options["weights_sha256"] = job["weights_sha256"]
-        read.append(options)
+        read.append({key: within(path.parent, one) for key, one in options.items()})
     return read
+
+
+def read_job(job: Mapping[str, Any]) -> Options:
+    """Read one job; paths in it stay as they are written. Raises ValueError that names the key."""
+    parser, known = _edit_parser()
+    asked = options_of(job)
+    options = vars(parser.parse_args(["edit", *job_arguments(asked, known)]))
+    if job is not asked and isinstance(job.get("weights_sha256"), dict):
+        options["weights_sha256"] = job["weights_sha256"]
+    return options
+
+
+@cache
+def _edit_parser() -> tuple[Parser, Mapping[str, argparse.Action]]:
+    """Return the parser, and the options of `dragsa edit` that a job may have, by their names."""
+    parser = build_parser()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    every = commands.choices["edit"]._actions
+    return parser, {action.dest: action for action in every if action.dest not in NO_KEYS}
 
 
 def within(folder: Path, value: Any) -> Any:

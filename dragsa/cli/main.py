@@ -12,8 +12,9 @@ from dragsa.cli.edit import run_edit, run_generate
 from dragsa.cli.info import run_info
 from dragsa.cli.options import build_parser
 from dragsa.cli.progress import Failed, Progress, is_told, one_line
+from dragsa.cli.ui import run_ui
 
-RUN = {"edit": run_edit, "generate": run_generate, "info": run_info, "bench": run_bench}
+RUN = {"edit": run_edit, "generate": run_generate, "ui": run_ui, "info": run_info, "bench": run_bench}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -254,6 +254,19 @@ INFO: Rows = (
     ("--size PX", "grids for a picture of this size (default 512)", extent),
     ("--json", "print JSON in place of tables", FLAG),
 )
+UI: dict[str, Rows] = {
+    "": (
+        ("--host ADDRESS", "listen there (default 127.0.0.1: this machine alone; others need the printed token)", str),
+        ("--port N", "and at this port (default 7860; 0: any that is free)", whole(0)),
+        ("--open", "show the page in the browser", FLAG),
+        ("--megapixels N", "of a picture, at most (default 20)", whole(1)),
+        ("--megabytes N", "of a file, at most (default 64)", whole(1)),
+    ),
+    "model": (
+        ("--weights PATH", f"{WEIGHTS_HELP}; may be repeated", {"type": Path, "action": "append"}),
+        *EDIT["model"][1:],
+    ),
+}
 BENCH: dict[str, Rows] = {
     "": (
         ("--only PARTS", PARTS_HELP, listed(str)),
@@ -295,6 +308,12 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
         ": the one that `edit --from-noise` edits under the same options. In brackets stand the defaults, sd15's and "
         "after a semicolon small's where it has others.",
         GENERATE,
+    ),
+    "ui": (
+        "open a page on which pictures are edited by hand",
+        ": press on the picture, pull, let go. It needs the extra ui, two packages: pip install 'dragsa[ui]'. Nothing "
+        "is written but what the page is asked to save.",
+        UI,
     ),
     "info": ("show what weights hold", ": their networks, block by block, as loaded.", {"": INFO}),
     "bench": (

@@ -274,15 +274,20 @@ def check_format(path: str | Path, size: Size = (300, 20)) -> str:
     return name
 
 
-def save_picture(picture: Image.Image, path: str | Path, overwrite: bool = False) -> None:
-    """Write a picture in the format of the path's suffix, whole or not at all.
-
-    A file that is there is replaced only if `overwrite`. Raises as `files.check_output` and `check_format` do.
-    """
+def picture_bytes(picture: Image.Image, path: str | Path) -> bytes:
+    """Return the file that holds a picture in the format of the path's suffix. Raises as `check_format` does."""
     data = BytesIO()
     kind, profile = check_format(path, picture.size), picture.info.get("icc_profile")
     how: dict[str, Any] = {"icc_profile": profile} if profile else {}
     if kind == "JPEG":
         how |= {"quality": 95, "subsampling": 0}  # Pillow's own, 75 and 4:2:0, are seen at coloured edges
     picture.save(data, kind, **how)
-    files.save_bytes(data.getvalue(), path, overwrite)
+    return data.getvalue()
+
+
+def save_picture(picture: Image.Image, path: str | Path, overwrite: bool = False) -> None:
+    """Write a picture in the format of the path's suffix, whole or not at all.
+
+    A file that is there is replaced only if `overwrite`. Raises as `files.check_output` and `check_format` do.
+    """
+    files.save_bytes(picture_bytes(picture, path), path, overwrite)

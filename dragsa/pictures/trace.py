@@ -15,6 +15,7 @@ import torch
 
 from dragsa import files
 from dragsa.config import EditConfig, LoRAConfig
+from dragsa.pictures import html
 from dragsa.pictures.images import Point, Size
 
 # What the JSON has, in its order.
@@ -138,6 +139,9 @@ class Trace:
     versions: dict[str, str] = field(default_factory=versions)
     # Left, top, right and bottom of what was cut out and edited at the working size; None: the whole picture was.
     part: tuple[int, int, int, int] | None = None
+
+    def _repr_html_(self) -> str:
+        return html.trace_html(self)
 
     @property
     def distances_px(self) -> tuple[tuple[float, ...], ...]:

@@ -1,0 +1,89 @@
+// The canvas in a notebook's cell: what is drawn goes to Python, and what Python tells of an edit is shown here.
+
+import { Board } from "./canvas.js";
+import { drawCurve } from "./curve.js";
+
+async function render({ model, el }) {
+  el.classList.add("dragsa-widget");
+  el.innerHTML = `<div></div><div class="below"><button type="button" class="run">Run</button>
+    <button type="button" class="view" hidden>Drags</button><progress max="1" hidden></progress><span class="said"></span>
+    <figure hidden><svg viewBox="0 0 300 90" preserveAspectRatio="none"></svg>
+    <figcaption><span class="left-key"></span><span class="loss-key"></span></figcaption></figure></div>`;
+  const part = (name) => el.querySelector(name), said = (text) => (part(".said").textContent = text);
+  const bitmap = (bytes) => createImageBitmap(new Blob([bytes]));
+  let course = null, result = null, told = Promise.resolve();
+
+  const board = new Board(el.firstElementChild, async () => {
+    if (!board.picture) return;
+    part(".run").disabled = !board.drags.length;
+    if (JSON.stringify(board.drags) !== JSON.stringify(model.get("drags"))) model.set("drags", board.drags);
+    if (board.sent !== board.mask.version) {
+      board.sent = board.mask.version;
+      const file = await board.maskFile();
+      model.set("_mask_file", new DataView(file ? await file.arrayBuffer() : new ArrayBuffer(0)));
+    }
+    model.save_changes();
+  });
+  const image = await bitmap(model.get("_picture_file"));
+  const drags = model.get("drags");
+  board.open(image, image.width, image.height);
+  if (drags.length) board.take(drags);
+
+  const live = () => board.show({ mode: "live", drags: board.drags, handles: course.handles.at(-1) || [], paths: course.handles, ...course.seen });
+  const look = (mode) => {
+    board.show(mode === "draw" ? { mode } : { mode, image: result });
+    part(".view").textContent = mode === "draw" ? "Before and after" : "Drags";
+  };
+  const ended = (text) => {
+    part("progress").hidden = true;
+    said(text);
+    course = null;
+  };
+  const TOLD = {
+    begin() {
+      course = { losses: [], left: [], handles: [], seen: {} };
+      part(".view").hidden = true;
+      live();
+    },
+    stage({ stage, done, total }) {
+      said(total > 1 ? `${stage}, ${done} of ${total}` : stage);
+      part("progress").hidden = false;
+      part("progress").value = total ? done / total : 0;
+    },
+    update({ update, total, loss, handles, left }) {
+      course.losses.push(loss);
+      course.left.push(left);
+      course.handles.push(handles);
+      TOLD.stage({ stage: "drag", done: update, total });
+      part("figure").hidden = false;
+      drawCurve(part("figure"), course);
+      live();
+    },
+    async frame({ box }, [bytes]) {
+      const frame = await bitmap(bytes);
+      if (!course) return;
+      course.seen = { frame, box };
+      live();
+    },
+    async done({ losses, stop, left }, [bytes]) {
+      result = await bitmap(bytes);
+      ended(stop ? `${losses.length} updates, ${stop}, ${Math.max(...left.at(-1)).toFixed(1)} px left` : "done");
+      part(".view").hidden = false;
+      look("compare");
+    },
+    error({ text }) {
+      ended(text);
+      look("draw");
+    },
+  };
+  model.on("msg:custom", (message, buffers) => {
+    told = told.then(() => TOLD[message.kind]?.(message, buffers)); // one after another: pictures are read meanwhile
+  });
+  model.on("change:drags", () => {
+    if (JSON.stringify(board.drags) !== JSON.stringify(model.get("drags"))) board.take(model.get("drags"));
+  });
+  part(".run").addEventListener("click", () => model.send("run"));
+  part(".view").addEventListener("click", () => look(board.shown.mode === "draw" ? "compare" : "draw"));
+}
+
+export default { render };

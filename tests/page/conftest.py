@@ -1,0 +1,60 @@
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CHROMIUM = "/usr/bin/chromium"
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bright square on a ramp, 72×64."""
+    y, x = np.mgrid[:64, :72]
+    levels = np.stack([x * 3, y * 3, x * 0 + 90], axis=2)
+    levels[20:36, 16:32] = (250, 240, 20)
+    path = tmp_path_factory.mktemp("pictures") / "square.png"
+    Image.fromarray(levels.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def served(tiny_folder: Path) -> Iterator[Any]:
+    pytest.importorskip("starlette", reason="the page needs the extra ui: pip install 'dragsa[ui]'")
+    import page_hand
+
+    with page_hand.Served({"weights": [tiny_folder]}) as served:
+        yield served
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    if shutil.which(CHROMIUM) is None:
+        pytest.skip("the page's tests need a browser: apt-get install chromium")
+    pytest.importorskip("playwright", reason="the page's tests need Playwright: pip install 'dragsa[test]'")
+    import page_hand
+
+    with page_hand.chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def hand(served: Any, browser: Any) -> Iterator[Any]:
+    """A hand on a page of its own. Its browser's log is looked at in the end: no error, and no other host."""
+    import page_hand
+
+    context = browser.new_context(viewport={"width": 1200, "height": 760})
+    page, hosts, wrong = context.new_page(), set(), []
+    page.set_default_timeout(30_000)
+    context.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(served.url)
+    page.wait_for_selector("body[data-ready]")
+    yield page_hand.Hand(page)
+    context.close()
+    assert hosts - {""} == {urlsplit(served.url).netloc}, "the page asked another host"
+    assert not wrong

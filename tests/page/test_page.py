@@ -1,0 +1,321 @@
+"""The page in a browser: what a person does on it, and what comes of that."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_hand import QUICK, Hand, saved
+from PIL import Image
+
+import dragsa
+from dragsa import cli, pictures
+from dragsa.page import server
+
+
+def halves(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Red above, blue below."""
+    image = Image.new(mode, (width, height), "#0000ff")
+    image.paste("#ff0000", (0, 0, width, height // 2))
+    return image
+
+
+def turned() -> bytes:
+    """A file of 80×60 whose EXIF says that it is to be turned: upright 60×80, red above."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn it a quarter, clockwise
+    return saved(halves(60, 80).transpose(Image.Transpose.ROTATE_90), exif=exif)
+
+
+def glass() -> bytes:
+    """Red above, and clear below, which is laid on white."""
+    image = halves(64, 64, "RGBA")
+    image.paste((0, 0, 0, 0), (0, 32, 64, 64))
+    return saved(image)
+
+
+RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "size", "below"),
+    [
+        ("portrait.png", saved(halves(60, 90)), (60, 90), BLUE),
+        ("landscape.png", saved(halves(120, 64)), (120, 64), BLUE),
+        ("turned.png", turned(), (60, 80), BLUE),
+        ("glass.png", glass(), (64, 64), WHITE),
+        ("deep.tif", saved(halves(64, 72), "TIFF"), (64, 72), BLUE),  # no format of a browser's
+    ],
+)
+def test_a_picture_is_opened_upright_and_whole(
+    hand: Hand, name: str, data: bytes, size: tuple[int, int], below: tuple[int, int, int]
+) -> None:
+    assert hand.open((name, data)) == f"{name}, {size[0]}×{size[1]}"
+    assert hand.seen(size[0] // 2, 4) == RED and hand.seen(size[0] // 2, size[1] - 4) == below
+    hand.pull((10, 12), (40, 50))
+    assert hand.job()[0]["drag"] == [[[10, 12], [40, 50]]]
+
+
+def test_a_drag_is_pulled_moved_taken_back_and_deleted(hand: Hand, picture: Path) -> None:
+    hand.open(picture)
+    assert hand.page.is_disabled("#run")
+    hand.pull((20, 30), (25, 30), (40, 20))
+    hand.pull((60, 50), (50, 55))
+    hand.pull((5, 5), (5, 5))  # a press alone is no drag
+    both = [[[20, 30], [40, 20]], [[60, 50], [50, 55]]]
+    assert hand.job()[0]["drag"] == both and hand.page.is_enabled("#run")
+    hand.pull((40, 20), (44, 28))  # the target
+    hand.pull((60, 50), (62, 40))  # and the other's handle
+    moved = [[[20, 30], [44, 28]], [[62, 40], [50, 55]]]
+    assert hand.job()[0]["drag"] == moved
+    hand.page.locator("#board canvas").focus()
+    hand.page.keyboard.press("Control+z")
+    hand.tool("undo")
+    assert hand.job()[0]["drag"] == both
+    hand.tool("redo")
+    hand.tool("redo")
+    assert hand.job()[0]["drag"] == moved
+    hand.pull((50, 55), (50, 55))  # chooses the second
+    hand.page.keyboard.press("Delete")
+    assert hand.job()[0]["drag"] == moved[:1]
+    hand.tool("clear")
+    assert hand.job()[0]["drag"] == [] and hand.page.is_disabled("#run")
+
+
+def test_a_drag_is_pulled_by_a_finger(served: Any, browser: Any, picture: Path) -> None:
+    context = browser.new_context(viewport={"width": 400, "height": 800}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(served.url)
+    page.wait_for_selector("body[data-ready]")
+    hand = Hand(page)
+    hand.open(picture)
+    wide = page.evaluate_handle("document.documentElement").evaluate("all => all.scrollWidth")
+    assert wide <= 400, "the page is wider than the window"
+    touch = context.new_cdp_session(page)
+
+    def send(kind: str, *points: tuple[float, float]) -> None:
+        at = [dict(zip("xy", hand.at(*point), strict=True)) for point in points]
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": at})
+
+    for kind, *points in (("touchStart", (20, 30)), ("touchMove", (30, 30)), ("touchMove", (40, 20)), ("touchEnd",)):
+        send(kind, *points)
+    assert hand.job()[0]["drag"] == [[[20, 30], [40, 20]]]
+    before = hand.seen(36, 4)
+    for kind, *points in (
+        ("touchStart", (30, 30), (40, 30)),
+        ("touchMove", (20, 30), (50, 30)),
+        ("touchMove", (0, 30), (70, 30)),
+        ("touchEnd",),
+    ):
+        send(kind, *points)
+    assert hand.job()[0]["drag"] == [[[20, 30], [40, 20]]], "two fingers zoom, and draw nothing"
+    assert hand.seen(36, 4) != before
+    context.close()
+
+
+def mask_of(hand: Hand) -> Image.Image | None:
+    _, files = hand.job()
+    data = files.get(f"{(hand.page.text_content('#name') or '').partition('.')[0]}-mask.png")
+    return None if data is None else Image.open(io.BytesIO(data)).convert("L")
+
+
+def test_a_mask_is_painted_and_erased(hand: Hand, picture: Path) -> None:
+    hand.open(picture)
+    assert mask_of(hand) is None
+    hand.tool("brush")
+    hand.page.fill(".board-size input", "12")
+    hand.pull((16, 30), (56, 30))
+    mask = mask_of(hand)
+    assert mask is not None and mask.size == (72, 64)
+    assert mask.getpixel((16, 30)) == mask.getpixel((56, 34)) == 255 and mask.getpixel((36, 40)) == 0
+    hand.tool("erase")
+    hand.pull((36, 10), (36, 50))
+    mask = mask_of(hand)
+    assert mask is not None and mask.getpixel((36, 30)) == 0 and mask.getpixel((20, 30)) == 255
+    hand.tool("undo")
+    mask = mask_of(hand)
+    assert mask is not None and mask.getpixel((36, 30)) == 255
+    hand.tool("invert")
+    mask = mask_of(hand)
+    assert mask is not None and mask.getpixel((36, 30)) == 0 and mask.getpixel((36, 50)) == 255
+    hand.tool("clear")
+    hand.tool("rectangle")
+    hand.pull((10, 10), (30, 40))
+    hand.tool("polygon")
+    for corner in ((40, 10), (60, 10), (60, 40)):
+        hand.page.mouse.click(*hand.at(*corner))
+    hand.page.keyboard.press("Enter")
+    mask = mask_of(hand)
+    assert mask is not None and mask.getpixel((20, 30)) == mask.getpixel((57, 20)) == 255
+    assert mask.getpixel((34, 20)) == mask.getpixel((45, 30)) == 0
+    hand.page.locator(".board-soft input").fill("4")
+    mask = mask_of(hand)
+    assert mask is not None and 0 < mask.getpixel((31, 25)) < 255  # type: ignore[operator]
+
+
+def test_what_is_asked_is_seen_under_the_pointer(hand: Hand, picture: Path) -> None:
+    hand.open(picture)
+    yellow, ground = hand.seen(20, 24), hand.seen(52, 24)
+    hand.tool("rectangle")
+    hand.pull((12, 16), (64, 40))
+    hand.tool("drag")
+    hand.page.mouse.move(*hand.at(24, 28))
+    hand.page.mouse.down()
+    hand.page.mouse.move(*hand.at(56, 28), steps=3)
+    hand.page.wait_for_timeout(100)
+    assert hand.seen(52, 24) == yellow, "the square has gone along"
+    left = hand.seen(20, 24)
+    assert max(abs(a - b) for a, b in zip(left, ground, strict=True)) < 120 and left != yellow, "and left ground"
+    hand.page.mouse.up()
+
+
+def test_a_drag_runs_live_and_stops(hand: Hand, served: Any, picture: Path) -> None:
+    hand.open(picture)
+    hand.pull((24, 28), (50, 40))
+    hand.set(**{**QUICK, "updates": "5000", "patience": "never", "lost_patience": "never", "reach": "0", "lr": "0"})
+    hand.page.click("#run")
+    hand.page.wait_for_selector('#stage-name:has-text("Dragging")')
+    hand.page.wait_for_selector("#curve:not([hidden]) polyline.left", state="attached")
+    counted = hand.page.text_content("#stage-count") or ""
+    hand.page.wait_for_selector(f'#stage-count:not(:text-is("{counted}"))')  # it goes on
+    (tab,) = [tab for tab in served.editor.tabs.values() if tab.frames]
+    hand.page.click("#stop")
+    outcome = hand.outcome()
+    assert "stopped by you" in outcome and hand.page.is_visible('[data-view="steps"]')
+    told = [event for _, event in tab.log.since(0)]
+    updates = [event for event in told if event["kind"] == "update"]
+    assert 1 < len(updates) < 5000 and any(event["kind"] == "frame" for event in told)
+    assert updates[0]["handles"] == [[24, 28]]
+    hand.page.click('[data-view="steps"]')
+    hand.page.locator("#step input").fill("1")
+    assert (hand.page.text_content("#step output") or "").startswith("update 1: 28.6 px left")
+
+
+def test_a_second_drag_needs_no_inversion(hand: Hand, served: Any, picture: Path) -> None:
+    hand.open(picture)
+    hand.set(**QUICK)
+    hand.page.locator("#prompt").fill("a dot")
+    hand.page.locator("#prompt").press("Tab")
+    hand.pull((24, 28), (50, 40))
+    assert "After 2 updates" in hand.run()
+    hand.page.click('[data-view="draw"]')
+    hand.pull((50, 40), (44, 30))
+    assert "After 2 updates" in hand.run()
+    (tab,) = [tab for tab in served.editor.tabs.values() if tab.made and tab.made.job.get("prompt") == "a dot"]
+    stages = [event.get("stage", event["kind"]) for _, event in tab.log.since(0)]
+    second = stages[len(stages) - stages[::-1].index("begin") :]
+    assert "inversion" in stages and "drag" in second and "inversion" not in second
+
+
+def test_the_result_is_looked_at_and_gone_on_from(hand: Hand, picture: Path) -> None:
+    hand.open(picture)
+    hand.set(**QUICK)
+    hand.pull((24, 28), (50, 40))
+    hand.run()
+    after = Image.open(io.BytesIO(hand.saved("#save-picture"))).convert("RGB")
+    source = Image.open(picture).convert("RGB")
+    near = lambda colour, image, at: all(abs(a - b) < 40 for a, b in zip(colour, image.getpixel(at), strict=True))  # noqa: E731
+    assert near(hand.seen(12, 50), source, (12, 50)) and near(hand.seen(66, 50), after, (66, 50))
+    hand.page.click('[data-view="heat"]')
+    assert hand.page.get_attribute('[data-view="heat"]', "aria-pressed") == "true"
+    hand.page.click("#go-on")
+    hand.page.wait_for_selector('#name:has-text("square-dragged.png")')
+    assert hand.name() == "square-dragged.png, 72×64"
+    job, files = hand.job()
+    assert job["drag"] == [] and job["image"] == "square-dragged.png"
+    assert Image.open(io.BytesIO(files["square-dragged.png"])).tobytes() == after.tobytes()
+
+
+def test_a_job_gives_the_same_bytes_by_page_command_line_and_python(
+    hand: Hand, served: Any, picture: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand.open(picture)
+    hand.page.fill("#prompt", "a red dot")
+    hand.page.fill("#target_prompt", "a cat")
+    hand.set(**QUICK, lam="0.2", tap="block13")
+    hand.tool("rectangle")
+    hand.pull((8, 8), (60, 56))
+    hand.tool("drag")
+    hand.pull((24, 28), (50, 40))
+    job, files = hand.job()
+    assert "After 2 updates" in hand.run()
+    by_page, report = hand.saved("#save-picture"), json.loads(hand.saved("#save-trace"))
+    assert job.items() >= {"prompt": "a red dot", "target_prompt": "a cat", "lam": 0.2, "tap": "block13"}.items()
+    assert set(files) == {"job.json", "square.png", "square-mask.png"} and report["stop"] == "budget"
+
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    monkeypatch.setenv("DRAGSA_WEIGHTS", str(tiny_folder))
+    assert cli.main(["edit", "--job", str(tmp_path / "job.json")]) == 0
+    assert (tmp_path / "square-dragged.png").read_bytes() == by_page
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert cli.main(["edit", "--job", str(tmp_path / "report.json"), "--out", str(tmp_path / "again.png")]) == 0
+    assert (tmp_path / "again.png").read_bytes() == by_page
+
+    loop = dragsa.DragConfig(tap="block13", updates=2, lr=0.02, lam=0.2)
+    config = dragsa.EditConfig.sd15(drag=loop, size=64, steps=4, drag_step=1, control_step=1)
+    drags = [((24, 28), (50, 40))]
+    result = dragsa.edit(
+        dragsa.load(tiny_folder), picture, drags, tmp_path / "square-mask.png", "a red dot", "a cat", config=config
+    )
+    pictures.save_picture(result.image, tmp_path / "python.png")
+    assert (tmp_path / "python.png").read_bytes() == by_page
+
+    hand.page.goto(served.url)
+    hand.page.wait_for_selector("body[data-ready]")
+    folder = tmp_path / "square-job.zip"
+    folder.write_bytes(server.zipped(files))
+    assert hand.open(folder, shows="square.png") == "square.png, 72×64"
+    hand.page.wait_for_selector("#run:enabled")
+    again, files_again = hand.job()
+    assert again == job and files_again == files
+    hand.run()
+    assert hand.saved("#save-picture") == by_page
+
+
+def test_a_job_file_is_opened_with_its_picture(hand: Hand, picture: Path, tmp_path: Path) -> None:
+    job = {
+        "image": "square.png",
+        "drag": "20,30:40,20",
+        "lr": 0.5,
+        "preset": "paper",
+        "prompt": "a dot",
+        "out": "o.png",
+    }
+    (tmp_path / "jobs.json").write_text(json.dumps([job, {**job, "lr": 0.25, "drag": [[1, 2], [3, 4]]}]))
+    assert "choose it together with the job" in hand.open(tmp_path / "jobs.json")
+    hand.page.click("#toast button")
+    hand.open(tmp_path / "jobs.json", picture, shows="square.png")
+    hand.page.wait_for_selector("#run:enabled")
+    assert hand.page.input_value("#preset") == "paper" and hand.page.input_value("#lr") == "0.5"
+    assert hand.job()[0]["drag"] == [[[20, 30], [40, 20]]]
+    hand.page.select_option("#jobs", "2 of 2")
+    assert hand.job()[0]["drag"] == [[[1, 2], [3, 4]]] and hand.job()[0]["lr"] == 0.25
+
+
+def test_what_is_wrong_is_a_sentence_on_the_page(hand: Hand, picture: Path) -> None:
+    assert hand.open(("notes.png", b"no picture")) == "Notes.png: not a picture in a format that can be read"
+    assert "not a job" in hand.open(("job.json", b"{"))
+    whole = picture.read_bytes()
+    assert "damaged picture" in hand.open(("half.png", whole[: len(whole) // 2]))
+    hand.page.click("#toast button")
+    hand.open(picture)
+    hand.pull((24, 28), (50, 40))
+    hand.set(**{**QUICK, "lr": "fast"})
+    assert hand.run() == "Argument --lr: must be a number of at least 0, came 'fast'"
+    assert hand.page.is_visible("#run"), "and the next can be run"
+
+
+def test_another_sites_page_is_refused(served: Any, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto("data:text/html,<p>another page")
+    before = len(served.editor.tabs)
+    asked: list[int] = []
+    page.on("response", lambda response: asked.append(response.status))
+    page.evaluate(f"fetch('{served.url}tab', {{method: 'POST', mode: 'no-cors'}}).catch(() => 0)")
+    page.wait_for_timeout(200)
+    assert asked == [403] and len(served.editor.tabs) == before
+    page.close()

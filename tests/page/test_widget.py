@@ -1,0 +1,95 @@
+"""The notebook's widget on Python's side, and how results show themselves. A notebook is opened by `check_page.py`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dragsa
+from dragsa import pictures
+
+pytest.importorskip("anywidget", reason="the widget needs the extra notebook: pip install 'dragsa[notebook]'")
+
+LOOP = dragsa.DragConfig(updates=2, lr=0.02)
+CONFIG = dragsa.EditConfig.sd15(drag=LOOP, size=64, steps=4, drag_step=1, control_step=1)
+DRAGS = [((24, 28), (50, 40))]
+
+
+@pytest.fixture(scope="module")
+def sd(tiny_folder: Path) -> dragsa.StableDiffusion:
+    return dragsa.load(tiny_folder)
+
+
+@pytest.fixture
+def told(sd: dragsa.StableDiffusion, picture: Path) -> tuple[Any, list[Any]]:
+    """A widget, and what it sends to its canvas."""
+    widget: Any = dragsa.widget(sd, picture, "a dot", CONFIG)
+    sent: list[Any] = []
+    widget.send = lambda content, buffers=None: sent.append((content, buffers))
+    return widget, sent
+
+
+def test_an_edit_of_the_widget_is_the_edit(
+    told: Any, sd: dragsa.StableDiffusion, picture: Path, tmp_path: Path
+) -> None:
+    widget, sent = told
+    mask = Image.new("L", (72, 64))
+    mask.paste(255, (8, 8, 60, 56))
+    widget.drags, widget._mask_file = [[[24, 28], [50, 40]]], pictures.picture_bytes(mask, "mask.png")
+    result = widget.edit()
+    alone = dragsa.edit(sd, picture, DRAGS, mask, "a dot", config=CONFIG)
+    assert pictures.picture_bytes(result.image, "a.png") == pictures.picture_bytes(alone.image, "a.png")
+    assert widget.result is result and np.array_equal(np.asarray(widget.mask.convert("L")), np.asarray(mask))
+    kinds = [content["kind"] for content, _ in sent]
+    assert kinds[0] == "begin" and kinds[-1] == "done" and kinds.count("update") == 2 and "frame" in kinds
+    assert all(buffers for content, buffers in sent if content["kind"] in ("frame", "done"))
+
+    sent.clear()
+    widget._pressed(widget, "run", [])
+    stages = [content.get("stage") for content, _ in sent]
+    assert "drag" in stages and "inversion" not in stages, "the picture is inverted once"
+
+
+def test_what_is_wrong_is_raised_and_said_on_the_canvas(told: Any, sd: dragsa.StableDiffusion, picture: Path) -> None:
+    widget, sent = told
+    widget.drags = [[[24, 28], [500, 40]]]
+    with pytest.raises(ValueError, match="point 500,40 lies outside"):
+        widget.edit()
+    assert sent[-1][0]["kind"] == "error" and "500,40" in sent[-1][0]["text"]
+    with pytest.raises(ValueError, match="size"):
+        dragsa.widget(sd, picture, config=dragsa.EditConfig(size=-3)).edit()
+    with pytest.raises(FileNotFoundError):
+        dragsa.widget(sd, "none.png")
+
+
+def test_the_widgets_code_is_one_module_that_fetches_nothing() -> None:
+    from dragsa.page import notebook
+
+    code = notebook.joined()
+    assert not re.search(r"^import ", code, re.MULTILINE) and code.count("export default") == 1
+    for file in notebook.STATIC.iterdir():
+        assert not re.search(r"https?://(?!www\.w3\.org/)", file.read_text(encoding="utf-8")), (
+            f"{file.name}: another host"
+        )
+
+
+def test_results_show_themselves(sd: dragsa.StableDiffusion, picture: Path, tmp_path: Path) -> None:
+    source = dragsa.prepare(sd, picture, "<b>a dot</b>", config=CONFIG)
+    result: Any = dragsa.edit(sd, source, DRAGS, config=CONFIG)
+    for shown in (result, source, result.trace):
+        html = shown._repr_html_()
+        assert "<script" not in html and "<b>" not in html
+        ElementTree.fromstring(f"<div>{html}</div>")  # every element is closed
+    assert result._repr_html_().count("<image") == 2 and "polyline" in result.trace._repr_html_()
+    assert "2 updates, budget" in result._repr_html_() and "&lt;b&gt;" in source._repr_html_()
+    for shown, image in ((result, result.image), (source, source.picture)):
+        (tmp_path / "shown.png").write_bytes(shown._repr_png_())
+        assert Image.open(tmp_path / "shown.png").tobytes() == image.convert("RGB").tobytes()
+    unmoved: Any = dragsa.edit(sd, source, target_prompt="a cat", config=CONFIG)
+    assert "no drag" in unmoved.trace._repr_html_() and unmoved._repr_html_().count("<image") == 2
