@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from dataclasses import fields, replace
 from typing import Any, get_args, get_type_hints
@@ -10,8 +9,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 
-import dragsa
-from dragsa import checks, config
+from dragsa import checks
 from dragsa.checks import values
 from dragsa.config import DragConfig, EditConfig, Preset
 
@@ -77,18 +75,3 @@ def test_a_config_of_another_class_is_refused() -> None:
         with pytest.raises(ValueError, match="config must be an EditConfig, came "):
             checks.configured(other)
     assert checks.configured(None) == EditConfig.sd15()
-
-
-def test_the_default_preset_is_the_one_that_suits_the_networks_widths() -> None:
-    assert config.suiting(config.UNetConfig().widths) == "sd15" and config.suiting(config.SMALL_WIDTHS) == "small"
-    assert checks.configured(None, config.SMALL_WIDTHS) == EditConfig.small()
-    assert checks.configured(None, config.UNetConfig().widths) == EditConfig.sd15()
-    given = EditConfig.paper()
-    assert checks.configured(given, config.SMALL_WIDTHS) is given
-
-
-def test_the_papers_numbers() -> None:
-    paper = EditConfig.paper()
-    assert (paper.steps, paper.drag_step, paper.control_step) == (50, 10, 10)  # T, S, A
-    assert (paper.drag.lr, paper.drag.tap, paper.guidance) == (0.01, "block14", 1.0)
-    assert inspect.signature(dragsa.edit).parameters["seed"].default == 42

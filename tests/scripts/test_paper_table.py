@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dragsa import config
+from dragsa.checks import values
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "scripts" / "PAPER.md").read_text(encoding="utf-8")
@@ -46,7 +47,7 @@ def test_settings_that_the_tables_name_are_there() -> None:
     named = set(re.findall(r'`(\w+)="(\w+)"`', TEXT))
     assert {name for name, _ in named} == {"loss", "optimizer", "reference"}
     for name, value in named:
-        config.check(replace(config.DragConfig(), **{name: value}))  # type: ignore[arg-type]
+        values.check(replace(config.DragConfig(), **{name: value}))  # type: ignore[arg-type]
 
 
 def test_every_experiments_script_is_there() -> None:

@@ -1,0 +1,24 @@
+"""The numbers that the paper gives, and the preset that suits a network."""
+
+from __future__ import annotations
+
+import inspect
+
+import dragsa
+from dragsa import checks, config
+from dragsa.config import EditConfig
+
+
+def test_the_default_preset_is_the_one_that_suits_the_networks_widths() -> None:
+    assert config.suiting(config.UNetConfig().widths) == "sd15" and config.suiting(config.SMALL_WIDTHS) == "small"
+    assert checks.configured(None, config.SMALL_WIDTHS) == EditConfig.small()
+    assert checks.configured(None, config.UNetConfig().widths) == EditConfig.sd15()
+    given = EditConfig.paper()
+    assert checks.configured(given, config.SMALL_WIDTHS) is given
+
+
+def test_the_papers_numbers() -> None:
+    paper = EditConfig.paper()
+    assert (paper.steps, paper.drag_step, paper.control_step) == (50, 10, 10)  # T, S, A
+    assert (paper.drag.lr, paper.drag.tap, paper.guidance) == (0.01, "block14", 1.0)
+    assert inspect.signature(dragsa.edit).parameters["seed"].default == 42
