@@ -121,7 +121,7 @@ class EditResult(NamedTuple):
     image: Image.Image
     source: Image.Image
     trace: Trace
-    _repr_html_, _repr_png_ = pictures.result_html, pictures.picture_png
+    _repr_html_, _repr_png_ = pictures.result_html, pictures.picture_png  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
