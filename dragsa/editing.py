@@ -110,7 +110,7 @@ class EditResult(NamedTuple):
     image: Image.Image
     source: Image.Image
     trace: Trace
-    _repr_html_, _repr_png_ = pictures.result_html, pictures.picture_png
+    _repr_html_, _repr_png_ = pictures.result_html, pictures.picture_png  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"EditResult({self.image.width}×{self.image.height} px, {outcomes.in_short(self.trace)})"

@@ -272,7 +272,7 @@ def jupyter(folder: Path) -> Iterator[str]:
 
 def notebook_of(cells: list[str]) -> dict[str, Any]:
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    code = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
+    code: dict[str, Any] = {"cell_type": "code", "execution_count": None, "metadata": {}, "outputs": []}
     named = [{**code, "id": f"cell{n}", "source": source} for n, source in enumerate(cells)]
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": named}
 

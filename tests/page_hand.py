@@ -124,10 +124,15 @@ class Hand:
             files = {name: folder.read(name) for name in folder.namelist()}
         return json.loads(files["job.json"]), files
 
+    def drags(self) -> Any:
+        """Return the drags of the job that the page would save."""
+        return self.job()[0].get("drag", [])
+
     def seen(self, x: float, y: float) -> tuple[int, ...]:
         """Return the colour that the screen has at a pixel of the picture."""
         shot = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-        colour = shot.getpixel(tuple(round(value) for value in self.at(x, y)))
+        left, top = self.at(x, y)
+        colour = shot.getpixel((round(left), round(top)))
         assert isinstance(colour, tuple)
         return tuple(int(value) for value in colour)
 

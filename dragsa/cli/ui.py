@@ -133,7 +133,7 @@ class Shop:
     def to_file(self, model: str, job: Mapping[str, Any]) -> dict[str, Any]:
         """Return a job of the page as one of a job file, with the model and how it is run."""
         options = self.parsed(job)
-        told = {key: value for key, value in options.items() if key in (*WORDS, "preset", "drag", *SETTINGS)}
+        told = {key: plain(value) for key, value in options.items() if key in (*WORDS, "preset", "drag", *SETTINGS)}
         start = {key: plain(value) for key, value in self.start.items()}
         if place(self.paths[model]) != place(weights_of({})):
             start["weights"] = str(self.paths[model].resolve())
@@ -162,7 +162,7 @@ def yes_or_no(value: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """Return an option's value as JSON has it; files by their whole paths."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [plain(one) for one in value]
     if hasattr(value, "within"):
         return str(value.within(Path.cwd()))

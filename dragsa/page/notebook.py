@@ -47,7 +47,7 @@ class DragWidget(anywidget.AnyWidget):
 
     _esm = joined()
     _css = (STATIC / "canvas.css").read_text(encoding="utf-8") + (STATIC / "widget.css").read_text(encoding="utf-8")
-    drags = traitlets.List().tag(sync=True)
+    drags: Any = traitlets.List().tag(sync=True)
     _picture_file = traitlets.Bytes().tag(sync=True)
     _mask_file = traitlets.Bytes(b"").tag(sync=True)
 

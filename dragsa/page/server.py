@@ -86,11 +86,11 @@ class Page:
 
     def __init__(self, desk: Desk, token: str | None = None) -> None:
         self.desk, self.token, self.editor = desk, token, Editor(desk)
-        posts: dict[str, Answer] = {
+        posts: dict[str, Callable[..., Awaitable[Response]]] = {
             "/close": self.close, "/picture": self.open, "/example": self.example, "/prepare": self.prepare,
             "/edit": self.edit, "/stop": self.stop, "/load": self.load, "/job": self.job, "/on": self.go_on,
         }  # fmt: skip
-        gets: dict[str, Answer] = {
+        gets: dict[str, Callable[..., Awaitable[Response]]] = {
             "/events": self.events, "/picture": self.picture, "/result": self.result, "/frame": self.frame,
             "/trace": self.trace,
         }  # fmt: skip

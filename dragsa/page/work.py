@@ -41,11 +41,14 @@ class Worker:
         self._thread.start()
 
     def add(self, task: Task) -> int:
-        """Put a task at the queue's end; return how many are before it."""
+        """Put a task at the queue's end, or before those that nobody waits for; return how many are before it."""
         with self._changed:
-            self._waiting.append(task)
+            place = len(self._waiting)
+            while place and self._waiting[place - 1].background and not task.background:
+                place -= 1
+            self._waiting.insert(place, task)
             self._changed.notify_all()
-            return len(self._waiting) - 1 + (self.running is not None)
+            return place + (self.running is not None)
 
     def of(self, owner: Any) -> list[Task]:
         """Return the owner's tasks, the running one first."""

@@ -55,6 +55,7 @@ def hand(served: Any, browser: Any) -> Iterator[Any]:
     page.goto(served.url)
     page.wait_for_selector("body[data-ready]")
     yield page_hand.Hand(page)
+    page.goto("about:blank")  # the page says that it is left, and its tab is closed
     context.close()
     assert hosts - {""} == {urlsplit(served.url).netloc}, "the page asked another host"
     assert not wrong
