@@ -17,6 +17,12 @@ def test_the_default_preset_is_the_one_that_suits_the_networks_widths() -> None:
     assert checks.configured(given, config.SMALL_WIDTHS) is given
 
 
+def test_the_printed_preset_differs_in_descent_and_loss_alone() -> None:
+    paper, printed = EditConfig.paper(), EditConfig.paper_printed()
+    assert replace(printed, drag=replace(printed.drag, optimizer="adam", loss="mean")) == paper
+    assert (printed.drag.optimizer, printed.drag.loss) == ("sgd", "sum")
+
+
 def test_the_papers_numbers() -> None:
     paper = EditConfig.paper()
     assert (paper.steps, paper.drag_step, paper.control_step) == (50, 10, 10)  # T, S, A

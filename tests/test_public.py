@@ -26,6 +26,7 @@ SIGNATURES = {
         "source_kv_memory=1073741824, paste=True, crop='none'"
     ),
     "EditConfig.paper": "**changes",
+    "EditConfig.paper_printed": "**changes",
     "EditConfig.sd15": "**changes",
     "EditConfig.dragdiffusion": "**changes",
     "EditConfig.masactrl": "**changes",

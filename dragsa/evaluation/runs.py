@@ -129,8 +129,7 @@ def precision(size: int = cases.SIZE) -> list[Setting]:
 
 def printed(size: int = cases.SIZE) -> list[Setting]:
     """Return the paper's settings with DragDiffusion's Adam and mean, and with the descent and the sum it prints."""
-    paper = EditConfig.paper(size=size)
-    as_printed = replace(paper, drag=replace(paper.drag, optimizer="sgd", loss="sum"))
+    paper, as_printed = EditConfig.paper(size=size), EditConfig.paper_printed(size=size)
     return [Setting(NO_EDIT), Setting("paper", paper, "five"), Setting("as-printed", as_printed, "five")]
 
 
