@@ -57,6 +57,11 @@ class Progress:
         self.erase()
         print(f"dragsa: warning: {self.label}{' '.join(str(message).split())}", file=self.stream)
 
+    def tell(self, text: str) -> None:
+        """Show a line that stays, which was asked for."""
+        self.erase()
+        print(f"dragsa: {self.label}{text}", file=self.stream, flush=True)
+
     def fail(self, message: str) -> None:
         """Show an error that ends a job and not the program."""
         self.erase()
