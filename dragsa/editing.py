@@ -81,13 +81,14 @@ def edit(
     report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
 
     branch = leave(sd, source, target_prompt, drags, mask, config, keep=given, control=control)
+    here = drags
     if drags:
         if branch.level > drag_level:
             with report.stage("denoising", branch.level - drag_level) as step:
                 branch = denoise(branch, drag_level, step)
-            warn_changed(branch, drags)
+            here = find_again(branch, drags)
         with report.stage("drag", config.drag.updates):
-            dragged = drag_source(branch, drags, report.update, supervision, optimizer)
+            dragged = drag_source(branch, here, report.update, supervision, optimizer)
         branch = replace(branch, z_target=dragged.latent)
     with report.stage("denoising", branch.level) as step:
         z_0 = denoise(branch, 0, step).z_target
@@ -322,12 +323,16 @@ def drag_source(
     return dragged._replace(handles=dragged.handles + back, final_handles=dragged.final_handles + back)
 
 
-def warn_changed(branch: Branch, drags: Sequence[Drag]) -> None:
-    """Warn of handles on what the changed prompt has left nothing of."""
+def find_again(branch: Branch, drags: Sequence[Drag]) -> Sequence[Drag]:
+    """Return the drags with their handles where the re-prompted picture has what they stand on; targets stay."""
     pair = torch.cat([branch.source.latents[branch.level], branch.z_target])
     t, unet = branch.source.schedule.timesteps[branch.level - 1], cast(UNet, branch.guided.unet)
-    handles = pictures.drags_to_grid(drags, branch.source.picture.size, branch.grid)[0]
-    outcomes.warn_changed(unet, pair, t, branch.guided.context, handles, branch.config.drag.tap, branch.grid)
+    size, tap = branch.source.picture.size, branch.config.drag.tap
+    handles = pictures.drags_to_grid(drags, size, branch.grid)[0]
+    places = outcomes.find_again(unet, pair, t, branch.guided.context, handles, tap, branch.grid)
+    now, before = (pictures.from_grid(points, size, branch.grid) for points in (places, handles))
+    moved = zip(drags, (now - before).tolist(), strict=True)  # in pixels, by whole cells
+    return [((x + dx, y + dy), target) for ((x, y), target), (dx, dy) in moved]
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,23 @@ def save_bytes(data: bytes, path: str | Path, overwrite: bool = False) -> None:
         part.unlink(missing_ok=True)
 
 
+def check_folder(folder: str | Path, overwrite: bool = False, names: str = "*.png") -> Path:
+    """Return the path if a folder of output can be written there; call it before the work, as `check_output`.
+
+    One that is there may be replaced only if `overwrite`, and if it holds nothing but files of these names (patterns
+    with spaces between them): no other folder is ever removed. Raises OSError that says why not.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or folder.is_symlink():
+        return check_output(folder)
+    if not overwrite:
+        raise FileExistsError(f"{folder}: is there already")
+    for one in folder.iterdir():
+        if not one.is_file() or not any(fnmatch(one.name, name) for name in names.split()):
+            raise FileExistsError(f"{folder}: holds {one.name}, so it is not replaced; give another folder")
+    return check_output(folder.with_name(part_name(folder.name))).with_name(folder.name)
+
+
 def part_name(name: str) -> str:
     """Return the name that a file or folder has until it is whole: short, since the system bounds names."""
     return f".{zlib.crc32(os.fsencode(name)):08x}.{os.getpid()}.part"
@@ -72,16 +90,19 @@ def save_json(value: Any, path: str | Path, overwrite: bool = False) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Give a folder to write into, which is renamed to `folder` once everything is written, else removed.
 
-    A `folder` that another process has written by then stays as it is. Its parent must be there.
+    A `folder` that is there by then is replaced if `replace`, which asks for `check_folder` first; else it stays as it
+    is, as another process has written it. Its parent must be there.
     """
     part = folder.with_name(part_name(folder.name))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         yield part
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             os.replace(part, folder)
     finally:

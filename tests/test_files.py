@@ -75,3 +75,28 @@ def test_folder_is_whole_or_not(tmp_path: Path) -> None:
 def test_needs_no_heavy_package() -> None:
     code = "import sys; from dragsa import files; assert not {'torch', 'numpy', 'PIL'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_is_replaced_only_where_all_in_it_may_go(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    assert files.check_folder(folder) == folder
+    folder.mkdir()
+    (folder / "1.png").write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="is there already"):
+        files.check_folder(folder)
+    assert files.check_folder(folder, overwrite=True) == folder
+    with files.whole_folder(folder, replace=True) as part:
+        (part / "2.png").write_bytes(b"new")
+        assert (folder / "1.png").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "2.png"]
+    for name in ("notes.txt", "index.html"):
+        (folder / name).write_text("mine")
+        with pytest.raises(FileExistsError, match=f"holds {name}, so it is not replaced"):
+            files.check_folder(folder, overwrite=True)
+        (folder / name).unlink()
+    (folder / "b.png").mkdir()
+    with pytest.raises(FileExistsError, match=r"holds b\.png"):
+        files.check_folder(folder, overwrite=True)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(FileExistsError, match="is not a plain file"):
+        files.check_folder(tmp_path / "link", overwrite=True)

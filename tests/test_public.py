@@ -92,7 +92,7 @@ OPTIONS = {
         "--preset --prompt --quiet --radius --reach --reference --seed "
         "--sheet --size --skip-existing --source --source-kv --source-kv-memory --stall --steps --tap --target-prompt "
         "--threads --track-radius --updates --variant --weights --clip-skip --embedding --ema --lora "
-        "--negative-prompt --no-ema --text-encoder --vae"
+        "--negative-prompt --no-ema --text-encoder --vae --every --explain --frames --trace"
     ),
     "generate": (
         "--device --dtype --fixed-point --force --guidance --help --json --out --preset --prompt --quiet "

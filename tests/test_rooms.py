@@ -30,6 +30,7 @@ PLACES = (
     ("dragsa.methods",),
     ("dragsa.source_kv",),
     ("dragsa.editing",),
+    ("dragsa.looking",),
     ("dragsa.speed", "dragsa.evaluation"),
     ("dragsa.page", "dragsa.cli"),
     ("dragsa",),  # its __init__ and __main__, which name everything

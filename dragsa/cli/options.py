@@ -41,6 +41,13 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+class Formatter(argparse.HelpFormatter):
+    """Wraps all of a help's text but its examples, which are to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
 def whole(lowest: int) -> Callable[[str], int]:
     """Return a reader of whole numbers of at least `lowest` that 63 bits hold."""
 
@@ -243,6 +250,10 @@ EDIT: dict[str, Rows] = {
         ("--source PNG", "the picture before the edit", Path),
         ("--path PNG", "the handles' path drawn over the picture", Path),
         ("--sheet PNG", "source, path and result side by side", Path),
+        ("--frames DIR", "the drag's pictures so far (x̂_0, decoded), in a folder or a .gif", Path),
+        ("--trace DIR", "a folder that shows the edit's inside: index.html and its pictures", Path),
+        ("--every N", "of --frames and --trace: a picture every N updates (default 5)", whole(1)),
+        ("--explain", "tell the network's passes as they happen: how many, where, of what, under what", FLAG),
         *WRITING,
     ),
 }
@@ -294,6 +305,21 @@ BENCH: dict[str, Rows] = {
 }
 
 
+_DISC = 'dragsa edit scripts/demo/disc.png --prompt "a red disc on a cyan ground" --drag 42,79:70,59 --radius 9'
+_FACE = '--prompt "a white face on a purple ground" --guidance 3'
+# By command: two that work, in a checkout.
+EXAMPLES: dict[str, tuple[str, str]] = {
+    "edit": (
+        f"{_DISC} --drag-step 10 --mask scripts/demo/mask.png --out moved.png",
+        f"dragsa edit --from-noise {_FACE} --drag 73,74:86,74 --radius 5 --out turned.png --frames turned.gif",
+    ),
+    "generate": (
+        f"dragsa generate {_FACE} --out face.png",
+        'dragsa generate --prompt "a yellow disc on a cyan ground" --seed 7 --size 128x96 --out disc.png',
+    ),
+    "info": ("dragsa info --verify", "dragsa info --weights weights/small --size 768x512 --json"),
+    "bench": ("dragsa bench --quick", "dragsa bench --only update,memory --threads 2 --markdown bench.md"),
+}
 # By command: its summary, what its description adds, and its options.
 COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
     "edit": (
@@ -333,9 +359,9 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", parser_class=Parser)
     for name, (summary, more, groups) in COMMANDS.items():
         about = f"{summary.capitalize()}{more}"
-        command = commands.add_parser(
-            name, help=summary, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
-        )
+        how: dict[str, Any] = {"description": about, "epilog": "\n  ".join(["examples:", *EXAMPLES[name]])}
+        how |= {"allow_abbrev": False, "argument_default": argparse.SUPPRESS, "formatter_class": Formatter}
+        command = commands.add_parser(name, help=summary, **how)
         add_groups(command, groups)
     return parser
 

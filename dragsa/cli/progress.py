@@ -63,6 +63,11 @@ class Progress:
         self.erase()
         print(f"dragsa: warning: {self.label}{' '.join(str(message).split())}", file=self.stream)
 
+    def explain(self, text: str) -> None:
+        """Show a line that stays, also where all else is quiet: it was asked for."""
+        self.erase()
+        print(f"dragsa: {self.label}{text}", file=self.stream, flush=True)
+
     def fail(self, message: str) -> None:
         """Show an error that ends a job and not the program."""
         self.erase()

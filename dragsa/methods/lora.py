@@ -77,7 +77,7 @@ def apply(unet: UNet, lora: LoRA, strength: float = 1.0) -> UNet:
 def sharing(unet: UNet, changed: Mapping[str, Tensor]) -> UNet:
     """Return another UNet, frozen, that shares every tensor with this one but those that are changed."""
     with torch.device("meta"):
-        other = UNet(unet.config)
+        other = type(unet)(unet.config)
     return fitting.adopt(other, {**unet.state_dict(), **changed})
 
 

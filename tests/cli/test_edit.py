@@ -82,7 +82,9 @@ def test_edit_writes_what_was_asked_for(picture: Path, tiny_folder: Path) -> Non
     assert report["config"]["drag"]["lr"] == 0.02 and report["config"]["control_blocks"] == list(range(11, 17))
     assert len(report["updates"]) == 2 and report["stop"] == "budget"
     first = report["updates"][0]
-    assert np.allclose(first["handles"], [[24, 28], [20, 22]]) and np.allclose(first["distances_cells"], [8, 8])
+    apart = np.array([[40, 28], [36, 22]]) - first["handles"]  # which were looked for in the re-prompted picture
+    assert np.allclose(first["distances_px"], np.hypot(*apart.T))
+    assert np.allclose(first["distances_cells"], np.hypot(*apart.T) / 2)
     assert report["weights"] and report["threads"] >= 1 and report["peak_memory_bytes"] > 1e8
     stages = ("loading", "encode", "inversion", "drag", "denoising", "decode", "total")
     assert all(report["seconds"][stage] > 0 for stage in stages)

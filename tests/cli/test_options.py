@@ -1,10 +1,14 @@
 import json
+import shlex
+from pathlib import Path
 from typing import Any
 
-from command_line import options
+import pytest
+from command_line import options, run
 
 from dragsa import cli
 from dragsa.cli import edit
+from dragsa.cli.options import COMMANDS, EXAMPLES
 from dragsa.config import DragConfig, EditConfig, UNetConfig, suiting
 
 
@@ -75,3 +79,28 @@ def test_python_and_the_command_line_take_the_same_preset_and_help_prints_its_nu
 def test_drags_are_read() -> None:
     read = options("p.png", "--drag", "1,2:3,4", "--drag", " 1.5 , 2 : .5,1e1 ")
     assert read["drag"] == [((1, 2), (3, 4)), ((1.5, 2), (0.5, 10))]
+
+
+ROOT = Path(__file__).parents[2]
+SHORT = ("--steps", "4", "--drag-step", "1", "--updates", "1")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_help_ends_with_two_commands_that_work(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit):
+        run(command, "--help")
+    assert capsys.readouterr().out.endswith("examples:\n  " + "\n  ".join(EXAMPLES[command]) + "\n")
+    for name in ("scripts", "weights"):
+        Path(name).symlink_to(ROOT / name)
+    for line in EXAMPLES[command]:
+        program, *words = shlex.split(line)
+        asked = vars(cli.build_parser().parse_args(words))
+        assert program == "dragsa" and asked["command"] == command and len(asked) > 2
+        if command == "bench":  # minutes; its options are parsed
+            continue
+        code = run(*words, *(SHORT if command == "edit" else SHORT[:2] if command == "generate" else ()))
+        assert code == (1 if asked.get("verify") else 0)  # the tests' model is no published one
+        assert all(asked[name].is_file() for name in ("out", "frames") if name in asked)
