@@ -16,16 +16,14 @@ from dragsa import files
 from dragsa.cli.jobs import read_jobs
 from dragsa.cli.options import Options
 from dragsa.cli.progress import Failed, Progress, at_work, first_interrupt_ends_the_drag, is_told, one_line
-from dragsa.cli.weights import changes_of, load_changed
-from dragsa.config import DragConfig, EditConfig
+from dragsa.cli.weights import SMALL, changes_of, load_changed
+from dragsa.config import WHERE, DragConfig, EditConfig
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from dragsa import editing
     from dragsa.loading import StableDiffusion
-
-SMALL = Path(__file__).resolve().parents[2] / "weights" / "small"  # the model that ships, in a checkout
 
 SMALL_WIDTHS = [32, 64, 128, 128]  # of that model's UNet, by which it is known wherever it stands
 
@@ -51,12 +49,12 @@ def config_of(options: Options) -> EditConfig:
 
 
 def weights_of(options: Options) -> Path:
-    """Return the path of the weights: given, in the environment, or those beside the package in a checkout."""
+    """Return the path of the weights: given, in the environment, or those of the model that ships."""
     if path := options.get("weights") or os.environ.get("DRAGSA_WEIGHTS"):
         return Path(path)
     if SMALL.is_dir():
         return SMALL
-    raise ValueError("no weights: give --weights PATH or set DRAGSA_WEIGHTS (weights/README.md says what to get)")
+    raise ValueError(f"no weights: give --weights PATH or set DRAGSA_WEIGHTS; {WHERE}")
 
 
 OUTPUTS = ("out", "source", "path", "sheet", "chart", "json", "markdown")

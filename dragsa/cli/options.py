@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +28,11 @@ FLAG = {"action": "store_true"}  # an option without a value
 CHOICE = {"action": argparse.BooleanOptionalAction}  # and one that can be taken back, by --no-…
 
 LARGEST = 8192  # pixels, of a working picture's side
-WEIGHTS_HELP = "a safetensors file, or a folder in the diffusers layout (default: $DRAGSA_WEIGHTS, else weights/small)"
+THREADS = max(256, os.cpu_count() or 1)  # with some thousands PyTorch crashes
+WEIGHTS_HELP = (
+    "a safetensors file, or a folder in the diffusers layout (default: $DRAGSA_WEIGHTS, else the model that ships)"
+)
+WHAT = ("single", "single-both", "folder", "folder-fp16")  # the layouts that can be fetched
 PARTS_HELP = (
     "of roof, update, memory, fused, tracking, handles, denoise, recompiles, and by name alone compile (the "
     "compiler's minutes) and whole (an edit by stages)"
@@ -41,12 +46,14 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def whole(lowest: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers of at least `lowest` that 63 bits hold."""
+def whole(lowest: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """Return a reader of whole numbers of at least `lowest`, and at most as many as 63 bits hold or `most`."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"[+-]?\d+", text) or not lowest <= int(text) < 2**63:
             raise argparse.ArgumentTypeError(f"must be a whole number of at least {lowest}, came {text!r}")
+        if int(text) > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, came {text!r}")
         return int(text)
 
     return read
@@ -190,7 +197,7 @@ EDIT: dict[str, Rows] = {
         *CHANGES,
         ("--device DEVICE", "cpu (default), cuda, cuda:1, …", str),
         ("--dtype", "of the networks (default float32)"),
-        ("--threads N", "CPU threads (default: PyTorch's choice)", whole(1)),
+        ("--threads N", "CPU threads (default: PyTorch's choice)", whole(1, THREADS)),
     ),
     "schedule": (
         ("--preset", "the numbers not given (default sd15; small for the model that ships)"),
@@ -256,8 +263,8 @@ INFO: Rows = (
 BENCH: dict[str, Rows] = {
     "": (
         ("--only PARTS", PARTS_HELP, listed(str)),
-        ("--sizes PX", "sides of square pictures [512]", listed(whole(8))),
-        ("--handles N", "numbers of handles [1,20]", listed(whole(1))),
+        ("--sizes PX", "sides of square pictures [512]", listed(whole(8, LARGEST))),
+        ("--handles N", "numbers of handles [1,20]", listed(whole(1, 1000))),
         ("--modes NAMES", "of updates: {float32,bfloat16}-checkpoint or [baseline,float32,bfloat16]", listed(str)),
         ("--baseline", "updates and memory of DragDiffusion's way alone", FLAG),
         ("--repeats N", "of everything, after one that is not counted [5]", whole(1)),
@@ -269,7 +276,7 @@ BENCH: dict[str, Rows] = {
         ("--weights PATH", "a file or folder, in place of seeded values", str),
         ("--width", "of the seeded networks (default sd15)", ("sd15", "tiny")),
         ("--device DEVICE", "cpu (default), cuda, cuda:1, …", str),
-        ("--threads N", "CPU threads (default: all cores)", whole(1)),
+        ("--threads N", "CPU threads (default: all cores)", whole(1, THREADS)),
     ),
     "output": (
         ("--json FILE", "every repeat, the machine, and the goals", Path),
@@ -279,6 +286,16 @@ BENCH: dict[str, Rows] = {
     ),
 }
 
+
+FETCH: Rows = (
+    (
+        "what",
+        "single: one file with the EMA weights, 4.3 GB (default); single-both: with the plain weights too, 7.7 GB; "
+        "folder: the diffusers layout, 4.3 GB; folder-fp16: the same in half precision, 2.1 GB",
+        {"nargs": "?", "choices": WHAT, "default": WHAT[0]},
+    ),
+    ("--to FOLDER", "where to (default weights/sd15)", Path),
+)
 
 # By command: its summary, what its description adds, and its options.
 COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
@@ -292,6 +309,12 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
         "draw a picture from a prompt and a seed",
         ": the one that `edit --from-noise` edits under the same options. Numbers in brackets are the paper's.",
         GENERATE,
+    ),
+    "fetch": (
+        "download Stable Diffusion 1.5's published weights",
+        ". An interrupted download is taken up where it stopped; each file is compared with its published sha256. "
+        "Needs huggingface_hub: pip install 'dragsa[fetch]'.",
+        {"": FETCH},
     ),
     "info": ("show what weights hold", ": their networks, block by block, as loaded.", {"": INFO}),
     "bench": (
@@ -310,7 +333,7 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="store_true", help="print the versions of dragsa and of what it runs on")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", parser_class=Parser)
     for name, (summary, more, groups) in COMMANDS.items():
-        about = f"{summary.capitalize()}{more}"
+        about = f"{summary[0].upper()}{summary[1:]}{more}"
         command = commands.add_parser(
             name, help=summary, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
         )
