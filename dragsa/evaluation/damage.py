@@ -1,12 +1,13 @@
-"""Weights files that are right, and a thousand ways to damage them: what loads then, and what is refused.
+"""Files that are right, and a thousand ways to damage them: what loads then, and what is refused.
 
-Tiny files of every kind (a single file, a folder, a LoRA, a VAE, a textual inversion) are damaged by a seeded hand in
-their headers, their bodies or their settings.
+Of weights, tiny files of every kind (a single file, a folder, a LoRA, a VAE, a textual inversion) are damaged by a
+seeded hand in their headers, their bodies or their settings.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
 import struct
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -258,6 +260,19 @@ def damaged(kind: str, original: Path, target: Path, hand: random.Random) -> tup
     way, mutate = hand.choice([*HEADERS.items(), *BODIES.items()])
     file.write_bytes(mutate(file.read_bytes(), hand))
     return way, path
+
+
+def hostile_pickle(hand: random.Random) -> bytes:
+    """Return a program of random steps, or a right sample of DragBench with some bytes changed, to be half of steps."""
+    steps = bytes(pickle._Unpickler.dispatch)
+    if hand.random() < 0.5:
+        pieces = (bytes([hand.choice(steps)]) + hand.randbytes(hand.choice([0, 0, 1, 2, 4, 8])) for _ in range(60))
+        return b"\x80\x04](" + b"".join(pieces) + b"."
+    sample = {"prompt": "a", "points": [[1, 2], [3.5, 4]], "mask": np.zeros((8, 8), np.uint8)}
+    data = bytearray(pickle.dumps(sample, hand.randrange(6)))
+    for _ in range(hand.randrange(1, 4)):
+        data[hand.randrange(len(data))] = hand.choice([hand.randrange(256), hand.choice(steps)])
+    return bytes(data)
 
 
 class Damaged(NamedTuple):
