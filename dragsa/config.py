@@ -23,6 +23,10 @@ Prediction = Literal["epsilon", "v_prediction"]  # what a UNet was trained to pr
 DType = Literal["float32", "bfloat16", "float16"]
 
 
+# What is said where weights are missing.
+WHERE = "`dragsa fetch` downloads SD 1.5; the small model is in weights/small of https://github.com/dragsa/dragsa"
+
+
 @dataclass(frozen=True)
 class UNetConfig:
     """Widths of a UNet of SD 1.5's structure; the defaults are SD 1.5's own."""

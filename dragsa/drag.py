@@ -227,6 +227,7 @@ def drag_latent(
     checks.drag_settings(config)
     grid = motion.CELLS * z.shape[-2], motion.CELLS * z.shape[-1]
     handles, targets = checks.drag_on(z, handles, targets, grid)
+    checks.looked_at(len(handles), config, grid)
     frozen = None
     if mask is not None:
         mask = checks.mask_on(mask, grid)

@@ -6,12 +6,22 @@ import json
 import math
 import os
 import shutil
+import tempfile
+import weakref
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX = "dragsa-store-"  # of temporary folders
 
 
 def check_output(path: str | Path, overwrite: bool = False) -> Path:
@@ -107,3 +117,48 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+class OwnFolder:
+    """A temporary folder of this process, `path`, which goes when nothing refers to it, and when Python ends.
+
+    A process that is killed leaves it behind, for `sweep` to find: it is locked as long as its process lives, or one
+    that was forked from it, which does not remove it.
+    """
+
+    def __init__(self) -> None:
+        made = Path(tempfile.mkdtemp(prefix=f"new-{PREFIX}"))  # by another name, until it is locked
+        lock = _locked(made)
+        self.path = made.rename(made.with_name(made.name.removeprefix("new-")))
+        weakref.finalize(self, _remove, self.path, lock, os.getpid())
+
+
+@cache
+def sweep() -> None:
+    """Remove the folders of processes that were killed; once in a process."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        lock = _locked(folder)
+        if lock is not None:
+            _remove(folder, lock, os.getpid())
+
+
+def _locked(folder: Path) -> int | None:
+    """Lock a folder and return what holds the lock; None where another process holds it, or the system has none."""
+    if fcntl is None:
+        return None
+    with suppress(OSError):
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return held
+        except OSError:
+            os.close(held)
+    return None
+
+
+def _remove(folder: Path, lock: int | None, process: int) -> None:
+    """Remove a process's folder, unless this is one forked from it."""
+    if process == os.getpid():
+        shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)

@@ -44,8 +44,8 @@ def track(
     features: (1, C, h, w) at any resolution. reference: (n, C), what to look for. handles: (n, 2). radius: r₂. grid:
     (H, W), by default that of the features. Raises ValueError for a wrong shape.
     """
-    height, width = checks.tracking(features, reference, handles, radius, grid)
-    return Track(*kernels.search(features, reference, handles, radius, height, width))
+    height, width = grid = checks.tracking(features, reference, handles, radius, grid)
+    return Track(*kernels.search(features, reference, handles, kernels.windows.within(radius, grid), height, width))
 
 
 @torch.no_grad()

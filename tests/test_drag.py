@@ -167,6 +167,15 @@ def test_an_update_looks_at_no_cell_that_it_does_not_compute(tap: str) -> None:
     torch.testing.assert_close(part.gradient, whole.gradient, rtol=1e-7, atol=1e-9)
 
 
+def test_windows_over_the_grid_and_handles_without_number() -> None:
+    """A radius is bounded by the grid, and the windows of all handles by a number that memory has room for."""
+    largest, over = (drag_toy(updates=2, anchor=0.25, radius=r, track_radius=r) for r in (63, 10**9))
+    assert torch.equal(largest.latent, over.latent)
+    many = HANDLES[:1].expand(5000, 2)
+    with pytest.raises(ValueError, match=r"5000 handles are too many: of windows of 15 × 15 .* at most 4660"):
+        drag_toy(handles=many, targets=many + 1, radius=7)
+
+
 def test_an_arrived_handle_is_skipped_and_the_others_go_on():
     handles, targets = torch.tensor([[20.0, 20.0], [40.0, 44.0]]), torch.tensor([[21.0, 21.0], [50.0, 20.0]])
     both, alone = step(handles=handles, targets=targets), step(handles=handles[1:], targets=targets[1:])

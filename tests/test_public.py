@@ -106,6 +106,7 @@ OPTIONS = {
     "info": (
         "--help --json --size --verify --weights --clip-skip --embedding --ema --lora --no-ema --text-encoder --vae"
     ),
+    "fetch": "--help --to",
     "bench": (
         "--baseline --chart --device --force --handles --help --json --markdown --modes --only --quick "
         "--quiet --repeats --sizes --steps --threads --updates --weights --width"

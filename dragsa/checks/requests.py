@@ -11,7 +11,7 @@ from PIL import Image
 from dragsa import pictures
 from dragsa.checks import values
 from dragsa.checks.notices import warn_of_losses
-from dragsa.checks.tensors import drag_settings
+from dragsa.checks.tensors import drag_settings, looked_at
 from dragsa.config import EditConfig, suiting
 from dragsa.ddim import Schedule
 from dragsa.model.blocks import check_blocks
@@ -80,6 +80,8 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         if config.blend and mask is None:
             raise ValueError("blending keeps what lies outside of the mask, and there is no mask")
         pictures.to_grid([point for pair in drags for point in pair], size, size)
+        width, height = pictures.grid_size(pictures.working_size(*size, config.size))
+        looked_at(len(drags), config.drag, (height, width))
         if mask is not None:
             pictures.open_mask(mask, size, (1, 1))
 

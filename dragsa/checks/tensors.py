@@ -10,9 +10,11 @@ from torch import Tensor
 
 from dragsa.checks import values
 from dragsa.config import DragConfig
+from dragsa.kernels import windows
 from dragsa.model.blocks import ACTIVATIONS, STAGES
 
 Grid = tuple[int, int]
+MOST = 2**20  # cells in the windows of all handles: a number for each channel is some gigabytes
 
 
 def points_of(features: Tensor, points: Tensor, radius: int, grid: Grid | None) -> Grid:
@@ -40,7 +42,8 @@ def motion(
         came = f"{tuple(handles.shape)} and {tuple(targets.shape)}"
         raise ValueError(f"handles and targets must be (n, 2) of (x, y), as many of each, came {came}")
     grid = points_of(features, handles, radius, grid)
-    expected = len(handles), features.shape[1], 2 * radius + 1, 2 * radius + 1
+    side = 2 * windows.within(radius, grid) + 1
+    expected = len(handles), features.shape[1], side, side
     if target_patch is not None and target_patch.shape != expected:
         came = str(tuple(target_patch.shape))
         raise ValueError(f"the target patches must be {expected}, one for each handle, came {came}")
@@ -82,6 +85,14 @@ def _inside(points: Tensor, name: str, what: str, grid: Grid) -> None:
             ends = f"from -0.5 to {width - 0.5:g} and to {height - 0.5:g}"
             there = f"outside of the {what}, {width} cells wide and {height} high, {ends}"
             raise ValueError(f"{name} {number} at ({x:g}, {y:g}) lies {there}")
+
+
+def looked_at(handles: int, config: DragConfig, grid: Grid) -> None:
+    """Raise a ValueError for more handles than their windows leave memory for."""
+    side = 2 * windows.within(max(config.radius, config.track_radius), grid) + 1
+    if handles * side**2 > MOST:
+        most, of = MOST // side**2, f"windows of {side} × {side} cells (--radius, --track-radius)"
+        raise ValueError(f"{handles} handles are too many: of {of} at most {most} are dragged together")
 
 
 def mask_on(mask: Tensor, grid: Grid) -> Tensor:

@@ -17,8 +17,8 @@ from dragsa.cli.jobs import read_jobs
 from dragsa.cli.looking import Looker, check_looking, places, tells, watched, write_looking
 from dragsa.cli.options import Options
 from dragsa.cli.progress import Failed, Progress, at_work, first_interrupt_ends_the_drag, is_told, one_line
-from dragsa.cli.weights import changes_of, load_changed
-from dragsa.config import DragConfig, EditConfig, suiting
+from dragsa.cli.weights import SMALL, changes_of, load_changed
+from dragsa.config import WHERE, DragConfig, EditConfig, suiting
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dragsa.loading import StableDiffusion
     from dragsa.looking import Edited, Pass
     from dragsa.pictures import Observer
-
-SMALL = Path(__file__).resolve().parents[2] / "weights" / "small"  # the model that ships, in a checkout
 
 
 def suits(weights: Path) -> str:
@@ -52,12 +50,12 @@ def config_of(options: Options) -> EditConfig:
 
 
 def weights_of(options: Options) -> Path:
-    """Return the path of the weights: given, in the environment, or those beside the package in a checkout."""
+    """Return the path of the weights: given, in the environment, or those of the model that ships."""
     if path := options.get("weights") or os.environ.get("DRAGSA_WEIGHTS"):
         return Path(path)
     if SMALL.is_dir():
         return SMALL
-    raise ValueError("no weights: give --weights PATH or set DRAGSA_WEIGHTS (weights/README.md says what to get)")
+    raise ValueError(f"no weights: give --weights PATH or set DRAGSA_WEIGHTS; {WHERE}")
 
 
 OUTPUTS = ("out", "source", "path", "sheet", "chart", "json", "markdown")

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dragsa.cli.options import FileWith, Options, Parser, build_parser, whole_or_never
+from dragsa.cli.options import Options, Parser, build_parser
+from dragsa.cli.readers import FileWith, whole_or_never
 
 NO_KEYS = (
     "help",

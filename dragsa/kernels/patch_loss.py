@@ -20,7 +20,7 @@ four products in DragDiffusion's order (`windows.blend`), so that the sign is th
 from __future__ import annotations
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor
 
 from dragsa.kernels import windows
@@ -49,7 +49,7 @@ def pull(
     y = windows.moved_by(window.y, directions[:, 1:], h, height)
     columns = windows.cells_under(window.x, 1, w, width)  # (n, L)
     rows = windows.cells_under(window.y, 1, h, height)  # (n, K)
-    there = windows.product(windows.along_moved(y, rows), windows.along_moved(x, columns))  # (n, P, P, K L)
+    there = windows.product(windows.along_moved(y, rows), windows.along_moved(x, columns))
 
     native = windows.native_cells(features, columns, rows)  # (n, C, K L)
     moved = windows.sample(native, there)  # (n, C, P, P)
@@ -57,7 +57,7 @@ def pull(
     if active is not None:
         counted = counted & active[:, None, None]
     if target_patch is None:
-        here = windows.product(windows.along(y.before, rows), windows.along(x.before, columns))  # (n, P, P, K L)
+        here = windows.product(windows.along(y.before, rows), windows.along(x.before, columns))
         target_patch = windows.sample(native, here)  # (n, C, P, P)
         flat = y.flat[:, :, None] & x.flat[:, None]  # (n, P, P)
         blended = (y.fraction != 0)[:, :, None] | (x.fraction != 0)[:, None]
@@ -68,7 +68,7 @@ def pull(
     cells = window.inside.sum(dim=(1, 2), keepdim=True).clamp(min=1)  # (n, 1, 1), that the mean is taken over
     weight = (counted * ((2 * radius + 1) ** 2 / (c * cells.to(native.dtype))))[:, None]  # (n, 1, P, P)
     difference = moved - target_patch
-    gradient = einsum(difference.sgn() * weight, there, "n c p q, n p q k -> n c k")
+    gradient = windows.back(difference.sgn() * weight, there)  # (n, C, K L)
     first = torch.stack([rows[:, 0], columns[:, 0]], dim=1)  # (n, 2)
     return (difference.abs() * weight).sum(), gradient.unflatten(2, (rows.shape[1], -1)), first
 

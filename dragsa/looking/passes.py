@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dragsa.hooks import AttentionHook, Composed, MutualSelfAttention, Named, ReplayKV
+from dragsa.hooks import AttentionHook, MutualSelfAttention, Named, ReplayKV
 from dragsa.layouts import fitting
 from dragsa.model import unet as networks
 from dragsa.model.unet import Conditioning, UNet
+from dragsa.stock.combined import Composed
 
 
 class Pass(NamedTuple):

@@ -62,9 +62,17 @@ class TextEncoder(nn.Module):
     def embed(self, prompts: Sequence[str]) -> Tensor:
         """Prompts -> the last hidden state behind the final norm, float32 (B, tokens, width).
 
-        No attention mask, as Stable Diffusion was trained: padding takes part. Warns when a prompt is cut.
+        No attention mask, as Stable Diffusion was trained: padding takes part. Warns when a prompt is cut. Raises
+        ValueError for float64 under older versions of transformers, whose causal mask is of float32's numbers.
         """
         if not prompts:
             raise ValueError("no prompts: give at least one, such as the empty one")
         numbers = self.tokenise(prompts).to(next(self.model.parameters()).device)
-        return self.model(input_ids=numbers).last_hidden_state.float()  # (B, tokens, width)
+        try:
+            return self.model(input_ids=numbers).last_hidden_state.float()  # (B, tokens, width)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            raise ValueError(
+                "this version of transformers has no float64: load float32, or install 5.0 or newer"
+            ) from None
