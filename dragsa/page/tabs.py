@@ -294,10 +294,11 @@ class Editor:
                     do(task)
                 except Ended:
                     tab.unfinished()
-                    tab.log.tell("ended")
+                    if not task.background:
+                        tab.log.tell("ended")
                 except Exception as error:  # whatever it is, the page says it and the next edit can run
                     tab.unfinished()
-                    tab.log.tell("error", text=one_line(error))
+                    tab.log.tell("warning" if task.background else "error", text=one_line(error))
 
         return told
 
