@@ -164,7 +164,7 @@ def stop(browser: Browser, out: Path) -> list[Row]:
         after = int(re.findall(r"After (\d+)", said)[0])
     worst = statistics.quantiles(times, n=20)[-1]
     answers = f"median {statistics.median(times):.0f} ms, 95 % within {worst:.0f} ms"
-    return [("a request answered while an edit runs", answers), ("updates from the press of Stop", str(after - count))]
+    return [("a request answered while an edit runs", answers), ("updates counted on the page from the press of Stop", str(after - count))]
 
 
 def edits(browser: Browser, out: Path) -> list[Row]:
