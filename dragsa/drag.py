@@ -100,6 +100,8 @@ def motion_supervision(
     distances = (task.targets - handles).norm(dim=1)
     active = distances >= config.reach
     loss = motion.motion_supervision_loss(features, handles, task.targets, config.radius, grid, active, target_patch)
+    if config.loss == "sum":  # over channels, as printed; a patch that the border cuts still counts as a whole one
+        loss = loss * features.shape[1]
     kept, z_prev = mask_term(task, eps, first_pass)
     loss = loss + kept
     lap("loss")
@@ -225,6 +227,7 @@ def drag_latent(
     checks.drag_settings(config)
     grid = motion.CELLS * z.shape[-2], motion.CELLS * z.shape[-1]
     handles, targets = checks.drag_on(z, handles, targets, grid)
+    checks.looked_at(len(handles), config, grid)
     frozen = None
     if mask is not None:
         mask = checks.mask_on(mask, grid)

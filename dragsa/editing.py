@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
@@ -49,6 +49,7 @@ def edit(
     that `prompt` and `seed` generate; or a `Source` from `prepare`, which brings its own prompt and seed, so that one
     inversion serves many edits. drags: ((x, y), (x, y)), handle and target, in pixels of the picture as a viewer shows
     it. mask: of the picture's size, white may move. target_prompt: the edited picture's; None leaves the prompt.
+    config: None is the preset that suits the model, `small` for weights/small, else `sd15`, as on the command line.
     negative_prompt: what guidance leads away from.
 
     The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target
@@ -61,7 +62,7 @@ def edit(
     Raises ValueError for points outside of the picture, a mask of another size, and settings that do not fit: before
     any work is done.
     """
-    config, given = checks.configured(config), isinstance(image, Source)
+    config, given = checks.configured(config, sd.unet.config.widths), isinstance(image, Source)
     if isinstance(control, str):
         config, control = replace(config, control=control), None  # type: ignore[arg-type]
     image = image if image is None or isinstance(image, Source) else pictures.open_picture(image)
@@ -70,7 +71,7 @@ def edit(
         checks.settings(config, drags, mask, None if image is None else image.size)
         told |= {"prompt": prompt, "target_prompt": target_prompt, "seed": seed, "control": control}
         told |= {"supervision": supervision, "optimizer": optimizer, "config": replace(config, crop="none")}
-        return edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
+        return pictures.edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
     checks.request(config, image, drags, mask, (prompt, negative_prompt), target_prompt)
     of_source = image.prompt if isinstance(image, Source) else prompt
     methods.check_object_words(config, of_source, of_source if target_prompt is None else target_prompt)
@@ -80,13 +81,14 @@ def edit(
     report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
 
     branch = leave(sd, source, target_prompt, drags, mask, config, keep=given, control=control)
+    here = drags
     if drags:
         if branch.level > drag_level:
             with report.stage("denoising", branch.level - drag_level) as step:
                 branch = denoise(branch, drag_level, step)
-            warn_changed(branch, drags)
+            here = find_again(branch, drags)
         with report.stage("drag", config.drag.updates):
-            dragged = drag_source(branch, drags, report.update, supervision, optimizer)
+            dragged = drag_source(branch, here, report.update, supervision, optimizer)
         branch = replace(branch, z_target=dragged.latent)
     with report.stage("denoising", branch.level) as step:
         z_0 = denoise(branch, 0, step).z_target
@@ -103,18 +105,6 @@ def edit(
     return EditResult(picture, source.picture, trace)
 
 
-def edit_part(
-    make: Callable[..., EditResult], image: Image.Image | None, drags: Any, mask: Any, size: int
-) -> EditResult:
-    """Make an edit of the part of a large picture that its drags and mask are about, and put it back."""
-    part = None if image is None else pictures.part_of(image.size, drags, mask, size)
-    if image is None or part is None:
-        return make(image, drags, mask)
-    made = make(image.crop(part.box), part.drags(drags), part.mask(mask, image.size))
-    whole = part.put_back(made.image, image, made.trace.working_size)
-    return EditResult(whole, image, part.trace(made.trace, image.size))  # the trace's points in the picture's pixels
-
-
 class EditResult(NamedTuple):
     """`image`: the result, in the picture's own size. `source`: the picture as given, or as generated."""
 
@@ -122,6 +112,9 @@ class EditResult(NamedTuple):
     source: Image.Image
     trace: Trace
     _repr_html_, _repr_png_ = pictures.result_html, pictures.picture_png  # type: ignore[misc]
+
+    def __repr__(self) -> str:
+        return f"EditResult({self.image.width}×{self.image.height} px, {outcomes.in_short(self.trace)})"
 
 
 @dataclass(frozen=True)
@@ -156,6 +149,13 @@ class Source:
     def working_size(self) -> Size:
         return 8 * self.latents.shape[-1], 8 * self.latents.shape[-2]
 
+    def __repr__(self) -> str:
+        (width, height), (_, _, _, h, w) = self.picture.size, self.latents.shape
+        levels = f"z_0 … z_{self.schedule.steps} of {w}×{h} cells"
+        return (
+            f"Source({width}×{height} px, {'generated' if self.generated else 'inverted'}, {self.prompt!r}, {levels})"
+        )
+
     def unet_of(self, sd: StableDiffusion) -> UNet:
         """Return the network of the source's passes: the model's own, or that under the picture's LoRA."""
         return sd.unet if self.adapted is None else self.adapted.unet
@@ -179,7 +179,7 @@ def prepare(
     the config controls; those of a generated picture are exact. With `config.lora_steps` a LoRA is trained on the
     picture first. Raises ValueError for a size that does not fit, and for a LoRA of a picture yet to be generated.
     """
-    config = checks.configured(config)
+    config = checks.configured(config, sd.unet.config.widths)
     checks.settings(config)
     sd.check_finite()
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
@@ -273,7 +273,7 @@ def leave(
     keep: the source's K/V for later edits, if the config wants that. control: in place of the config's, as `edit` takes
     it; then no K/V are kept or taken from an earlier pass.
     """
-    config = checks.configured(config)
+    config = checks.configured(config, sd.unet.config.widths)
     target_prompt = source.prompt if target_prompt is None else target_prompt
     changed, unet = target_prompt != source.prompt, source.unet_of(sd)
     level = config.steps - config.drag_step if drags and not changed else config.steps
@@ -323,12 +323,16 @@ def drag_source(
     return dragged._replace(handles=dragged.handles + back, final_handles=dragged.final_handles + back)
 
 
-def warn_changed(branch: Branch, drags: Sequence[Drag]) -> None:
-    """Warn of handles on what the changed prompt has left nothing of."""
+def find_again(branch: Branch, drags: Sequence[Drag]) -> Sequence[Drag]:
+    """Return the drags with their handles where the re-prompted picture has what they stand on; targets stay."""
     pair = torch.cat([branch.source.latents[branch.level], branch.z_target])
     t, unet = branch.source.schedule.timesteps[branch.level - 1], cast(UNet, branch.guided.unet)
-    handles = pictures.drags_to_grid(drags, branch.source.picture.size, branch.grid)[0]
-    outcomes.warn_changed(unet, pair, t, branch.guided.context, handles, branch.config.drag.tap, branch.grid)
+    size, tap = branch.source.picture.size, branch.config.drag.tap
+    handles = pictures.drags_to_grid(drags, size, branch.grid)[0]
+    places = outcomes.find_again(unet, pair, t, branch.guided.context, handles, tap, branch.grid)
+    now, before = (pictures.from_grid(points, size, branch.grid) for points in (places, handles))
+    moved = zip(drags, (now - before).tolist(), strict=True)  # in pixels, by whole cells
+    return [((x + dx, y + dy), target) for ((x, y), target), (dx, dy) in moved]
 
 
 @torch.no_grad()

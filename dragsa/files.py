@@ -6,11 +6,22 @@ import json
 import math
 import os
 import shutil
+import tempfile
+import weakref
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX = "dragsa-store-"  # of temporary folders
 
 
 def check_output(path: str | Path, overwrite: bool = False) -> Path:
@@ -46,6 +57,23 @@ def save_bytes(data: bytes, path: str | Path, overwrite: bool = False) -> None:
         part.unlink(missing_ok=True)
 
 
+def check_folder(folder: str | Path, overwrite: bool = False, names: str = "*.png") -> Path:
+    """Return the path if a folder of output can be written there; call it before the work, as `check_output`.
+
+    One that is there may be replaced only if `overwrite`, and if it holds nothing but files of these names (patterns
+    with spaces between them): no other folder is ever removed. Raises OSError that says why not.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or folder.is_symlink():
+        return check_output(folder)
+    if not overwrite:
+        raise FileExistsError(f"{folder}: is there already")
+    for one in folder.iterdir():
+        if not one.is_file() or not any(fnmatch(one.name, name) for name in names.split()):
+            raise FileExistsError(f"{folder}: holds {one.name}, so it is not replaced; give another folder")
+    return check_output(folder.with_name(part_name(folder.name))).with_name(folder.name)
+
+
 def part_name(name: str) -> str:
     """Return the name that a file or folder has until it is whole: short, since the system bounds names."""
     return f".{zlib.crc32(os.fsencode(name)):08x}.{os.getpid()}.part"
@@ -72,17 +100,65 @@ def save_json(value: Any, path: str | Path, overwrite: bool = False) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """Give a folder to write into, which is renamed to `folder` once everything is written, else removed.
 
-    A `folder` that another process has written by then stays as it is. Its parent must be there.
+    A `folder` that is there by then is replaced if `replace`, which asks for `check_folder` first; else it stays as it
+    is, as another process has written it. Its parent must be there.
     """
     part = folder.with_name(part_name(folder.name))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         yield part
+        if replace:
+            shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             os.replace(part, folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+class OwnFolder:
+    """A temporary folder of this process, `path`, which goes when nothing refers to it, and when Python ends.
+
+    A process that is killed leaves it behind, for `sweep` to find: it is locked as long as its process lives, or one
+    that was forked from it, which does not remove it.
+    """
+
+    def __init__(self) -> None:
+        made = Path(tempfile.mkdtemp(prefix=f"new-{PREFIX}"))  # by another name, until it is locked
+        lock = _locked(made)
+        self.path = made.rename(made.with_name(made.name.removeprefix("new-")))
+        weakref.finalize(self, _remove, self.path, lock, os.getpid())
+
+
+@cache
+def sweep() -> None:
+    """Remove the folders of processes that were killed; once in a process."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        lock = _locked(folder)
+        if lock is not None:
+            _remove(folder, lock, os.getpid())
+
+
+def _locked(folder: Path) -> int | None:
+    """Lock a folder and return what holds the lock; None where another process holds it, or the system has none."""
+    if fcntl is None:
+        return None
+    with suppress(OSError):
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return held
+        except OSError:
+            os.close(held)
+    return None
+
+
+def _remove(folder: Path, lock: int | None, process: int) -> None:
+    """Remove a process's folder, unless this is one forked from it."""
+    if process == os.getpid():
+        shutil.rmtree(folder, ignore_errors=True)
+    if lock is not None:
+        os.close(lock)

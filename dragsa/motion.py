@@ -6,10 +6,12 @@ handle is
     (2 r₁ + 1)² · mean over channels and q ∈ Ω(h, r₁) of |F(q + d) - sg F(q)|,
 
 sg being the stopped gradient and Ω the square of radius r₁ about int(h), cut at the border; the loss is the sum over
-handles. (The paper sums |·| over Ω; the factor and the mean are those of DragDiffusion's program.)
+handles. (The paper sums |·| over channels and Ω, C times as much; factor and mean are those of DragDiffusion's program.
+`DragConfig.loss` chooses.)
 
 `motion_supervision_loss` computes this and its gradient from the few native cells under the patches
-(`kernels/patch_loss.py`); `motion_supervision_loss_reference` makes the whole map and slices it, handle by handle.
+(`kernels/patch_loss.py`); `motion_supervision_loss_reference` makes the whole map and slices it, handle by handle; and
+`motion_supervision` in scripts/plain.py is the double sum as printed.
 
 Points are (x, y) on the supervision grid, cell centres at integers.
 """
@@ -36,7 +38,8 @@ def motion_supervision_loss(
 ) -> Tensor:
     """Return the loss of the module's first lines, a scalar, from the native cells under the patches alone.
 
-    features: (1, C, h, w) at any resolution, coarser or finer than the grid. handles, targets: (n, 2). radius: r₁.
+    features: (1, C, h, w) at any resolution, coarser or finer than the grid. handles, targets: (n, 2). radius: r₁; one
+    that reaches over the grid is as any larger.
     grid: (H, W), by default that of the features. active: (n,) bool, the handles that count; None counts all of them. A
     handle exactly at its target has no direction and adds nothing. target_patch: (n, C, 2 r₁ + 1, 2 r₁ + 1), in place
     of sg F(q), such as `patches` of other features; no gradient goes there.
@@ -46,7 +49,8 @@ def motion_supervision_loss(
     native cells, where the border makes the map flat: the dense map blends such a cell with itself, and there the sign
     of its rounding decides. Raises ValueError for a wrong shape, or a point outside of the grid.
     """
-    height, width = checks.motion(features, handles, targets, radius, grid, target_patch)
+    height, width = grid = checks.motion(features, handles, targets, radius, grid, target_patch)
+    radius = kernels.windows.within(radius, grid)
     dtype = _accumulated(features)
     handles = handles.detach().to(dtype)
     directions = direction(handles, targets.detach().to(dtype))  # (n, 2)
@@ -67,6 +71,7 @@ def motion_supervision_loss_reference(
 ) -> Tensor:
     """Return the same number from the whole map on the grid, one handle after the other."""
     height, width = grid = checks.motion(features, handles, targets, radius, grid, target_patch)
+    radius = kernels.windows.within(radius, grid)
     dense = upsampled(features, grid)  # (1, C, H, W)
     handles, targets = handles.to(dense.dtype), targets.to(dense.dtype)
     loss = dense.new_zeros(())
@@ -91,9 +96,10 @@ def motion_supervision_loss_reference(
 def patches(features: Tensor, handles: Tensor, radius: int = 1, grid: tuple[int, int] | None = None) -> Tensor:
     """Return F about each handle: (1, C, h, w) and (n, 2) -> (n, C, 2 r₁ + 1, 2 r₁ + 1).
 
-    What lies beyond the border counts nowhere.
+    What lies beyond the border counts nowhere, and no patch is larger than reaches over the grid.
     """
-    return kernels.patches(features, handles, radius, checks.points_of(features, handles, radius, grid))
+    grid = checks.points_of(features, handles, radius, grid)
+    return kernels.patches(features, handles, kernels.windows.within(radius, grid), grid)
 
 
 def direction(handles: Tensor, targets: Tensor) -> Tensor:

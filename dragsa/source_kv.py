@@ -8,8 +8,7 @@ whose z_k the source was denoised from, or the inversion itself, whose own K/V s
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import os
 import warnings
 import weakref
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -24,10 +23,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from dragsa import ddim, files, hooks
+from dragsa import ddim, files
 from dragsa.config import EditConfig
 from dragsa.ddim import Guided, KVByBlock, Schedule
 from dragsa.hooks import KV, AttentionHook, ReplayKV
+from dragsa.model.blocks import block_name
 
 INVERSION = "inversion"
 Trajectory = int | str  # the level that the denoising of the source began at, or INVERSION
@@ -42,7 +42,7 @@ class Key(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        return f"{self.trajectory}-level{self.level}-{hooks.block_name(self.block)}.safetensors"
+        return f"{self.trajectory}-level{self.level}-{block_name(self.block)}.safetensors"
 
 
 class Held(NamedTuple):
@@ -69,34 +69,35 @@ class Recording:
     """The K/V and latents that a source's passes left, and what they are good for.
 
     K/V over the limit that is given with them go to files, one for each level and block, which are mapped and not read
-    when they are wanted; `folder` is where, a temporary one unless `keep_in` gave another. The temporary folder goes
-    with `clear`, when nothing refers to the recording any more, and when Python ends. A copy of a recording is empty.
+    when they are wanted; `folder` is where, a temporary one (`files.OwnFolder`) unless `keep_in` gave another. It goes
+    with `clear` and with the recording. A copy of a recording is empty, and a forked process has none of its parent's.
     """
 
     latents: dict[Trajectory, dict[int, Tensor]] = field(default_factory=dict, repr=False)  # (1, C, h, w) by level
     folder: Path | None = None
     _held: dict[Key, Held] = field(default_factory=dict, repr=False)
     _network: weakref.ref[Any] | None = field(default=None, repr=False)
-    _weights: tuple[Any, ...] = field(default=(), repr=False)
-    _remove_folder: Callable[[], Any] | None = field(default=None, repr=False)
+    _state: tuple[Any, ...] = field(default=(), repr=False)  # of the network's weights, and the process
+    _own: files.OwnFolder | None = field(default=None, repr=False)
+    _process: int = field(default_factory=os.getpid, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Recording, ()
 
     def of(self, network: Any) -> Recording:
         """Return this recording; clear it first if the network or its weights have changed."""
+        files.sweep()
         weights = network.parameters() if isinstance(network, nn.Module) else ()
         # What changes when the weights do: where each stands, how often it was written to, and its type.
-        state = tuple((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights)
-        if self._network is None or self._network() is not network or state != self._weights:
+        state = os.getpid(), *((w.data_ptr(), 0 if w.is_inference() else w._version, w.dtype) for w in weights)
+        if self._network is None or self._network() is not network or state != self._state:
             self.clear()
-            self._network, self._weights = weakref.ref(network), state
+            self._network, self._state = weakref.ref(network), state
         return self
 
     def covers(self, trajectory: Trajectory, levels: Iterable[int], blocks: Iterable[int], rows: int) -> bool:
         """Tell whether K/V of every block at every level are there, for so many rows or more."""
-        keys = [Key(trajectory, level, block) for level in levels for block in blocks]
-        held = [self._held.get(key) for key in keys]
+        held = [self._held.get(Key(trajectory, level, block)) for level in levels for block in blocks]
         return all(one is not None and one.rows >= rows and one.is_there for one in held)
 
     def kv(self, trajectory: Trajectory, blocks: Iterable[int], level: int) -> dict[int, KV]:
@@ -134,8 +135,8 @@ class Recording:
 
     def _write(self, key: Key, kv: KV) -> Path:
         if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="dragsa-kv-"))
-            self._remove_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+            self._own = files.OwnFolder()
+            self.folder = self._own.path
         path = self.folder / key.file_name
         files.save_bytes(save({"key": kv.key, "value": kv.value}), path, overwrite=True)
         return path
@@ -156,18 +157,18 @@ class Recording:
         self.folder = folder
 
     def clear(self) -> None:
-        """Forget everything, and delete the files."""
+        """Forget everything, and delete the files; a forked process lets go of those that are its parent's."""
         self._forget(list(self._held))
         self.latents.clear()
         self._network = None
-        if self._remove_folder is not None:
-            self._remove_folder()
-            self.folder = self._remove_folder = None
+        if self._own is not None or self._process != os.getpid():
+            self.folder = self._own = None
+        self._process = os.getpid()
 
     def _forget(self, keys: Iterable[Key]) -> None:
         for key in keys:
             held = self._held.pop(key, None)
-            if held is not None and isinstance(held.at, Path):
+            if held is not None and isinstance(held.at, Path) and self._process == os.getpid():
                 with suppress(OSError):  # Windows deletes no file that is mapped
                     held.at.unlink()
 

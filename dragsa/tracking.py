@@ -4,7 +4,8 @@
 
 Ω being the square of radius r₂ about int(h), cut at the border, and F the features on the supervision grid. The first
 minimum in reading order wins. `track` samples the windows alone, for all handles at once, without a host sync
-(`kernels/tracking.py`); `track_points_reference` makes the whole map and searches it handle by handle.
+(`kernels/tracking.py`); `track_points_reference` makes the whole map and searches it handle by handle, and so does
+`track` in scripts/plain.py, as printed.
 
 Points are (x, y) on the grid.
 """
@@ -43,8 +44,8 @@ def track(
     features: (1, C, h, w) at any resolution. reference: (n, C), what to look for. handles: (n, 2). radius: r₂. grid:
     (H, W), by default that of the features. Raises ValueError for a wrong shape.
     """
-    height, width = checks.tracking(features, reference, handles, radius, grid)
-    return Track(*kernels.search(features, reference, handles, radius, height, width))
+    height, width = grid = checks.tracking(features, reference, handles, radius, grid)
+    return Track(*kernels.search(features, reference, handles, kernels.windows.within(radius, grid), height, width))
 
 
 @torch.no_grad()

@@ -63,7 +63,7 @@ def build_parser() -> cli.Parser:
     model.add_argument("--weights", metavar="PATH", help=cli.WEIGHTS_HELP)
     model.add_argument("--device", default="cpu", help="cpu (default), or cuda: one for each process of a machine")
     model.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the networks")
-    model.add_argument("--threads", metavar="N", type=cli.whole(1), help="CPU threads of each process")
+    model.add_argument("--threads", metavar="N", type=cli.whole(1, 256), help="CPU threads of each process")
     loop = (
         ("--drag-step S", "S: drag at level T - S"),
         ("--control-step A", "A: control from here; or 'never'"),

@@ -4,6 +4,7 @@
     python scripts/truth_bench.py run RUN --settings rivals     the same with others' methods beside ours
     python scripts/truth_bench.py run RUN --settings parts      … without some of the small preset's parts
     python scripts/truth_bench.py run RUN --settings precision  … with networks in bfloat16
+    python scripts/truth_bench.py run RUN --settings printed    … as the paper prints the descent and the loss
     python scripts/truth_bench.py table RUN         the table again, from what the folder RUN holds
     python scripts/truth_bench.py export FOLDER     the cases alone, for other programs to edit
 

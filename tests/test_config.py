@@ -1,76 +1,31 @@
-"""Every setting is checked against its annotation, in one place, and named."""
+"""The numbers that the paper gives, and the preset that suits a network."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import fields, replace
-from typing import Any, get_args, get_type_hints
+import inspect
+from dataclasses import replace
 
-import numpy as np
-import pytest
-
+import dragsa
 from dragsa import checks, config
-from dragsa.config import DragConfig, EditConfig, Preset
-
-ODD: list[Any] = [None, [], "", "7", {}, (None,), ("",), (1.5,), 0.5, -1, math.nan, True, b"adam", object()]
-CASES = [(kind, one.name, value) for kind in (DragConfig, EditConfig) for one in fields(kind) for value in ODD]
+from dragsa.config import EditConfig
 
 
-def is_of(value: Any, annotation: Any) -> bool:
-    """Whether a value of `ODD` is of a setting's annotation."""
-    inner = get_args(annotation)
-    if type(None) in inner:
-        return value is None or is_of(value, inner[0])
-    if annotation is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation in (str, bool):
-        return isinstance(value, annotation)
-    return inner == (str, ...) and value == ("",)
+def test_the_default_preset_is_the_one_that_suits_the_networks_widths() -> None:
+    assert config.suiting(config.UNetConfig().widths) == "sd15" and config.suiting(config.SMALL_WIDTHS) == "small"
+    assert checks.configured(None, config.SMALL_WIDTHS) == EditConfig.small()
+    assert checks.configured(None, config.UNetConfig().widths) == EditConfig.sd15()
+    given = EditConfig.paper()
+    assert checks.configured(given, config.SMALL_WIDTHS) is given
 
 
-@pytest.mark.parametrize(("kind", "name", "value"), CASES)
-def test_a_value_of_another_type_is_refused_by_name(kind: Any, name: str, value: Any) -> None:
-    settings = replace(kind(), **{name: value})
-    if is_of(value, get_type_hints(kind)[name]) and value != -1 and value == value:
-        config.check(settings)
-    elif name not in ("steps", "size") or value != -1:  # their ranges are the schedule's and the picture's
-        with pytest.raises(ValueError, match=f"^{name} must be "):
-            config.check(settings)
+def test_the_printed_preset_differs_in_descent_and_loss_alone() -> None:
+    paper, printed = EditConfig.paper(), EditConfig.paper_printed()
+    assert replace(printed, drag=replace(printed.drag, optimizer="adam", loss="mean")) == paper
+    assert (printed.drag.optimizer, printed.drag.loss) == ("sgd", "sum")
 
 
-def test_what_numpy_counts_with_is_a_number() -> None:
-    of_drag: dict[str, Any] = {"radius": np.int64(2), "lr": np.float32(0.1), "patience": np.int32(3)}
-    of_edit: dict[str, Any] = {"control_blocks": (np.int64(11), 12), "guidance": 3}
-    config.check(replace(DragConfig(), **of_drag))
-    config.check(replace(EditConfig(), **of_edit))
-    for name in get_args(Preset):
-        config.check(getattr(EditConfig, name)())
-        config.check(getattr(EditConfig, name)().drag)
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"object_words": "predator"}, "object_words must be a tuple of texts, came 'predator'"),
-        ({"control_blocks": [11, 12]}, r"control_blocks must be a tuple of whole numbers, came \[11, 12\]"),
-        ({"steps": 50.0}, "steps must be a whole number, came 50.0"),
-        ({"drag": None}, "drag must be a DragConfig, came None"),
-        ({"control_step": 1.5}, "control_step must be a whole number from 0, came 1.5"),
-        ({"mask_threshold": 2}, "mask_threshold must be a number from 0 to 1, came 2"),
-        ({"drag": DragConfig(radius=None)}, "radius must be a whole number from 0, came None"),  # type: ignore[arg-type]
-        ({"drag": DragConfig(tap=None)}, "tap must be a text, came None"),  # type: ignore[arg-type]
-    ],
-)
-def test_an_edit_says_which_setting_is_wrong(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=f"^{said}$"):
-        checks.settings(replace(EditConfig(), **changes))
-
-
-def test_a_config_of_another_class_is_refused() -> None:
-    others: list[Any] = [{}, DragConfig(), "small"]
-    for other in others:
-        with pytest.raises(ValueError, match="config must be an EditConfig, came "):
-            checks.configured(other)
-    assert checks.configured(None) == EditConfig.paper()
+def test_the_papers_numbers() -> None:
+    paper = EditConfig.paper()
+    assert (paper.steps, paper.drag_step, paper.control_step) == (50, 10, 10)  # T, S, A
+    assert (paper.drag.lr, paper.drag.tap, paper.guidance) == (0.01, "block14", 1.0)
+    assert inspect.signature(dragsa.edit).parameters["seed"].default == 42

@@ -167,6 +167,15 @@ def test_an_update_looks_at_no_cell_that_it_does_not_compute(tap: str) -> None:
     torch.testing.assert_close(part.gradient, whole.gradient, rtol=1e-7, atol=1e-9)
 
 
+def test_windows_over_the_grid_and_handles_without_number() -> None:
+    """A radius is bounded by the grid, and the windows of all handles by a number that memory has room for."""
+    largest, over = (drag_toy(updates=2, anchor=0.25, radius=r, track_radius=r) for r in (63, 10**9))
+    assert torch.equal(largest.latent, over.latent)
+    many = HANDLES[:1].expand(5000, 2)
+    with pytest.raises(ValueError, match=r"5000 handles are too many: of windows of 15 × 15 .* at most 4660"):
+        drag_toy(handles=many, targets=many + 1, radius=7)
+
+
 def test_an_arrived_handle_is_skipped_and_the_others_go_on():
     handles, targets = torch.tensor([[20.0, 20.0], [40.0, 44.0]]), torch.tensor([[21.0, 21.0], [50.0, 20.0]])
     both, alone = step(handles=handles, targets=targets), step(handles=handles[1:], targets=targets[1:])
@@ -181,6 +190,16 @@ def test_sgd_is_plain_descent():
     result = drag_toy(updates=1, lr=0.25, optimizer="sgd")
     torch.testing.assert_close(result.latent, latent() - 0.25 * first.gradient)
     torch.testing.assert_close(result.losses[0], first.loss)
+
+
+def test_the_printed_loss_is_a_sum_over_channels_and_the_mask_term_stands_in_it_as_it_is():
+    frozen = torch.ones(16, 16)
+    before = step(frozen=frozen).first_pass
+    moved = before._replace(z_prev=before.z_prev - 1)  # the mask term is λ times 4 · 16 · 16
+    mean, total = (step(first_pass=moved, lam=1 / 1024, frozen=frozen, loss=loss).loss for loss in ("mean", "sum"))
+    term = 1.0
+    assert mean > term  # and not the term alone
+    torch.testing.assert_close(total - term, before.features.shape[1] * (mean - term))
 
 
 def test_what_is_looked_for():

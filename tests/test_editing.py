@@ -116,6 +116,19 @@ def test_a_drag_changes_the_picture_and_is_reported(sd, source):
     assert trace.to_json(made)["updates"][0]["loss"] == made.losses[0]
 
 
+def test_sources_results_and_models_print_on_one_line(sd, source):
+    size, at = source.picture.size, source.latents.shape
+    cells = f"{at[-1]}×{at[-2]} cells"
+    assert repr(source) == f"Source({size[0]}×{size[1]} px, inverted, {source.prompt!r}, z_0 … z_6 of {cells})"
+    assert repr(sd) == f"StableDiffusion({sd.provenance}, float32, cpu)"
+    result = dragsa.edit(sd, source, DRAGS, config=CONFIG)
+    left = max(result.trace.distances_of(result.trace.tracked)[0])
+    begins = f"EditResult({size[0]}×{size[1]} px, not reached (budget), 2 updates, {left:.1f} px left, "
+    assert repr(result).startswith(begins) and repr(result).endswith(" s)")
+    alone = dragsa.edit(sd, source, target_prompt="a star", config=CONFIG)
+    assert repr(alone).startswith(f"EditResult({size[0]}×{size[1]} px, no drag, ")
+
+
 def test_the_prompt_acts_alone_and_before_the_drag(sd, source):
     changed = dragsa.edit(sd, source, target_prompt="a blue star", config=CONFIG)
     same = dragsa.edit(sd, source, target_prompt="a red disc", config=CONFIG)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -75,3 +79,73 @@ def test_folder_is_whole_or_not(tmp_path: Path) -> None:
 def test_needs_no_heavy_package() -> None:
     code = "import sys; from dragsa import files; assert not {'torch', 'numpy', 'PIL'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_folder_is_replaced_only_where_all_in_it_may_go(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    assert files.check_folder(folder) == folder
+    folder.mkdir()
+    (folder / "1.png").write_bytes(b"old")
+    with pytest.raises(FileExistsError, match="is there already"):
+        files.check_folder(folder)
+    assert files.check_folder(folder, overwrite=True) == folder
+    with files.whole_folder(folder, replace=True) as part:
+        (part / "2.png").write_bytes(b"new")
+        assert (folder / "1.png").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "2.png"]
+    for name in ("notes.txt", "index.html"):
+        (folder / name).write_text("mine")
+        with pytest.raises(FileExistsError, match=f"holds {name}, so it is not replaced"):
+            files.check_folder(folder, overwrite=True)
+        (folder / name).unlink()
+    (folder / "b.png").mkdir()
+    with pytest.raises(FileExistsError, match=r"holds b\.png"):
+        files.check_folder(folder, overwrite=True)
+    (tmp_path / "link").symlink_to(folder)
+    with pytest.raises(FileExistsError, match="is not a plain file"):
+        files.check_folder(tmp_path / "link", overwrite=True)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that temporary folders are made in."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    files.sweep.cache_clear()
+    return tmp_path
+
+
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """A process that has a folder of its own, and lives on."""
+    code = (
+        "import sys; from dragsa import files; own = files.OwnFolder(); print(own.path, flush=True); sys.stdin.read()"
+    )
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    asked = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    return subprocess.Popen([sys.executable, "-c", code], **asked)  # type: ignore[call-overload]
+
+
+@pytest.mark.skipif(files.fcntl is None, reason="needs locks")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_killed_process_left_is_swept_and_a_living_one_s_is_not(temporary: Path, how: signal.Signals) -> None:
+    with holder(temporary) as killed, holder(temporary) as living:
+        left, kept = (Path(one.stdout.readline().strip()) for one in (killed, living) if one.stdout)
+        own = files.OwnFolder()
+        (left / "x").write_text("gigabytes")
+        (temporary / "another").mkdir()
+        (temporary / f"{files.PREFIX}link").symlink_to(temporary / "another")
+        killed.send_signal(how)
+        killed.wait()
+        assert left.exists()
+        files.sweep()
+        assert not left.exists() and kept.exists() and own.path.exists() and (temporary / "another").exists()
+        living.communicate("")
+        assert not kept.exists()  # which a process that ends by itself removes
+
+
+def test_an_own_folder_goes_with_what_refers_to_it(temporary: Path) -> None:
+    own = files.OwnFolder()
+    path, lasts = own.path, files.OwnFolder()
+    del own
+    gc.collect()
+    assert not path.exists() and list(temporary.iterdir()) == [lasts.path]

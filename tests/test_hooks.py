@@ -6,6 +6,7 @@ import torch
 
 from dragsa import hooks
 from dragsa.hooks import KV, MutualSelfAttention, ReplayKV, compose
+from dragsa.model.blocks import block_name
 
 
 def inputs(batch=2, height=8, width=16):
@@ -60,7 +61,7 @@ def test_replayed_kv_equals_side_by_side():
     net, (z, text) = golden_cases.golden_unet(), inputs()
     blocks = tuple(range(11, 17))
     both = net(z, 401, text, attention=MutualSelfAttention(blocks)).eps
-    names = {block: f"{hooks.block_name(block)}.kv" for block in blocks}
+    names = {block: f"{block_name(block)}.kv" for block in blocks}
     source = net(z[:1], 401, text[:1], taps=tuple(names.values()))
     replay = ReplayKV({block: source.taps[name] for block, name in names.items()})
     target = net(z[1:], 401, text[1:], attention=replay).eps

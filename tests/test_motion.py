@@ -49,6 +49,21 @@ def test_equals_the_dense_reference(native, grid, radius):
         compare(native, handles, drawn_targets(len(handles), grid, seed), radius, grid, seed)
 
 
+@pytest.mark.parametrize("radius", [32, 10**9, 2**62])
+def test_a_radius_over_the_grid_is_the_largest_that_fits(radius):
+    handles, grid = border_points((24, 32)), (24, 32)
+    targets = drawn_targets(len(handles), grid, 0)
+    compare((6, 8), handles, targets, radius, grid)
+    features = drawn((6, 8), 7)
+    loss = [motion_supervision_loss(features, handles, targets, r, grid) for r in (31, radius)]
+    assert torch.equal(*loss)
+    patch = motion.patches(features, handles, radius, grid)
+    assert patch.shape == (len(handles), 7, 63, 63)
+    for loss_of in (motion_supervision_loss, motion_supervision_loss_reference):
+        given = loss_of(features, handles, targets, radius, grid, None, patch)
+        torch.testing.assert_close(given, loss[0], rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("towards", [(1, 0), (-1, 0), (0, 1), (0, -1), (-3, -4), (5, 12)])
 @pytest.mark.parametrize("handle", [(0, 0), (1, 2), (31, 23), (30, 22), (12, 9), (12.5, 9.25)])
 def test_each_direction_at_each_corner(handle, towards):

@@ -16,7 +16,7 @@ SIGNATURES = {
     "DragConfig": (
         "tap='block14', updates=80, lr=0.01, radius=1, track_radius=3, lam=0.1, reach=2.0, optimizer='adam', "
         "reference='first', patience=30, lost_patience=5, stall=None, anchor=0.0, checkpoint=False, "
-        "compile='auto'"
+        "compile='auto', loss='mean'"
     ),
     "DragResult": "latent, losses, handles, distances, final_handles, reason",
     "EditConfig": (
@@ -26,6 +26,7 @@ SIGNATURES = {
         "source_kv_memory=1073741824, paste=True, crop='none'"
     ),
     "EditConfig.paper": "**changes",
+    "EditConfig.paper_printed": "**changes",
     "EditConfig.sd15": "**changes",
     "EditConfig.dragdiffusion": "**changes",
     "EditConfig.masactrl": "**changes",
@@ -85,13 +86,13 @@ SIGNATURES = {
 OPTIONS = {
     "edit": (
         "--anchor --blend --checkpoint --compile --control --control-blocks --control-step --crop --device --drag "
-        "--drag-step --dtype --fixed-point --force --from-noise --guidance --help --job --json --keep-going --lam "
-        "--lora-steps --lost-patience --lr --mask --mask-blocks --mask-threshold --no-blend --no-keep-going --no-paste "
-        "--object-words --optimizer --out --paste --path --patience --preset --prompt --quiet --radius --reach "
-        "--reference --seed "
+        "--drag-step --dtype --fixed-point --force --from-noise --guidance --help --job --json --keep-going "
+        "--lam --loss --lora-steps --lost-patience --lr --mask --mask-blocks --mask-threshold --no-blend "
+        "--no-keep-going --no-paste --object-words --optimizer --out --paste --path --patience "
+        "--preset --prompt --quiet --radius --reach --reference --seed "
         "--sheet --size --skip-existing --source --source-kv --source-kv-memory --stall --steps --tap --target-prompt "
         "--threads --track-radius --updates --variant --weights --clip-skip --embedding --ema --lora "
-        "--negative-prompt --no-ema --text-encoder --vae"
+        "--negative-prompt --no-ema --text-encoder --vae --every --explain --frames --trace"
     ),
     "generate": (
         "--device --dtype --fixed-point --force --guidance --help --json --out --preset --prompt --quiet "
@@ -105,6 +106,7 @@ OPTIONS = {
     "info": (
         "--help --json --size --verify --weights --clip-skip --embedding --ema --lora --no-ema --text-encoder --vae"
     ),
+    "fetch": "--help --to",
     "bench": (
         "--baseline --chart --device --force --handles --help --json --markdown --modes --only --quick "
         "--quiet --repeats --sizes --steps --threads --updates --weights --width"

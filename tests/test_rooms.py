@@ -13,8 +13,9 @@ ROOT = Path(__file__).parents[1]
 PLACES = (
     ("dragsa.files", "dragsa.config"),
     ("dragsa.model.blocks",),
-    ("dragsa.kernels",),
-    ("dragsa.layouts",),
+    ("dragsa.model.sites",),
+    ("dragsa.kernels", "dragsa.layouts"),
+    ("dragsa.stock",),
     ("dragsa.hooks",),
     ("dragsa.model",),
     ("dragsa.schedule",),
@@ -29,6 +30,7 @@ PLACES = (
     ("dragsa.methods",),
     ("dragsa.source_kv",),
     ("dragsa.editing",),
+    ("dragsa.looking",),
     ("dragsa.speed", "dragsa.evaluation"),
     ("dragsa.page", "dragsa.cli"),
     ("dragsa",),  # its __init__ and __main__, which name everything

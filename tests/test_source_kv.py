@@ -1,8 +1,11 @@
 """K/V recorded and taken up again: equal to the side-by-side pass, half its rows, and never another pass's."""
 
+import contextlib
 import copy
 import gc
+import os
 import pickle
+import tempfile
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import dragsa
-from dragsa import ddim, drag
+from dragsa import ddim, drag, files
 from dragsa import source_kv as recording
 from dragsa.config import DragConfig, EditConfig
 from dragsa.ddim import Guided, KVByBlock
@@ -283,6 +286,36 @@ def test_mapped_files_serve_as_memory_does_and_go(run, prepared):
     del mapped
     gc.collect()
     assert not folder.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs forks")
+def test_a_forked_process_leaves_its_parent_s_files_alone():
+    """It holds nothing of its parent's, and has a folder of its own."""
+    held, network, kv = Recording(), nn.Linear(1, 1), {11: pair()}
+    held.of(network).writer(4, [1], limit=0)(1, kv)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        with contextlib.suppress(BaseException):
+            parents = held.folder
+            held.of(network).writer(4, [1], limit=0)(1, kv)
+            apart = held.folder != parents and held.covers(4, [1], [11], 1)
+            held.clear()
+            del held
+            gc.collect()
+            code = 0 if apart else 2
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert held.covers(4, [1], [11], 1) and torch.equal(held.kv(4, [11], 1)[11].key, kv[11].key)
+
+
+def test_a_store_sweeps_at_its_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / f"{files.PREFIX}left"
+    left.mkdir()
+    files.sweep.cache_clear()
+    Recording().of(nn.Linear(1, 1))
+    assert not left.exists()
 
 
 def test_files_that_are_gone_are_made_again(run, prepared):

@@ -11,7 +11,7 @@ from dragsa.kernels import windows
 from dragsa.tracking import chance, sample_points, track, track_points, track_points_reference
 
 
-@pytest.mark.parametrize("radius", [0, 3, 4])
+@pytest.mark.parametrize("radius", [0, 3, 4, 10**9])
 @pytest.mark.parametrize("native, grid", SIZES)
 def test_equals_the_dense_reference(native, grid, radius):
     handles = border_points(grid)

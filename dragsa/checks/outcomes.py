@@ -12,13 +12,15 @@ from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from torch import Tensor
 
-from dragsa import tracking
+from dragsa import motion, tracking
 from dragsa.model.unet import UNet
 from dragsa.pictures import Point, Size, Trace, to_rgb
 
 SIDE = 160  # pixels of the longer side that pictures are compared at
 HALF = 6  # of the patch's side there, without its middle
 ALIKE = 0.05  # of the window's median difference: over it nothing looks like the patch
+THERE = 0.6  # of the average cell's distance: where the nearest one is further, what is looked for is not there
+AS_NEAR = 1.1  # times the least distance: features that do not differ
 NOISE = 4e-4  # mean squared difference, of levels 0 … 1, under which patches do not differ
 
 ADVICE = {
@@ -71,6 +73,16 @@ def _place(before: np.ndarray, after: np.ndarray, drag: tuple[Point, Point], sca
     return x + (hx - column) / scale[0], y + (hy - row) / scale[1]
 
 
+def in_short(trace: Trace) -> str:
+    """Return what came of an edit, on one line: reached or why not, updates, pixels left, seconds."""
+    spent = f"{sum(trace.seconds.values()):.1f} s"
+    if trace.stop is None:
+        return f"no drag, {spent}"
+    reached = "reached" if trace.stop == "reached" else f"not reached ({trace.stop})"
+    updates = "1 update" if len(trace.losses) == 1 else f"{len(trace.losses)} updates"
+    return f"{reached}, {updates}, {max(trace.distances_of(trace.tracked)[0]):.1f} px left, {spent}"
+
+
 def shortfall(trace: Trace) -> str | None:
     """Return the warning that an edit's drag calls for: it did not arrive, or what arrived is not in the result."""
     if trace.stop is None or trace.stop == "stopped":
@@ -94,20 +106,27 @@ def shortfall(trace: Trace) -> str | None:
 
 
 @torch.no_grad()
-def warn_changed(
+def find_again(
     unet: UNet, latents: Tensor, t: Tensor, context: Tensor, handles: Tensor, tap: str, grid: Size
-) -> None:
-    """Warn of handles (n, 2) on the grid (W, H) whose features the re-prompted picture does not have there.
+) -> Tensor:
+    """Return where the source's handles (n, 2) on the grid (W, H) are in the re-prompted picture, and warn of the rest.
 
-    latents, context: (2, …), source and target. A drag acts on the re-prompted picture, and its handles are places of
-    the source: where nothing within three cells looks like the source's handle more than the average cell does, what
-    the handle stood on is gone.
+    latents, context: (2, …), source and target. A drag acts on the re-prompted picture, whose objects need not stand
+    where the source's do: a handle is brought to the cell of the whole map whose features are nearest to those that it
+    has in the source, of several as near to the one that is the least way off. Where none is near, what it stood on is
+    gone, and it stays.
     """
-    size, tap = (grid[1], grid[0]), tap.partition("+")[0]
+    size, tap, places = (grid[1], grid[0]), tap.partition("+")[0], handles.clone()
     source, target = unet(latents, t, context, taps=(tap,), until=tap).taps[tap].chunk(2)
-    handles = handles.to(source.device)
-    reference = tracking.sample_points(source, handles, size)
-    match = tracking.track(target, reference, handles, 3, size).distance
-    for n, gone in enumerate((match >= tracking.chance(target, reference)).tolist(), start=1):
-        if gone:
-            warnings.warn(f"handle {n}: the changed prompt left nothing like the source there to drag", stacklevel=3)
+    reference = tracking.sample_points(source, handles.to(source.device), size)  # (n, C)
+    dense = motion.upsampled(target, size)[0]  # (C, H, W)
+    for n, (sought, chance) in enumerate(zip(reference, tracking.chance(target, reference), strict=True)):
+        distances = (dense - sought[:, None, None]).abs().sum(dim=0)  # (H, W)
+        if distances.min() < THERE * chance:
+            alike = (distances <= AS_NEAR * distances.min()).nonzero().flip(1).to(handles)  # (m, 2)
+            places[n] = alike[(alike - handles[n]).norm(dim=1).argmin()]
+        else:
+            warnings.warn(
+                f"handle {n + 1}: the changed prompt left nothing like the source there to drag", stacklevel=3
+            )
+    return places

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dragsa import config as configuration
-from dragsa import hooks, pictures
+from dragsa import pictures
+from dragsa.checks import values
 from dragsa.checks.notices import warn_of_losses
-from dragsa.checks.tensors import drag_settings
-from dragsa.config import EditConfig
+from dragsa.checks.tensors import drag_settings, looked_at
+from dragsa.config import EditConfig, suiting
 from dragsa.ddim import Schedule
+from dragsa.model.blocks import check_blocks
 from dragsa.pictures import Size
 
 
@@ -42,12 +43,15 @@ def request(
         warn_of_losses(image, config, (prompt, target_prompt or ""))
 
 
-def configured(config: Any) -> EditConfig:
-    """Return the config, that of the paper for None. Raises ValueError for another class and for a wrong setting."""
-    config = EditConfig.paper() if config is None else config
+def configured(config: Any, widths: tuple[int, ...] = ()) -> EditConfig:
+    """Return the config, for None that of the preset that suits a UNet of these widths.
+
+    Raises ValueError for another class and for a wrong setting.
+    """
+    config = getattr(EditConfig, suiting(widths))() if config is None else config
     if not isinstance(config, EditConfig):
         raise ValueError(f"config must be an EditConfig, came {type(config).__name__}")
-    configuration.check(config)
+    values.check(config)
     return config
 
 
@@ -59,8 +63,8 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
     configured(config)
     Schedule(config.steps, config.variant)
     drag_settings(config.drag)
-    hooks.check_blocks(config.control_blocks)
-    hooks.check_blocks(config.mask_blocks)
+    check_blocks(config.control_blocks)
+    check_blocks(config.mask_blocks)
     if config.control == "masked" and not config.object_words:
         raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
     pictures.working_size(1, 1, config.size)
@@ -76,6 +80,8 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         if config.blend and mask is None:
             raise ValueError("blending keeps what lies outside of the mask, and there is no mask")
         pictures.to_grid([point for pair in drags for point in pair], size, size)
+        width, height = pictures.grid_size(pictures.working_size(*size, config.size))
+        looked_at(len(drags), config.drag, (height, width))
         if mask is not None:
             pictures.open_mask(mask, size, (1, 1))
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dragsa import config as configuration
+from dragsa.checks import values
 from dragsa.config import DragConfig
+from dragsa.kernels import windows
 from dragsa.model.blocks import ACTIVATIONS, STAGES
 
 Grid = tuple[int, int]
+MOST = 2**20  # cells in the windows of all handles: a number for each channel is some gigabytes
 
 
 def points_of(features: Tensor, points: Tensor, radius: int, grid: Grid | None) -> Grid:
@@ -40,7 +42,8 @@ def motion(
         came = f"{tuple(handles.shape)} and {tuple(targets.shape)}"
         raise ValueError(f"handles and targets must be (n, 2) of (x, y), as many of each, came {came}")
     grid = points_of(features, handles, radius, grid)
-    expected = len(handles), features.shape[1], 2 * radius + 1, 2 * radius + 1
+    side = 2 * windows.within(radius, grid) + 1
+    expected = len(handles), features.shape[1], side, side
     if target_patch is not None and target_patch.shape != expected:
         came = str(tuple(target_patch.shape))
         raise ValueError(f"the target patches must be {expected}, one for each handle, came {came}")
@@ -84,6 +87,14 @@ def _inside(points: Tensor, name: str, what: str, grid: Grid) -> None:
             raise ValueError(f"{name} {number} at ({x:g}, {y:g}) lies {there}")
 
 
+def looked_at(handles: int, config: DragConfig, grid: Grid) -> None:
+    """Raise a ValueError for more handles than their windows leave memory for."""
+    side = 2 * windows.within(max(config.radius, config.track_radius), grid) + 1
+    if handles * side**2 > MOST:
+        most, of = MOST // side**2, f"windows of {side} × {side} cells (--radius, --track-radius)"
+        raise ValueError(f"{handles} handles are too many: of {of} at most {most} are dragged together")
+
+
 def mask_on(mask: Tensor, grid: Grid) -> Tensor:
     """Return the mask. Raises ValueError unless it is (H, W) on the grid and within [0, 1]."""
     mask = torch.as_tensor(mask)
@@ -96,7 +107,7 @@ def mask_on(mask: Tensor, grid: Grid) -> Tensor:
 
 def drag_settings(config: DragConfig) -> None:
     """Raise a ValueError that names the first setting out of its range."""
-    configuration.check(config)
+    values.check(config)
     names = config.tap.split("+")
     if any(name not in ACTIVATIONS for name in names):
         known = f"block01 … block16, {', '.join(STAGES)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from dragsa import files
-from dragsa.cli.edit import check_outputs, write
+from dragsa.cli.edit import check_outputs, write, write_report
 from dragsa.cli.options import Options
 from dragsa.cli.progress import Progress
 
@@ -22,11 +22,12 @@ def run_bench(given: Options, progress: Progress) -> int:
     names = {one.name for one in fields(speed.Settings)}
     settings = speed.Settings(**{key: value for key, value in options.items() if key in names})
     check_outputs(options, set())
-    report = speed.run(settings, progress.say)
+    report = speed.run(settings, progress.say if progress.shown else progress.tell)  # a pipe gets lines
     progress.erase()
     tables = speed.markdown(report)
     print(tables, end="")
     if "markdown" in options:
         files.save_bytes(tables.encode(), options["markdown"], options.get("force", False))
-    write(options, {"chart": lambda: speed.draw_chart(report)} if "chart" in options else {}, speed.to_json(report))
+    write(options, {"chart": lambda: speed.draw_chart(report)})
+    write_report(options, speed.to_json(report))
     return 0

@@ -14,27 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 from dragsa import files
 from dragsa.cli.jobs import read_jobs
+from dragsa.cli.looking import Looker, check_looking, places, tells, watched, write_looking
 from dragsa.cli.options import Options
 from dragsa.cli.progress import Failed, Progress, at_work, first_interrupt_ends_the_drag, is_told, one_line
-from dragsa.cli.weights import changes_of, load_changed
-from dragsa.config import DragConfig, EditConfig
+from dragsa.cli.weights import SMALL, changes_of, load_changed
+from dragsa.config import WHERE, DragConfig, EditConfig, suiting
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from dragsa import editing
     from dragsa.loading import StableDiffusion
-
-SMALL = Path(__file__).resolve().parents[2] / "weights" / "small"  # the model that ships, in a checkout
-
-SMALL_WIDTHS = [32, 64, 128, 128]  # of that model's UNet, by which it is known wherever it stands
+    from dragsa.looking import Edited, Pass
+    from dragsa.pictures import Observer
 
 
 def suits(weights: Path) -> str:
-    """Return the preset that a model brings: "small" for a folder with a UNet of the small model's widths."""
+    """Return the preset that a model brings, by the widths of its UNet, before it is loaded."""
     try:
         settings = json.loads((weights / "unet" / "config.json").read_bytes())
-        return "small" if settings["block_out_channels"] == SMALL_WIDTHS else "sd15"
+        return suiting(tuple(settings["block_out_channels"]))
     except (OSError, ValueError, LookupError, TypeError, RecursionError):  # loading says what is wrong with it
         return "sd15"
 
@@ -51,12 +50,12 @@ def config_of(options: Options) -> EditConfig:
 
 
 def weights_of(options: Options) -> Path:
-    """Return the path of the weights: given, in the environment, or those beside the package in a checkout."""
+    """Return the path of the weights: given, in the environment, or those of the model that ships."""
     if path := options.get("weights") or os.environ.get("DRAGSA_WEIGHTS"):
         return Path(path)
     if SMALL.is_dir():
         return SMALL
-    raise ValueError("no weights: give --weights PATH or set DRAGSA_WEIGHTS (weights/README.md says what to get)")
+    raise ValueError(f"no weights: give --weights PATH or set DRAGSA_WEIGHTS; {WHERE}")
 
 
 OUTPUTS = ("out", "source", "path", "sheet", "chart", "json", "markdown")
@@ -87,6 +86,10 @@ def check_outputs(options: Options, taken: set[Path]) -> None:
         if place(path) in taken:
             raise ValueError(f"{path}: two outputs of the same name")
         taken.add(place(path))
+    for path in places(options):
+        if place(path) in taken:
+            raise ValueError(f"{path}: two outputs of the same name")
+        taken.add(place(path))
 
 
 @dataclass
@@ -94,6 +97,7 @@ class Session:
     """The model that is loaded and the source that is prepared, kept from job to job."""
 
     progress: Progress
+    looker: Looker | None = None  # what observes the job that is done
     seconds_loading: float = 0.0
     _model: tuple[Any, StableDiffusion] | None = None
     _source: tuple[Any, editing.Source] | None = None
@@ -105,14 +109,24 @@ class Session:
         if "threads" in options:
             torch.set_num_threads(options["threads"])
         path, device, dtype = weights_of(options), options.get("device", "cpu"), options.get("dtype", "float32")
-        key, begin = (place(path), device, dtype, changes_of(options)), time.perf_counter()
+        key, begin = (place(path), device, dtype, changes_of(options), tells(options)), time.perf_counter()
         self.seconds_loading = 0.0
         if self._model is None or self._model[0] != key:
             self.progress.say(f"loading {path}")
             self._model = self._source = self._hashes = None
-            self._model = key, load_changed(path, options)
+            sd = load_changed(path, options)
+            self._model = key, watched(sd, self.told) if tells(options) else sd
             self.seconds_loading = time.perf_counter() - begin
         return self._model[1]
+
+    @property
+    def observer(self) -> Observer:
+        return self.progress if self.looker is None else self.looker
+
+    def told(self, one: Pass) -> None:
+        """Take a pass of a network that is watched."""
+        if self.looker is not None:
+            self.looker.tell(one)
 
     def hashes(self, sd: StableDiffusion) -> dict[str, str]:
         """Return the sha256 of each of the weights' files, by its name under the weights' own path."""
@@ -140,7 +154,7 @@ class Session:
         if self._source is not None and self._source[0] == key:
             return self._source[1], True
         extent = size if isinstance(size, tuple) else None
-        told: dict[str, Any] = {"observe": self.progress, "negative_prompt": negative}
+        told: dict[str, Any] = {"observe": self.observer, "negative_prompt": negative}
         self._source = key, editing.prepare(sd, picture, prompt, seed, config, size=extent, **told)
         return self._source[1], False
 
@@ -149,7 +163,7 @@ def measured(options: Options, sd: StableDiffusion, seconds: Mapping[str, float]
     """Return the part of the JSON that both commands have: the options, where the command ran, and what it cost."""
     import torch
 
-    unasked = ("command", "version", "quiet", "job", "keep_going", "skip_existing", "weights_sha256")
+    unasked = ("command", "version", "quiet", "explain", "job", "keep_going", "skip_existing", "weights_sha256")
     given = {key: value for key, value in options.items() if key not in unasked}
     files: dict[str, Any] = {key: str(place(value)) for key, value in given.items() if isinstance(value, Path)}
     for key in ("lora", "embedding"):
@@ -233,6 +247,7 @@ def check_job(options: Options, taken: set[Path]) -> None:
     check_outputs(options, taken)
     config, prompt = config_of(options), options.get("prompt", "")
     checks.words(prompt, options.get("target_prompt"))
+    check_looking(options, config)
     if config.object_words:  # without any `checks.settings` asks for them
         methods.check_object_words(config, prompt, options.get("target_prompt") or prompt)
     if not to_come:
@@ -259,6 +274,7 @@ def check_fit(options: Options, config: EditConfig) -> None:
 def edit_one(options: Options, session: Session, alone: bool) -> None:
     """Edit one picture and write what was asked for. One that is alone keeps nothing of its source for later ones."""
     from dragsa import pictures
+    from dragsa.checks import outcomes
 
     begin = time.perf_counter()
     config = config_of(options)
@@ -270,8 +286,11 @@ def edit_one(options: Options, session: Session, alone: bool) -> None:
         hashes = session.hashes(sd) if "json" in options or "weights_sha256" in options else None
         if options.get("weights_sha256", hashes) != hashes:
             session.progress.warn(f"{weights_of(options)} holds other weights than those of the report")
+        session.looker = looker = Looker(options, config, session.progress)
         with first_interrupt_ends_the_drag(session.progress):
-            result, source, reused = make(sd, session, options, config)
+            result, edited, reused = make(sd, session, options, config)
+        looker.close()
+        source = edited.source
 
         seconds = {"loading": session.seconds_loading, **({} if reused else source.seconds)}
         for stage, more in result.trace.seconds.items():
@@ -285,38 +304,42 @@ def edit_one(options: Options, session: Session, alone: bool) -> None:
             "path": lambda: pictures.draw_path(result.source, result.trace),
             "sheet": lambda: pictures.sheet(pictures.panels_of(result.source, result.image, result.trace)),
         }
-        write(options, made, report)
+        write(options, made)
+        write_looking(options, sd, replace(edited, latents=looker.latents, passes=looker.said))
+        write_report(options, report)
+        session.progress.tell(f"{options['out']}: {outcomes.in_short(result.trace)}", sys.stdout)
     if result.trace.stop == "not finite":
         raise Failed("the drag ended at numbers that are not finite; the picture is that of the last good update")
 
 
 def make(
     sd: StableDiffusion, session: Session, options: Options, config: EditConfig
-) -> tuple[editing.EditResult, editing.Source, bool]:
-    """Make an edit; return with it its source, and whether the job before had prepared that."""
-    from dragsa import editing, pictures
+) -> tuple[editing.EditResult, Edited, bool]:
+    """Make an edit; return with it that of the part which was cut out, and whether the job before had its source."""
+    from dragsa import editing, looking, pictures
 
-    used: list[tuple[editing.Source, bool]] = []
+    used: list[tuple[Edited, bool]] = []
     whole = replace(config, crop="none")  # of the picture, or of the part that is cut out of it
 
     def edited(picture: Image.Image | None, drags: Any, mask: Any) -> editing.EditResult:
         source, reused = session.source(sd, picture, options, whole)
-        used.append((source, reused))
         session.progress.pixels_per_cell = source.picture.width / pictures.grid_size(source.working_size)[0]
-        told: dict[str, Any] = {"target_prompt": options.get("target_prompt"), "observe": session.progress}
-        return editing.edit(sd, source, drags, mask, config=whole, **told)
+        told: dict[str, Any] = {"target_prompt": options.get("target_prompt"), "observe": session.observer}
+        result = editing.edit(sd, source, drags, mask, config=whole, **told)
+        used.append((looking.Edited(source, result, drags, mask), reused))
+        return result
 
     picture = None if options.get("from_noise") else pictures.open_picture(options["image"])
     asked = picture, options.get("drag", ()), options.get("mask")
-    result = editing.edit_part(edited, *asked, config.size) if config.crop == "auto" else edited(*asked)
-    ((source, reused),) = used
-    return result, source, reused
+    result = pictures.edit_part(edited, *asked, config.size) if config.crop == "auto" else edited(*asked)
+    ((part, reused),) = used
+    return result, part, reused
 
 
-def write(options: Options, made: Mapping[str, Callable[[], Image.Image]], report: dict[str, Any]) -> None:
-    """Make and write the outputs that were asked for, one by one: the result first, the JSON last.
+def write(options: Options, made: Mapping[str, Callable[[], Image.Image]]) -> None:
+    """Make and write the pictures that were asked for, one by one: the result first.
 
-    So a drawing that fails loses nothing of what was made before it, and where the JSON is, everything is.
+    So a drawing that fails loses nothing of what was made before it.
     """
     from dragsa import pictures
 
@@ -324,8 +347,12 @@ def write(options: Options, made: Mapping[str, Callable[[], Image.Image]], repor
     for name, make_picture in made.items():
         if name in options and not is_kept(options, name):
             pictures.save_picture(make_picture(), options[name], force)
+
+
+def write_report(options: Options, report: dict[str, Any]) -> None:
+    """Write the JSON where it was asked for; call it last, so that where it is, everything is."""
     if "json" in options and not is_kept(options, "json"):
-        files.save_json(report, options["json"], force)
+        files.save_json(report, options["json"], options.get("force", False))
 
 
 def drawn_size(options: Options, config: EditConfig) -> tuple[int, int]:
@@ -360,5 +387,6 @@ def run_generate(options: Options, progress: Progress) -> int:
         **measured(options, sd, {"loading": session.seconds_loading, **source.seconds}, begin),
     }
     with at_work():
-        write(options, {"out": lambda: source.picture}, report)
+        write(options, {"out": lambda: source.picture})
+        write_report(options, report)
     return 0

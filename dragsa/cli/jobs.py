@@ -9,9 +9,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dragsa.cli.options import FileWith, Options, Parser, build_parser, whole_or_never
+from dragsa.cli.options import Options, Parser, build_parser
+from dragsa.cli.readers import FileWith, whole_or_never
 
-NO_KEYS = ("help", "job", "quiet", "keep_going", "skip_existing")  # options of `edit` that make no sense in a job
+NO_KEYS = (
+    "help",
+    "job",
+    "quiet",
+    "explain",
+    "keep_going",
+    "skip_existing",
+)  # options of `edit` that make no sense in a job
 # What stands between the values of an option for which a job may give a list.
 SEPARATORS = {"control_blocks": ",", "mask_blocks": ",", "object_words": ",", "size": "x"}
 

@@ -9,12 +9,20 @@ from collections.abc import Sequence
 
 from dragsa.cli.bench import run_bench
 from dragsa.cli.edit import run_edit, run_generate
+from dragsa.cli.fetch import run_fetch
 from dragsa.cli.info import run_info
 from dragsa.cli.options import build_parser
 from dragsa.cli.progress import Failed, Progress, is_told, one_line
 from dragsa.cli.ui import run_ui
 
-RUN = {"edit": run_edit, "generate": run_generate, "ui": run_ui, "info": run_info, "bench": run_bench}
+RUN = {
+    "edit": run_edit,
+    "generate": run_generate,
+    "ui": run_ui,
+    "fetch": run_fetch,
+    "info": run_info,
+    "bench": run_bench,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The options of the commands, and how their values are read: on the command line, and in a job file's JSON.
+"""The options of the commands, on the command line and in a job file's JSON.
 
 The tables make the argparse actions, which the command line, the help and the job files all go by.
 """
@@ -6,15 +6,26 @@ The tables make the argparse actions, which the command line, the help and the j
 from __future__ import annotations
 
 import argparse
-import math
-import re
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
 from dragsa import config
-from dragsa.config import BLOCKS
+from dragsa.cli.readers import (
+    LARGEST,
+    blocks,
+    drag,
+    embedding,
+    extent,
+    listed,
+    lora,
+    optional_path,
+    scale,
+    whole,
+    whole_or_never,
+)
 
 Options = dict[str, Any]  # the options that were given, by their long names with underscores; files are Paths
 
@@ -26,8 +37,11 @@ Rows = tuple[tuple[str, str] | tuple[str, str, Reader], ...]
 FLAG = {"action": "store_true"}  # an option without a value
 CHOICE = {"action": argparse.BooleanOptionalAction}  # and one that can be taken back, by --no-…
 
-LARGEST = 8192  # pixels, of a working picture's side
-WEIGHTS_HELP = "a safetensors file, or a folder in the diffusers layout (default: $DRAGSA_WEIGHTS, else weights/small)"
+THREADS = max(256, os.cpu_count() or 1)  # with some thousands PyTorch crashes
+WEIGHTS_HELP = (
+    "a safetensors file, or a folder in the diffusers layout (default: $DRAGSA_WEIGHTS, else the model that ships)"
+)
+WHAT = ("single", "single-both", "folder", "folder-fp16")  # the layouts that can be fetched
 PARTS_HELP = (
     "of roof, update, memory, fused, tracking, handles, denoise, recompiles, and by name alone compile (the "
     "compiler's minutes) and whole (an edit by stages)"
@@ -41,111 +55,13 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def whole(lowest: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers of at least `lowest` that 63 bits hold."""
+class Formatter(argparse.HelpFormatter):
+    """Wraps all of a help's text but its examples, which are to be copied."""
 
-    def read(text: str) -> int:
-        if not re.fullmatch(r"[+-]?\d+", text) or not lowest <= int(text) < 2**63:
-            raise argparse.ArgumentTypeError(f"must be a whole number of at least {lowest}, came {text!r}")
-        return int(text)
-
-    return read
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
 
 
-def whole_or_never(text: str) -> int | None:
-    """Read a whole number of at least 0, or "never", for which a job file has null."""
-    return None if text == "never" else whole(0)(text)
-
-
-def scale(text: str) -> float:
-    """Read a finite number of at least 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, came {text!r}")
-    return number
-
-
-def optional_path(text: str) -> Path | str:
-    """Read a path. Empty text, as from an unset variable, and argparse's mark of an absent IMAGE stay as they are."""
-    return text if text in ("", argparse.SUPPRESS) else Path(text)
-
-
-def drag(text: str) -> tuple[tuple[float, float], tuple[float, float]]:
-    number = r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*"
-    found = re.fullmatch(f"{number},{number}:{number},{number}", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"must be X0,Y0:X1,Y1 (handle and target in pixels), came {text!r}")
-    x0, y0, x1, y1 = map(float, found.groups())
-    return (x0, y0), (x1, y1)
-
-
-def blocks(text: str) -> tuple[int, ...]:
-    found: list[int] = []
-    for part in text.split(","):
-        ends = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if ends is None:
-            raise argparse.ArgumentTypeError(f"must be blocks such as 11-16 or 11,12,14, came {text!r}")
-        first, last = int(ends[1]), int(ends[2] or ends[1])
-        if not 1 <= first <= last <= BLOCKS:
-            raise argparse.ArgumentTypeError(f"blocks are numbered 1 to {BLOCKS}, from low to high, came {text!r}")
-        found += range(first, last + 1)
-    return tuple(found)
-
-
-def extent(text: str) -> int | tuple[int, int]:
-    found = re.fullmatch(r"(\d+)(?:[x×](\d+))?", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"must be pixels, N or WIDTHxHEIGHT, came {text!r}")
-    if max(int(side) for side in found.groups("0")) > LARGEST:
-        raise argparse.ArgumentTypeError(f"must be at most {LARGEST} pixels, came {text!r}")
-    return int(found[1]) if found[2] is None else (int(found[1]), int(found[2]))
-
-
-def listed(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """Return a reader of values with commas between them, each of which `one` reads; repeated ones count once."""
-    return lambda text: tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
-
-
-@dataclass(frozen=True)
-class FileWith:
-    """A file and what was written behind it: a LoRA's scale, or an embedding's token, None where there was none."""
-
-    file: Path
-    extra: float | str | None = None
-
-    def __str__(self) -> str:
-        """Return the text that reads as this."""
-        return str(self.file) if self.extra is None else f"{self.file}:{self.extra}"
-
-    def within(self, folder: Path) -> FileWith:
-        """Return the same of a file whose path is relative to the folder."""
-        return FileWith(folder / self.file, self.extra)
-
-
-def lora(text: str) -> FileWith:
-    """Read FILE or FILE:SCALE; what is no number behind a colon belongs to the file's name."""
-    file, _, end = text.rpartition(":")
-    try:
-        number = float(end)
-    except ValueError:
-        return FileWith(Path(text))
-    if not math.isfinite(number) or not file:
-        raise argparse.ArgumentTypeError(f"must be FILE or FILE:SCALE, came {text!r}")
-    return FileWith(Path(file), number)
-
-
-def embedding(text: str) -> FileWith:
-    """Read FILE or FILE:TOKEN; a colon that a path goes on behind belongs to the file's name."""
-    file, _, token = text.rpartition(":")
-    if not file or not token or "/" in token or "\\" in token or token.endswith(".safetensors"):
-        return FileWith(Path(text))
-    return FileWith(Path(file), token)
-
-
-# Readers of settings, by the types that `config` gives them; of other types are words, which `get_args` knows.
 READERS: dict[Any, Reader] = {int: whole(0), int | None: whole_or_never, float: scale, bool: FLAG, str: str}
 READERS |= {tuple[int, ...]: blocks, tuple[str, ...]: listed(str)}
 TYPES = {**get_type_hints(config.DragConfig), **get_type_hints(config.EditConfig)}
@@ -190,7 +106,7 @@ EDIT: dict[str, Rows] = {
         *CHANGES,
         ("--device DEVICE", "cpu (default), cuda, cuda:1, …", str),
         ("--dtype", "of the networks (default float32)"),
-        ("--threads N", "CPU threads (default: PyTorch's choice)", whole(1)),
+        ("--threads N", "CPU threads (default: PyTorch's choice)", whole(1, THREADS)),
     ),
     "schedule": (
         ("--preset", "the numbers not given (default sd15; small for the model that ships)"),
@@ -226,6 +142,7 @@ EDIT: dict[str, Rows] = {
         ),
         ("--reach CELLS", "arrival threshold: a handle nearer than this to its target has arrived"),
         ("--optimizer", "adam-mini: one scale for all; sgd: the paper's plain descent"),
+        ("--loss", "over the features' channels: their mean, DragDiffusion's, or their sum, as the paper prints it"),
         ("--reference", "tracking looks for the feature of h^0 or of h^k"),
         ("--patience N", "stop after N updates without a move, or 'never'"),
         ("--lost-patience N", "stop after N updates that lose a handle, or 'never'"),
@@ -242,6 +159,10 @@ EDIT: dict[str, Rows] = {
         ("--source PNG", "the picture before the edit", Path),
         ("--path PNG", "the handles' path drawn over the picture", Path),
         ("--sheet PNG", "source, path and result side by side", Path),
+        ("--frames DIR", "the drag's pictures so far (x̂_0, decoded), in a folder or a .gif", Path),
+        ("--trace DIR", "a folder that shows the edit's inside: index.html and its pictures", Path),
+        ("--every N", "of --frames and --trace: a picture every N updates (default 5)", whole(1)),
+        ("--explain", "tell the network's passes as they happen: how many, where, of what, under what", FLAG),
         *WRITING,
     ),
 }
@@ -269,8 +190,8 @@ UI: dict[str, Rows] = {
 BENCH: dict[str, Rows] = {
     "": (
         ("--only PARTS", PARTS_HELP, listed(str)),
-        ("--sizes PX", "sides of square pictures [512]", listed(whole(8))),
-        ("--handles N", "numbers of handles [1,20]", listed(whole(1))),
+        ("--sizes PX", "sides of square pictures [512]", listed(whole(8, LARGEST))),
+        ("--handles N", "numbers of handles [1,20]", listed(whole(1, 1000))),
         ("--modes NAMES", "of updates: {float32,bfloat16}-checkpoint or [baseline,float32,bfloat16]", listed(str)),
         ("--baseline", "updates and memory of DragDiffusion's way alone", FLAG),
         ("--repeats N", "of everything, after one that is not counted [5]", whole(1)),
@@ -282,7 +203,7 @@ BENCH: dict[str, Rows] = {
         ("--weights PATH", "a file or folder, in place of seeded values", str),
         ("--width", "of the seeded networks (default sd15)", ("sd15", "tiny")),
         ("--device DEVICE", "cpu (default), cuda, cuda:1, …", str),
-        ("--threads N", "CPU threads (default: all cores)", whole(1)),
+        ("--threads N", "CPU threads (default: all cores)", whole(1, THREADS)),
     ),
     "output": (
         ("--json FILE", "every repeat, the machine, and the goals", Path),
@@ -293,17 +214,48 @@ BENCH: dict[str, Rows] = {
 }
 
 
+_DISC = 'dragsa edit scripts/demo/disc.png --prompt "a red disc on a cyan ground" --drag 42,79:70,59 --radius 9'
+_FACE = '--prompt "a white face on a purple ground" --guidance 3'
+# By command: two that work, in a checkout.
+EXAMPLES: dict[str, tuple[str, str]] = {
+    "edit": (
+        f"{_DISC} --drag-step 10 --mask scripts/demo/mask.png --out moved.png",
+        f"dragsa edit --from-noise {_FACE} --drag 73,74:86,74 --radius 5 --out turned.png --frames turned.gif",
+    ),
+    "generate": (
+        f"dragsa generate {_FACE} --out face.png",
+        'dragsa generate --prompt "a yellow disc on a cyan ground" --seed 7 --size 128x96 --out disc.png',
+    ),
+    "ui": ("dragsa ui", "dragsa ui --port 8080 --weights weights/small"),
+    "fetch": ("dragsa fetch", "dragsa fetch folder-fp16 --to weights/sd15"),
+    "info": ("dragsa info --verify", "dragsa info --weights weights/small --size 768x512 --json"),
+    "bench": ("dragsa bench --quick", "dragsa bench --only update,memory --threads 2 --markdown bench.md"),
+}
+
+
+FETCH: Rows = (
+    (
+        "what",
+        "single: one file with the EMA weights, 4.3 GB (default); single-both: with the plain weights too, 7.7 GB; "
+        "folder: the diffusers layout, 4.3 GB; folder-fp16: the same in half precision, 2.1 GB",
+        {"nargs": "?", "choices": WHAT, "default": WHAT[0]},
+    ),
+    ("--to FOLDER", "where to (default weights/sd15)", Path),
+)
+
 # By command: its summary, what its description adds, and its options.
 COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
     "edit": (
         "edit a picture by drags, by a changed prompt, or by both",
-        ". Points are pixels (x, y) of the picture as given; 0,0 is at the upper left. Numbers in brackets are the "
-        "paper's. What can go wrong is looked for first; then --out is written first, and --json last.",
+        ". Points are pixels (x, y) of the picture as given; 0,0 is at the upper left. In brackets stand the defaults, "
+        "sd15's and after a semicolon small's where it has others. What can go wrong is looked for first; then --out "
+        "is written first, and --json last.",
         EDIT,
     ),
     "generate": (
         "draw a picture from a prompt and a seed",
-        ": the one that `edit --from-noise` edits under the same options. Numbers in brackets are the paper's.",
+        ": the one that `edit --from-noise` edits under the same options. In brackets stand the defaults, sd15's and "
+        "after a semicolon small's where it has others.",
         GENERATE,
     ),
     "ui": (
@@ -311,6 +263,12 @@ COMMANDS: dict[str, tuple[str, str, dict[str, Rows]]] = {
         ": press on the picture, pull, let go. It needs the extra ui, two packages: pip install 'dragsa[ui]'. Nothing "
         "is written but what the page is asked to save.",
         UI,
+    ),
+    "fetch": (
+        "download Stable Diffusion 1.5's published weights",
+        ". An interrupted download is taken up where it stopped; each file is compared with its published sha256. "
+        "Needs huggingface_hub: pip install 'dragsa[fetch]'.",
+        {"": FETCH},
     ),
     "info": ("show what weights hold", ": their networks, block by block, as loaded.", {"": INFO}),
     "bench": (
@@ -329,10 +287,10 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="store_true", help="print the versions of dragsa and of what it runs on")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command", parser_class=Parser)
     for name, (summary, more, groups) in COMMANDS.items():
-        about = f"{summary.capitalize()}{more}"
-        command = commands.add_parser(
-            name, help=summary, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS
-        )
+        about = f"{summary[0].upper()}{summary[1:]}{more}"
+        how: dict[str, Any] = {"description": about, "epilog": "\n  ".join(["examples:", *EXAMPLES[name]])}
+        how |= {"allow_abbrev": False, "argument_default": argparse.SUPPRESS, "formatter_class": Formatter}
+        command = commands.add_parser(name, help=summary, **how)
         add_groups(command, groups)
     return parser
 
@@ -340,10 +298,11 @@ def build_parser() -> Parser:
 def add_groups(command: argparse.ArgumentParser, groups: Mapping[str, Rows]) -> None:
     """Add options in groups by their titles, "" for the command's first ones.
 
-    With a schedule the help has the paper's numbers. Other programs take that of `EDIT`, and rows of other settings.
+    With a schedule the help has the numbers of both presets that hold by default. Other programs take that of `EDIT`,
+    and rows of other settings.
     """
-    paper = asdict(config.EditConfig.paper()) if "schedule" in groups else {}
-    defaults = {**paper.pop("drag", {}), **paper}
+    presets = (config.EditConfig.sd15(), config.EditConfig.small()) if "schedule" in groups else ()
+    defaults = [{**asdict(preset), **asdict(preset.drag), "drag": ()} for preset in presets]  # --drag is the points
     for title, rows in groups.items():
         group = command.add_argument_group(title) if title else command
         for option, text, *given in rows:
@@ -352,7 +311,7 @@ def add_groups(command: argparse.ArgumentParser, groups: Mapping[str, Rows]) -> 
             read = given[0] if given else READERS.get(TYPES[name]) or get_args(TYPES[name])
             how: dict[str, Any] = {"metavar": metavar} if metavar else {}
             how |= read if isinstance(read, dict) else {"choices" if isinstance(read, tuple) else "type": read}
-            if default := default_text(defaults.get(name, ())):
+            if default := "; ".join(dict.fromkeys(default_text(one.get(name, ())) for one in defaults)):
                 text += f" [{default}]"
             group.add_argument(flag, help=text, **how)
 

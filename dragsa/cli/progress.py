@@ -19,7 +19,7 @@ class Progress:
 
     def __init__(self, stream: TextIO, quiet: bool = False) -> None:
         self.stream = stream
-        self.shown = not quiet and stream.isatty()
+        self.quiet, self.shown = quiet, not quiet and stream.isatty()
         self.pixels_per_cell = 2.0  # of the picture, so that distances are told in its pixels
         self.label = ""  # which of several jobs
         self.dragging = self.stopping = False  # a drag is on; it is to end with its next update
@@ -52,10 +52,21 @@ class Progress:
         if self.shown:
             self._write(f"{self.label}{text}")
 
+    def tell(self, text: str, stream: TextIO | None = None) -> None:
+        """Print a line that stays, on a terminal and elsewhere, unless all is quiet."""
+        self.erase()
+        if not self.quiet:
+            print(f"{self.label}{text}", file=stream or self.stream, flush=True)
+
     def warn(self, message: Warning | str, *rest: Any) -> None:
         """Show a warning on one line, as `warnings.showwarning`."""
         self.erase()
         print(f"dragsa: warning: {self.label}{' '.join(str(message).split())}", file=self.stream)
+
+    def explain(self, text: str) -> None:
+        """Show a line that stays, also where all else is quiet: it was asked for."""
+        self.erase()
+        print(f"dragsa: {self.label}{text}", file=self.stream, flush=True)
 
     def fail(self, message: str) -> None:
         """Show an error that ends a job and not the program."""

@@ -1,7 +1,8 @@
-"""The weights that the options name: the model's files, and what changes it."""
+"""The weights that the options name, or those that ship: the model's files, and what changes it."""
 
 from __future__ import annotations
 
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,12 @@ from dragsa.cli.options import Options
 
 if TYPE_CHECKING:
     from dragsa.loading import StableDiffusion
+
+_BESIDE = Path(__file__).resolve().parents[2]  # a checkout, or where packages are installed
+_USERS = sysconfig.get_path("data", sysconfig.get_preferred_scheme("user"))
+_SHARES = [Path(folder) / "share" / "dragsa" for folder in (sysconfig.get_path("data"), _USERS, _BESIDE)]
+_PLACES = [folder / "weights" / "small" for folder in (_BESIDE, *_SHARES)]
+SMALL = next((place for place in _PLACES if place.is_dir()), _PLACES[0])  # the model that ships
 
 _CHOICES = ("ema", "vae", "text_encoder", "clip_skip")  # of `loading.load`
 _FILES = ("lora", "embedding")

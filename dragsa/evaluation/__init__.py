@@ -9,5 +9,6 @@ Scripts take its modules by name, as in `from dragsa.evaluation import cases`:
 - runs, truth, truth_tables, sweeps: the benchmark with exact truth;
 - subjects, experiments, prompts, rivals, steps_table, round_trips: the paper's figures and table again;
 - plain_pickle, dragbench: DragBench;
+- damage: weights files and pickles that are right, and ways to damage them;
 - training: training the small model, and writing it down.
 """

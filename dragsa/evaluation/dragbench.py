@@ -22,6 +22,7 @@ from dragsa.loading import StableDiffusion
 
 PICTURE, META, RESULT, TRACE = "original_image.png", "meta_data.pkl", "dragged_image.png", "trace.json"
 FORMS = distances.FORMS
+MOST = 10_000  # numbers or pairs of them in a sample's points
 
 
 def sample_names(data: Path) -> list[str]:
@@ -48,11 +49,16 @@ def read_sample(data: Path, name: str) -> Sample:
         if not isinstance(meta, dict) or not isinstance(meta.get(key), kinds):
             raise ValueError(f"{folder / META}: expected a dictionary with prompt, points and mask; {key} is not so")
     try:
-        points = np.asarray(meta["points"], dtype=np.float64)  # (2 n, 2): handle, target, handle, …
+        given = meta["points"]
+        if (given.size if isinstance(given, np.ndarray) else len(given)) > MOST:
+            raise ValueError
+        points = np.asarray(given, dtype=np.float64)  # (2 n, 2): handle, target, handle, …
         if not len(points) or points.shape != (len(points), 2) or len(points) % 2:
             raise ValueError
     except (ValueError, TypeError):
-        raise ValueError(f"{folder / META}: points must be handle and target by turns, (x, y) each") from None
+        raise ValueError(
+            f"{folder / META}: points must be handle and target by turns, (x, y) each, up to {MOST}"
+        ) from None
     pictures.to_grid(points.tolist(), picture.size, picture.size)  # raises for one outside
     drags = tuple(((x0, y0), (x1, y1)) for x0, y0, x1, y1 in points.reshape(-1, 4).tolist())
     mask, size = meta.get("mask"), picture.size[::-1]

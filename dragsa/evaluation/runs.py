@@ -127,7 +127,13 @@ def precision(size: int = cases.SIZE) -> list[Setting]:
     return [Setting(NO_EDIT), Setting(MAIN, small, "five"), Setting("bfloat16", small, "five", "bfloat16")]
 
 
-SETTINGS = {"headline": headline, "parts": parts, "rivals": rivals, "precision": precision}
+def printed(size: int = cases.SIZE) -> list[Setting]:
+    """Return the paper's settings with DragDiffusion's Adam and mean, and with the descent and the sum it prints."""
+    paper, as_printed = EditConfig.paper(size=size), EditConfig.paper_printed(size=size)
+    return [Setting(NO_EDIT), Setting("paper", paper, "five"), Setting("as-printed", as_printed, "five")]
+
+
+SETTINGS = {"headline": headline, "parts": parts, "rivals": rivals, "precision": precision, "printed": printed}
 
 
 # -------------------------------------------------------------------------------------------------------------- runs

@@ -20,7 +20,7 @@ four products in DragDiffusion's order (`windows.blend`), so that the sign is th
 from __future__ import annotations
 
 import torch
-from einops import einsum, rearrange
+from einops import rearrange
 from torch import Tensor
 
 from dragsa.kernels import windows
@@ -40,7 +40,8 @@ def pull(
     """Return the loss, a scalar, its gradient as the native cells that it reaches, and where these are.
 
     handles and directions: (n, 2) float32 or float64, and the loss and the gradient (n, C, K, L) likewise. height,
-    width: of the grid. Where they are is row and column of the first of each handle's K × L cells, (n, 2) int64.
+    width: of the grid. Where they are is row and column of the first of each handle's K × L cells, (n, 2) int64. Its
+    plain twin is `motion_supervision` in scripts/plain.py.
     """
     grid, (_, c, h, w) = (height, width), features.shape
     window = windows.window_about(handles, radius, grid)
@@ -48,7 +49,7 @@ def pull(
     y = windows.moved_by(window.y, directions[:, 1:], h, height)
     columns = windows.cells_under(window.x, 1, w, width)  # (n, L)
     rows = windows.cells_under(window.y, 1, h, height)  # (n, K)
-    there = windows.product(windows.along_moved(y, rows), windows.along_moved(x, columns))  # (n, P, P, K L)
+    there = windows.product(windows.along_moved(y, rows), windows.along_moved(x, columns))
 
     native = windows.native_cells(features, columns, rows)  # (n, C, K L)
     moved = windows.sample(native, there)  # (n, C, P, P)
@@ -56,7 +57,7 @@ def pull(
     if active is not None:
         counted = counted & active[:, None, None]
     if target_patch is None:
-        here = windows.product(windows.along(y.before, rows), windows.along(x.before, columns))  # (n, P, P, K L)
+        here = windows.product(windows.along(y.before, rows), windows.along(x.before, columns))
         target_patch = windows.sample(native, here)  # (n, C, P, P)
         flat = y.flat[:, :, None] & x.flat[:, None]  # (n, P, P)
         blended = (y.fraction != 0)[:, :, None] | (x.fraction != 0)[:, None]
@@ -67,7 +68,7 @@ def pull(
     cells = window.inside.sum(dim=(1, 2), keepdim=True).clamp(min=1)  # (n, 1, 1), that the mean is taken over
     weight = (counted * ((2 * radius + 1) ** 2 / (c * cells.to(native.dtype))))[:, None]  # (n, 1, P, P)
     difference = moved - target_patch
-    gradient = einsum(difference.sgn() * weight, there, "n c p q, n p q k -> n c k")
+    gradient = windows.back(difference.sgn() * weight, there)  # (n, C, K L)
     first = torch.stack([rows[:, 0], columns[:, 0]], dim=1)  # (n, 2)
     return (difference.abs() * weight).sum(), gradient.unflatten(2, (rows.shape[1], -1)), first
 

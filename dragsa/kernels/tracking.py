@@ -14,7 +14,7 @@ def search(
     """Find the cell of each window whose features are nearest to the reference (n, C). handles: (n, 2).
 
     height, width: of the grid. Returns the points (n, 2), whole numbers as floats, and their distances (n,),
-    Σ_channels |F(point) - reference|.
+    Σ_channels |F(point) - reference|. The plain twin is `track` in scripts/plain.py.
     """
     grid, (h, w) = (height, width), features.shape[2:]
     dtype = windows.accumulated_in(features)

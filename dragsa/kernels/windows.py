@@ -19,6 +19,8 @@ from einops import einsum, rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
+LARGE = 2**25  # numbers; a product of two maps that has more is not made
+
 
 class Cells(NamedTuple):
     """n windows of K × L cells of a map, K and L the same for all."""
@@ -40,8 +42,9 @@ def take(x: Tensor, at: Tensor) -> Tensor:
 
 def put(values: Tensor, at: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, C, m) -> (B, C, h, w), zero elsewhere; of several values for one cell, which are equals, the first."""
-    again = torch.tril(at[:, None] == at, diagonal=-1).any(dim=1)  # (m,)
-    kept = values * ~again
+    order = torch.arange(len(at), device=at.device)
+    first = torch.full((grid[0] * grid[1],), len(at), device=at.device).scatter_reduce(0, at, order, "amin")
+    kept = values * (first[at] == order)
     whole = values.new_zeros(*values.shape[:2], grid[0] * grid[1])
     return whole.scatter_add(2, at.expand_as(kept), kept).unflatten(2, grid)
 
@@ -78,6 +81,14 @@ class Window(NamedTuple):
     inside: Tensor  # (n, P, P) bool: (row, column) is a cell of the grid
 
 
+class Weights(NamedTuple):
+    """The linear map from native cells to the samples of each window, a map for each axis."""
+
+    along_y: Tensor  # (n, P, K)
+    along_x: Tensor  # (n, Q, L)
+    both: Tensor | None  # (n, P, Q, K L), their product; None where it would be large
+
+
 class Moved(NamedTuple):
     """One axis of the windows after a shift by less than two cells."""
 
@@ -90,6 +101,11 @@ class Moved(NamedTuple):
 def accumulated_in(features: Tensor) -> torch.dtype:
     """float32, or float64 for float64 features."""
     return torch.promote_types(features.dtype, torch.float32)
+
+
+def within(radius: int, grid: tuple[int, int]) -> int:
+    """Return the radius, or where it is larger that of the square which covers the grid from any of its cells."""
+    return min(radius, max(grid) - 1)
 
 
 def window_about(points: Tensor, radius: int, grid: tuple[int, int]) -> Window:
@@ -132,9 +148,11 @@ def along_moved(moved: Moved, cells: Tensor) -> Tensor:
     return neighbours[:, :-1] * (1 - fraction) + neighbours[:, 1:] * fraction  # (n, P, K)
 
 
-def product(along_y: Tensor, along_x: Tensor) -> Tensor:
-    """The linear map of both axes, (n, P, K) and (n, Q, L) -> (n, P, Q, K L)."""
-    return einsum(along_y, along_x, "n p k, n q l -> n p q k l").flatten(3)
+def product(along_y: Tensor, along_x: Tensor) -> Weights:
+    """The linear map of both axes, (n, P, K) and (n, Q, L)."""
+    if along_y.numel() * along_x.shape[1] * along_x.shape[2] > LARGE:
+        return Weights(along_y, along_x, None)
+    return Weights(along_y, along_x, einsum(along_y, along_x, "n p k, n q l -> n p q k l").flatten(3))
 
 
 def native_cells(features: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
@@ -143,9 +161,20 @@ def native_cells(features: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
     return rearrange(cells, "1 c (n k) -> n c k", n=len(rows)).to(accumulated_in(features))
 
 
-def sample(cells: Tensor, weights: Tensor) -> Tensor:
-    """Cells (n, C, K L) under weights (n, P, Q, K L) -> (n, C, P, Q)."""
-    return einsum(weights, cells, "n p q k, n c k -> n c p q")
+def sample(cells: Tensor, weights: Weights) -> Tensor:
+    """Cells (n, C, K L) -> samples (n, C, P, Q)."""
+    if weights.both is not None:
+        return einsum(weights.both, cells, "n p q k, n c k -> n c p q")
+    rows = einsum(weights.along_x, cells.unflatten(2, (weights.along_y.shape[2], -1)), "n q l, n c k l -> n c k q")
+    return einsum(weights.along_y, rows, "n p k, n c k q -> n c p q")
+
+
+def back(samples: Tensor, weights: Weights) -> Tensor:
+    """Samples (n, C, P, Q) -> what each cell has in them, (n, C, K L): the transpose of `sample`."""
+    if weights.both is not None:
+        return einsum(samples, weights.both, "n c p q, n p q k -> n c k")
+    rows = einsum(weights.along_y, samples, "n p k, n c p q -> n c k q")
+    return einsum(weights.along_x, rows, "n q l, n c k q -> n c k l").flatten(2)
 
 
 def between(corners: Tensor, fraction_x: Tensor, fraction_y: Tensor) -> Tensor:
@@ -199,7 +228,10 @@ def patches(features: Tensor, points: Tensor, radius: int, grid: tuple[int, int]
 
 
 def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return F at points: (1, C, h, w) and (n, 2) -> (n, C), between cells bilinear, beyond the border the border's."""
+    """Return F at points: (1, C, h, w) and (n, 2) -> (n, C), between cells bilinear, beyond the border the border's.
+
+    Its plain twin is `bilinear` in scripts/plain.py.
+    """
     (height, width), (h, w) = grid, features.shape[2:]
     with torch.no_grad():
         points = points.to(accumulated_in(features))

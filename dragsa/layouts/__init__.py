@@ -2,6 +2,5 @@
 
 from dragsa.layouts.diffusers import unet_config, vae_config
 from dragsa.layouts.fitting import WeightsError, fit
-from dragsa.layouts.processors import processors
 
-__all__ = ["WeightsError", "fit", "processors", "unet_config", "vae_config"]
+__all__ = ["WeightsError", "fit", "unet_config", "vae_config"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from dragsa.layouts.fitting import WeightsError
 from dragsa.loading.safetensors import DTYPES, read_header, read_tensors
 from dragsa.loading.stable_diffusion import StableDiffusion
+from dragsa.loading.text_encoder import with_token
 
 UNNAMED = "emb_params"  # the one tensor of files that leave the token to the file's name
 _LAYERS = (".weight", ".bias", ".alpha")  # what ends in this is a network's, or a LoRA's
@@ -58,7 +59,7 @@ def add_embedding(sd: StableDiffusion, path: str | Path, token: str | None = Non
     text, told = sd.text, []
     for embedding in read_embeddings(path, token):
         try:
-            text = text.with_token(*embedding)
+            text = with_token(text, *embedding)
         except ValueError as error:
             raise WeightsError(f"{path}: {error}") from None
         told.append(f"embedding {path} as {embedding.token!r}")

@@ -18,7 +18,7 @@ from dragsa.layouts import fitting
 from dragsa.layouts.fitting import Shape, WeightsError
 from dragsa.loading.lora_names import ALPHA, DOWN, MID, UP, Place, other_kind, other_model, place_of
 from dragsa.loading.names import TEXT, UNET
-from dragsa.loading.safetensors import DTYPES, notes_of, read_header, read_metadata, read_tensors
+from dragsa.loading.safetensors import DTYPES, WHOLE, notes_of, read_header, read_metadata, read_tensors
 from dragsa.loading.settings import read_settings
 
 
@@ -87,7 +87,8 @@ def read_lora(path: str | Path) -> LoRA:
         raise WeightsError(
             f"{path}: not a LoRA of SD 1.5: {fitting.listed('unknown tensors', other if header else [])}"
         )
-    if odd := [f"{name} {info.dtype}" for name, info in header.items() if info.dtype not in DTYPES]:
+    types = {name: DTYPES.keys() | (WHOLE if place and place.part == ALPHA else {}) for name, place in places.items()}
+    if odd := [f"{name} {info.dtype}" for name, info in header.items() if info.dtype not in types[name]]:
         raise WeightsError(f"{path}: {fitting.listed('tensors are not floats', odd)}")
     tensors: dict[Place, Tensor] = {}
     for name, value in read_tensors(header).items():

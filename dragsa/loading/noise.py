@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,6 +41,8 @@ def of_scheduler(scheduler: Mapping[str, Any], folder: Path, file: Path) -> str:
     """Return the same of the settings themselves, whose folder and file are named in errors."""
     if scheduler.get("rescale_betas_zero_snr"):
         raise WeightsError(f"{folder}: {_ZERO_SNR}, rescale_betas_zero_snr in {file.name}")
+    if scheduler.get("use_flow_sigmas") or "flow" in str(scheduler.get("_class_name", "")).lower():
+        raise WeightsError(f"{folder}: this model was trained on flow matching, by {file.name}; dragsa takes ε or v")
     if (betas := scheduler.get("trained_betas")) is not None:
         if not _are_betas(betas):
             raise WeightsError(f"{folder}: {_OTHER}, trained_betas in {file.name}")
@@ -61,6 +64,7 @@ def of_single_file(path: Path, tensors: Mapping[str, TensorInfo], words: Mapping
     Raises WeightsError for a model of another noise schedule, another prediction, and where two of them contradict.
     """
     said = dict.fromkeys([_V_MARK] if _V_MARK in tensors else [], V)
+    words = {key.lower(): word for key, word in words.items()}
     beside = path.with_suffix(".yaml")
     for origin, word in (
         *((key, words[key]) for key in _KEYS if words.get(key)),
@@ -87,8 +91,12 @@ def in_yaml(file: Path, key: str) -> list[str]:
     if not file.is_file():
         return []
     # One key of one program's files is no reason to depend on a reader of YAML.
-    text = file.read_bytes().decode("utf-8", errors="replace")
-    return re.findall(rf"^[ \t]*['\"]?{key}['\"]?[ \t]*:[ \t]*['\"]?([^\s'\"#]+)", text, flags=re.MULTILINE)
+    data = file.read_bytes()
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16" if utf16 else "utf-8-sig", errors="replace")
+    text = re.sub(r"(^|\s)#.*", "", text, flags=re.MULTILINE)
+    # A key stands at a line's beginning, or among braces.
+    return re.findall(rf"(?:^|[{{,])[ \t]*['\"]?{key}['\"]?[ \t]*:\s*['\"]?([^\s'\",}}]+)", text, flags=re.MULTILINE)
 
 
 def _check_schedule(path: Path, tensors: Mapping[str, TensorInfo], beside: Path) -> None:
@@ -100,14 +108,16 @@ def _check_schedule(path: Path, tensors: Mapping[str, TensorInfo], beside: Path)
                 raise WeightsError(f"{path}: {_OTHER}: {key} {word} in {beside.name}, which must be {number:g}")
     alpha_bars = training_alpha_bars()
     betas = 1 - alpha_bars / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bars[:-1]])
-    for name, expected in (("alphas_cumprod", alpha_bars), ("betas", betas)):
+    sigmas = ((1 - alpha_bars) / alpha_bars).sqrt()
+    for name, expected in (("alphas_cumprod", alpha_bars), ("betas", betas), ("denoiser.sigmas", sigmas)):
         info = tensors.get(name)
         if info is None:
             continue
         if info.dtype not in DTYPES or info.shape != (TRAINING_STEPS,):
             raise WeightsError(f"{path}: {_OTHER}: {name} must be {TRAINING_STEPS} floats")
         came, limits = read_tensors({name: info})[name], torch.finfo(DTYPES[info.dtype])
-        near = torch.isclose(came.double(), expected, rtol=max(1e-3, 2 * limits.eps), atol=limits.smallest_normal)
+        came, expected = came.double().sort().values, expected.sort().values  # some write theirs from the other end
+        near = torch.isclose(came, expected, rtol=max(1e-3, 2 * limits.eps), atol=limits.smallest_normal)
         if not near.all():
             raise WeightsError(f"{path}: {_OTHER}: its {name} differ from it")
 

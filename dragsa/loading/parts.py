@@ -12,11 +12,11 @@ from torch import nn
 from dragsa.config import is_whole
 from dragsa.layouts import diffusers, fitting
 from dragsa.layouts.fitting import WeightsError
-from dragsa.loading import names
+from dragsa.loading import names, text_encoder
 from dragsa.loading.names import TEXT, UNET, VAE
 from dragsa.loading.safetensors import DTYPES, TensorInfo, one_line
 from dragsa.loading.settings import LAYERS
-from dragsa.model import text, unet, vae
+from dragsa.model import unet, vae
 
 
 class Wanted(NamedTuple):
@@ -63,7 +63,7 @@ def build(component: str, settings: Mapping[str, Any], origin: Path) -> nn.Modul
                 return unet.UNet(diffusers.unet_config(settings))
             if component == VAE:
                 return vae.VAE(diffusers.vae_config(settings))
-        return text.build(text.config_from_transformers(settings))
+        return text_encoder.build(text_encoder.config_from_transformers(settings))
     except Exception as error:  # transformers raises classes of its own
         raise WeightsError(f"{origin}: {one_line(error)}") from None
 

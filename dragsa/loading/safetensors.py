@@ -22,6 +22,7 @@ DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
 }
+WHOLE = {"I32": torch.int32, "I64": torch.int64}  # types of counts, which some programs write a LoRA's α as
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 
 
@@ -115,7 +116,7 @@ def read_tensors(
             for file in dict.fromkeys(info.file for info in tensors.values())
         }
         for name, info in tensors.items():
-            stored, (mapped, raw) = DTYPES[info.dtype], files[info.file]
+            stored, (mapped, raw) = {**DTYPES, **WHOLE}[info.dtype], files[info.file]
             wanted = stored if dtype is None else dtype
             # Older writers let tensors begin at any byte; one that is not aligned cannot be used in place.
             if stored == wanted and device.type == "cpu" and info.start % wanted.itemsize == 0:

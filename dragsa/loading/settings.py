@@ -11,7 +11,7 @@ from typing import Any
 from dragsa.config import UNetConfig, VAEConfig
 from dragsa.layouts.fitting import Shape, WeightsError
 from dragsa.loading.safetensors import one_line
-from dragsa.model import text
+from dragsa.loading.text_encoder import HEAD_WIDTH
 
 LAYERS = 12  # of CLIP's text model in SD 1.5; a single file has no settings to tell
 WIDTH = 768  # likewise
@@ -62,7 +62,7 @@ def text_settings(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         "hidden_size": width,
         "intermediate_size": _commonest(shapes, [f"encoder.layers.{n}.mlp.fc1.bias" for n in range(3)], 0, 4 * width),
         "num_hidden_layers": LAYERS if layers > SMALL_LAYERS or width >= WIDTH else SMALL_LAYERS,
-        "num_attention_heads": max(1, width // text.HEAD_WIDTH),
+        "num_attention_heads": max(1, width // HEAD_WIDTH),
         "hidden_act": "quick_gelu",
         "layer_norm_eps": 1e-5,
     }

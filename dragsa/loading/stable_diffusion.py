@@ -6,6 +6,7 @@ loading a file in its own type makes no second copy of it. Names and shapes must
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dragsa import pictures
-from dragsa.config import UNetConfig, VAEConfig
+from dragsa.config import WHERE, UNetConfig, VAEConfig
 from dragsa.layouts import fitting
 from dragsa.layouts.fitting import WeightsError
 from dragsa.loading import names
@@ -26,7 +27,7 @@ from dragsa.loading.one_network import open_one
 from dragsa.loading.parts import Opened, Wanted, check_fit, check_together
 from dragsa.loading.safetensors import one_line, read_tensors
 from dragsa.loading.single_file import open_single_file
-from dragsa.loading.tokenizer import find_tokenizer
+from dragsa.loading.tokenizer import check_whole, find_tokenizer, load_tokenizer
 from dragsa.model import text
 from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
@@ -58,6 +59,10 @@ class StableDiffusion:
     vae: VAE
     text: text.TextEncoder
     config: ModelConfig
+
+    def __repr__(self) -> str:
+        dtype = str(self.unet.dtype).removeprefix("torch.")
+        return f"StableDiffusion({self.provenance}, {dtype}, {self.device})"
 
     @property
     def device(self) -> torch.device:
@@ -135,6 +140,8 @@ def load(
     Raises WeightsError for whatever is not complete weights of SD 1.5's structure, with the names that do not fit, and
     where no tokenizer is found; ValueError for a device or type that cannot be used.
     """
+    if sys.flags.optimize > 1:
+        raise ValueError("transformers reads its own docstrings, which Python leaves out under -OO: run it with -O")
     path, device = find_snapshot(Path(path)), usable(device, dtype)
     instead = _instead(vae, text_encoder)
     opened = open_model(path, Wanted(dtype, ema, clip_skip), instead)
@@ -143,7 +150,8 @@ def load(
     parts = opened.parts
     tokenizer = opened.tokenizer or find_tokenizer(path, *([instead[names.TEXT]] if names.TEXT in instead else []))
     try:
-        encoder = text.TextEncoder(parts[names.TEXT].module, text.load_tokenizer(tokenizer))
+        check_whole(tokenizer)
+        encoder = text.TextEncoder(parts[names.TEXT].module, load_tokenizer(tokenizer))
     except Exception as error:  # whatever transformers makes of a damaged tokenizer
         raise WeightsError(f"{tokenizer}: {one_line(error)}") from None
     for part in parts.values():
@@ -192,7 +200,7 @@ def open_model(path: Path, wanted: Wanted = Wanted(), instead: Mapping[str, Path
     """Open a model without reading a value: its networks, all of which fit. instead: by component, where from."""
     instead = {} if instead is None else instead
     if not path.exists():
-        raise WeightsError(f"{path}: there is no such file or folder")
+        raise WeightsError(f"{path}: there is no such file or folder; {WHERE}")
     opened = (open_folder if path.is_dir() else open_single_file)(path, wanted, instead)
     check_fit(path, opened.parts.values(), opened.left_over)
     unused = opened.unused

@@ -1,11 +1,14 @@
-"""The tokenizer of a single file, which holds none: found on this machine, or downloaded."""
+"""The tokenizer: read from its folder; that of a single file, which holds none, is found here or downloaded."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from dragsa.layouts.fitting import WeightsError
@@ -17,6 +20,33 @@ def has_tokenizer(folder: Path) -> bool:
     """Tell if the folder holds CLIP's tokenizer, in either of its two forms."""
     pair = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
     return pair or (folder / "tokenizer.json").is_file()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in a folder (`vocab.json` and `merges.txt`, or `tokenizer.json`), without a network."""
+    import transformers
+
+    # Version 4 has a second class for the one that reads tokenizer.json; version 5 has only that one.
+    kind = getattr(transformers, "CLIPTokenizerFast", transformers.CLIPTokenizer)
+    return kind.from_pretrained(str(folder), local_files_only=True)
+
+
+def check_whole(folder: Path) -> None:
+    """Raise a ValueError where `merges.txt` does not make the tokens of `vocab.json`.
+
+    Of a file that was cut short the words that are missing would be spelt by letters, without an error. A byte has two
+    tokens, the start and the end of a text one each, and each merge makes one: CLIP's 49,408 are 512, 48,894 and 2.
+    """
+    if (folder / "tokenizer.json").is_file() or not (folder / "vocab.json").is_file():
+        return  # which is read in place of the two
+    tokens = json.loads((folder / "vocab.json").read_bytes())
+    made = {"".join(line.split()) for line in (folder / "merges.txt").read_text(encoding="utf-8").splitlines()}
+    words = [token for token in tokens if len(token.removesuffix("</w>")) > 1 and not re.fullmatch(r"<\|.*\|>", token)]
+    if lost := [word for word in words if word not in made]:
+        raise ValueError(
+            f"merges.txt makes {len(words) - len(lost)} of the {len(words)} words in vocab.json, and not "
+            f"{lost[0]!r}: it was cut short, or is another model's; get both again"
+        )
 
 
 def find_tokenizer(file: Path, *others: Path) -> Path:

@@ -21,6 +21,7 @@ from dragsa.hooks import AttentionHook
 from dragsa.layouts import fitting
 from dragsa.layouts.fitting import Shape, WeightsError
 from dragsa.loading import LAYERS, LoRA, StableDiffusion
+from dragsa.loading.text_encoder import with_weights
 from dragsa.model.layers import Attention
 from dragsa.model.unet import UNet, UNetOutput
 
@@ -57,7 +58,7 @@ def apply_to(sd: StableDiffusion, lora: LoRA, strength: float = 1.0, name: str =
         read_at = text.model.config.num_hidden_layers
         kept = [layer for layer in lora.text.down if not read_at <= int(layer.split(".")[2]) < LAYERS]
         own = LoRA({layer: lora.text.down[layer] for layer in kept}, {layer: lora.text.up[layer] for layer in kept})
-        text = text.with_weights(merged(text.model, own, strength))
+        text = with_weights(text, merged(text.model, own, strength))
     told = f"LoRA {name or 'of rank ' + str(lora.rank)} at {strength:g}"
     config = replace(sd.config, changes=(*sd.config.changes, told), notes=(*sd.config.notes, *lora.notes))
     return replace(sd, unet=unet, text=text, config=config)
@@ -76,7 +77,7 @@ def apply(unet: UNet, lora: LoRA, strength: float = 1.0) -> UNet:
 def sharing(unet: UNet, changed: Mapping[str, Tensor]) -> UNet:
     """Return another UNet, frozen, that shares every tensor with this one but those that are changed."""
     with torch.device("meta"):
-        other = UNet(unet.config)
+        other = type(unet)(unet.config)
     return fitting.adopt(other, {**unet.state_dict(), **changed})
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dragsa.hooks import Attend, Site, check_blocks
+from dragsa.hooks import Attend, Site
+from dragsa.model.blocks import check_blocks
 from dragsa.model.text import TextEncoder
 
 SELF_BLOCKS = tuple(range(5, 11))  # self-attention replaced: those of at most 16×16 cells at 512 px

@@ -1,7 +1,8 @@
 """The UNet's blocks: 16 transformer blocks and 9 stages, by the names that a tap takes.
 
-The paper counts transformer blocks in forward order, so that its "14th block" is `block14`: 64×64 cells of 320 channels
-at 512 px. MasaCtrl counts the same from 0: its layers 10 to 15 are `block11` … `block16`.
+The paper's "14th block" is read as the 14th transformer block in forward order, `block14`: 64×64 cells of 320 channels
+at 512 px. It does not say what it counts, but the 14th of the original program's 25 blocks has 8×8 cells and the 14th
+ResBlock 16×16, too few to drag a point. MasaCtrl counts the same from 0: its layers 10 to 15 are `block11` … `block16`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dragsa.hooks import KV, Attend, AttentionHook, Site
 from dragsa.kernels import Convolution, attend, gated
+from dragsa.model.sites import KV, Attend, AttentionHook, Site
 
 
 class GroupNorm(nn.GroupNorm):

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from dragsa import layouts
 from dragsa.config import UNetConfig
-from dragsa.hooks import KV, AttentionHook, RegionHook
 from dragsa.model.blocks import DECODER, ENCODER, MIDDLE, REGIONS, Stage, block_name, check_taps
 from dragsa.model.layers import Downsample, GroupNorm, ResBlock, TimeEmbedding, Transformer, Upsample
 from dragsa.model.noise import eps_of_v, training_alpha_bars
+from dragsa.model.sites import KV, AttentionHook, RegionHook
 
 
 class UNetOutput(NamedTuple):

@@ -177,7 +177,7 @@ def make(
         return editing.edit(sd, teller.source, drags, mask, config=whole, **told)
 
     if asked.config.crop == "auto":
-        return editing.edit_part(edited, picture.image, asked.drags, mask, asked.config.size)
+        return pictures.edit_part(edited, picture.image, asked.drags, mask, asked.config.size)
     return edited(picture.image, asked.drags, mask)
 
 

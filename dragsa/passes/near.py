@@ -24,6 +24,9 @@ LAST = {block_name(block): block_name(block) for stage in DECODER for block in s
 LAST |= {stage.name: block_name(stage.blocks[-1]) for stage in DECODER if stage.blocks[-1]}
 
 
+MOST = 4  # times a map's cells: where the windows of many handles hold more, they are no saving
+
+
 class Near(NamedTuple):
     """The cells that an update may look at, of a map of the tap's size (h, w)."""
 
@@ -36,7 +39,7 @@ def looked_at(handles: Tensor, size: tuple[int, int], grid: tuple[int, int], rad
 
     Tracking looks r_2 cells of the grid round the handles; motion supervision r_1 round what it finds, and two beyond.
     """
-    window = windows.window_about(handles, track_radius + radius, grid)
+    window = windows.window_about(handles, windows.within(track_radius + radius, grid), grid)
     rows = windows.cells_under(window.y, 2, size[0], grid[0])  # (n, K)
     return Near(Cells(rows, windows.cells_under(window.x, 2, size[1], grid[1])), size)
 

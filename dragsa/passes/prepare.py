@@ -111,7 +111,8 @@ class Conditioned:
         if not whole and size is not None and len(taps) == 1 and self.hook is None:
             grid = motion.CELLS * latent.shape[2], motion.CELLS * latent.shape[3]
             cells = near.looked_at(handles, size, grid, self.config.radius, self.config.track_radius)
-            run = near.run_near(run, taps[0], cells)
+            if cells.cells.rows.numel() * cells.cells.columns.shape[1] <= near.MOST * size[0] * size[1]:
+                run = near.run_near(run, taps[0], cells)
         activations = self.unet.walk(latent, self.conditioning, self.hook, run)
         out = networks.read(activations, latent.dtype, taps, None if whole else taps[-1])
         return Pass(summed(out.taps, taps), out.eps)

@@ -24,11 +24,11 @@ from dragsa.pictures.images import (
     warn_unmasked,
     working_size,
 )
-from dragsa.pictures.pasting import Part, part_of, paste
+from dragsa.pictures.pasting import Part, edit_part, part_of, paste
 from dragsa.pictures.trace import STAGES, DragProgress, Observer, Report, StageProgress, Trace, to_json, versions
 
 __all__ = ["SMALLEST", "STAGES", "DragProgress", "Given", "Observer", "Part", "Point", "Report", "Size"]
-__all__ += ["StageProgress", "Trace", "check_format", "drags_to_grid", "draw_path", "from_grid", "grid_size", "is_grey"]
-__all__ += ["open_mask", "open_picture", "panels_of", "part_of", "paste", "picture_bytes", "picture_png", "restore"]
-__all__ += ["result_html", "save_picture", "sheet", "source_html", "to_grid", "to_json", "to_picture", "to_rgb"]
-__all__ += ["to_tensor", "versions", "warn_unmasked", "working_size"]
+__all__ += ["StageProgress", "Trace", "check_format", "drags_to_grid", "draw_path", "edit_part", "from_grid"]
+__all__ += ["grid_size", "is_grey", "open_mask", "open_picture", "panels_of", "part_of", "paste", "picture_bytes"]
+__all__ += ["picture_png", "restore", "result_html", "save_picture", "sheet", "source_html", "to_grid", "to_json"]
+__all__ += ["to_picture", "to_rgb", "to_tensor", "versions", "warn_unmasked", "working_size"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -127,3 +128,18 @@ def _within(middle: float, side: int, most: int) -> tuple[int, int]:
     side = min(side, most)
     start = min(max(0, round(middle - side / 2)), most - side)
     return start, start + side
+
+
+def edit_part(
+    make: Callable[..., Any], image: Image.Image | None, drags: Drags, mask: Given | None, working: int
+) -> Any:
+    """Have the part of a large picture edited that drags and mask are about, and put it back.
+
+    make: given a picture, its drags and its mask, returns the `EditResult`. Without a part it is given all.
+    """
+    part = None if image is None else part_of(image.size, drags, mask, working)
+    if image is None or part is None:
+        return make(image, drags, mask)
+    made = make(image.crop(part.box), part.drags(drags), part.mask(mask, image.size))
+    whole = part.put_back(made.image, image, made.trace.working_size)
+    return made._replace(image=whole, source=image, trace=part.trace(made.trace, image.size))

@@ -56,6 +56,12 @@ def result(goal: Goal, rows: Sequence[Measurement], size: int) -> float | None:
     return medians[goal.over] / (1.0 if goal.under is None else medians[goal.under])
 
 
+def verdict(goal: Goal, value: float | None, report: Report) -> bool | None:
+    """Tell whether a goal is reached; None where it was not measured, or on tiny networks, whose speed says nothing."""
+    tiny = report.settings.width == "tiny" and report.settings.weights is None
+    return None if tiny else goal.reached_by(value)
+
+
 def results(report: Report) -> list[tuple[Goal, float | None]]:
     """Return every goal with what was measured for it."""
     return [(goal, result(goal, report.rows, report.size)) for goal in GOALS]
@@ -74,7 +80,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "seconds": report.seconds,
         "size": report.size,
         "goals": [
-            {**asdict(goal), "measured": value, "reached": goal.reached_by(value)} for goal, value in results(report)
+            {**asdict(goal), "measured": value, "reached": verdict(goal, value, report)}
+            for goal, value in results(report)
         ],
         "roof": {name: roof._asdict() for name, roof in report.roofs.items()},
         "measurements": [
@@ -138,7 +145,8 @@ def goals_table(report: Report) -> str:
             lines.append((goal.what, "not measured", wanted, "-"))
         else:
             shown = f"{value:g}" if goal.relation == "exactly" else significant(value) + times
-            lines.append((goal.what, shown, wanted, "yes" if goal.reached_by(value) else "**no**"))
+            said = {None: "not judged", True: "yes", False: "**no**"}[verdict(goal, value, report)]
+            lines.append((goal.what, shown, wanted, said))
     first = f"same work, {report.size}×{report.size}, one handle, {width}; updates and memory against the baseline"
     return table((first, "measured", "goal", "reached"), lines)
 

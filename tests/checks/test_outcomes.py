@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from example_trace import example
 from PIL import Image
+from torch import Tensor
 
 from dragsa.checks import outcomes
 from dragsa.evaluation import cases
@@ -59,3 +64,25 @@ def test_a_drag_that_arrived_says_nothing_unless_the_picture_tells_otherwise() -
     far = ((targets[0][0] + 40, targets[0][1]), *targets[1:])
     said = outcomes.shortfall(replace(one, found=far))
     assert said is not None and "in the result what was at handle 1 is 40.0 px from its target" in said
+
+
+def test_handles_are_found_again_where_the_features_are() -> None:
+    """A network that gives back its latents as features, of a source and of a target that has all of it moved."""
+
+    def unet(latents: Tensor, t: Tensor, context: Tensor, taps: tuple[str, ...], until: str) -> Any:
+        return SimpleNamespace(taps={taps[0]: latents})
+
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(1, 96, 16, 20, generator=generator)
+    handles, t, context = torch.tensor([[6.0, 5.0], [11.0, 9.0]]), torch.tensor(1), torch.zeros(2, 1, 1)
+    pair = torch.cat([source, source.roll((-2, 5), dims=(2, 3))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = outcomes.find_again(unet, pair, t, context, handles, "block14+block15", (20, 16))  # type: ignore[arg-type]
+    assert found.tolist() == [[11, 3], [16, 7]] and handles.tolist() == [[6, 5], [11, 9]]
+    # Of several cells that are alike the nearest; of none like it, its own and a warning.
+    pair[1] = torch.randn(96, 16, 20, generator=generator)
+    pair[1, :, 3, 2:9] = source[0, :, 5, 6, None]
+    with pytest.warns(UserWarning, match="handle 2: the changed prompt left nothing like the source") as caught:
+        found = outcomes.find_again(unet, pair, t, context, handles, "block14", (20, 16))  # type: ignore[arg-type]
+    assert found.tolist() == [[6, 3], [11, 9]] and len(caught) == 1

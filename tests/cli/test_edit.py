@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -81,7 +82,9 @@ def test_edit_writes_what_was_asked_for(picture: Path, tiny_folder: Path) -> Non
     assert report["config"]["drag"]["lr"] == 0.02 and report["config"]["control_blocks"] == list(range(11, 17))
     assert len(report["updates"]) == 2 and report["stop"] == "budget"
     first = report["updates"][0]
-    assert np.allclose(first["handles"], [[24, 28], [20, 22]]) and np.allclose(first["distances_cells"], [8, 8])
+    apart = np.array([[40, 28], [36, 22]]) - first["handles"]  # which were looked for in the re-prompted picture
+    assert np.allclose(first["distances_px"], np.hypot(*apart.T))
+    assert np.allclose(first["distances_cells"], np.hypot(*apart.T) / 2)
     assert report["weights"] and report["threads"] >= 1 and report["peak_memory_bytes"] > 1e8
     stages = ("loading", "encode", "inversion", "drag", "denoising", "decode", "total")
     assert all(report["seconds"][stage] > 0 for stage in stages)
@@ -101,6 +104,16 @@ def test_a_part_is_edited_as_in_python(picture: Path, tiny_folder: Path) -> None
     made = dragsa.edit(dragsa.load(tiny_folder), "large.png", drags, seed=7, config=config).image
     assert np.array_equal(np.asarray(Image.open("o.png")), np.asarray(made)) and made.size == (288, 256)
     assert Image.open("p.png").size == (288, 256)
+
+
+def test_an_edit_ends_with_one_line(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("edit", picture, *QUICK, "--drag", "24,28:40,28", "--out", "o.png", "--json", "o.json")
+    assert run(*asked) == 0
+    left = json.loads(Path("o.json").read_text(encoding="utf-8"))["drags"][0]["tracked_distance_px"]
+    said = rf"o\.png: not reached \(budget\), 2 updates, {left:.1f} px left, \d+\.\d s\n"
+    assert re.fullmatch(said, capsys.readouterr().out)
+    assert run(*asked, "--force", "--quiet", "--target-prompt", "a dot") == 0
+    assert capsys.readouterr().out == ""
 
 
 def test_force_replaces(picture: Path) -> None:

@@ -29,6 +29,15 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--step", "4"], "--step"),  # no abbreviations
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--steps", "0"], "--steps: must be a whole"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--steps", "1000"], "999"),
+        (
+            ["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--threads", "100000"],
+            "--threads: must be at",
+        ),
+        (["bench", "--threads", "100000"], "--threads: must be at most"),
+        (
+            ["edit", "picture.png", *["--drag=1,2:3,4"] * 2000, "--out", "o.png", "--radius", "99"],
+            "2000 handles are too",
+        ),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--lr", "fast"], "--lr: must be a number"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--lr", "inf"], "--lr: must be a number"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--drag-step", "50"], "drag step S"),

@@ -35,6 +35,12 @@ def test_progress_is_silent_elsewhere() -> None:
         assert stream.getvalue() == ""
 
 
+def test_a_line_that_stays_is_told_everywhere_unless_all_is_quiet() -> None:
+    for stream, quiet, told in ((io.StringIO(), False, "done\n"), (io.StringIO(), True, "")):
+        Progress(stream, quiet).tell("done")
+        assert stream.getvalue() == told
+
+
 def test_the_first_interrupt_ends_the_drag_and_the_second_all() -> None:
     said = io.StringIO()
     progress, update = Progress(said), trace.DragProgress(3, 80, 0.125, [[1.0, 2.0]], [1.0])

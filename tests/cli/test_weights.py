@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_loras import drawn
 
 from dragsa import cli
-from dragsa.cli.options import FileWith
+from dragsa.cli.readers import FileWith
 
 LAYER = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 

@@ -4,6 +4,8 @@ import datetime
 import os
 import pickle
 import struct
+import time
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -57,10 +59,79 @@ def test_plain_values_come_back(load, protocol):
         assert older != data and same(PLAIN, load(older))
 
 
-def test_a_value_that_holds_itself(load):
-    circle: list[Any] = [1]
-    circle.append(circle)
-    assert load(pickle.dumps(circle))[1][0] == 1
+def test_a_value_in_several_places(load):
+    pair = [1, (2, 3)]
+    assert load(pickle.dumps([pair, pair, {"a": pair}])) == [pair, pair, {"a": pair}]
+
+
+def circle(times):
+    """A list that holds itself so many times."""
+    inside: list[Any] = []
+    inside.extend([inside] * times)
+    return inside
+
+
+def laughter(levels):
+    """A value of 2 to the `levels` values, of as many lists."""
+    value: Any = [0, 0]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value
+
+
+FROM_BYTES = b"\x80\x02cnumpy.core.numeric\n_frombuffer\n"
+SHAPE_OF_LISTS = FROM_BYTES + b"(C\x00cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R]q\x00(h\x00h\x00eX\x01\x00\x00\x00CtR."
+# By name: few bytes that ask for much, and what is said of them.
+LARGE = {
+    "13 bytes for 3 GB": (b"\x80\x05\x96" + struct.pack("<Q", 3 * 2**30) + b"a.", "damaged pickle"),
+    "a list that holds itself": (pickle.dumps(circle(1)), "or itself"),
+    "a list that holds itself twice": (pickle.dumps(circle(2)), "or itself"),
+    "endless as a type": (b"\x80\x02cnumpy\ndtype\n]q\x00(h\x00h\x00e\x85R.", "type 'unknown'"),
+    "endless as a shape": (SHAPE_OF_LISTS, "whose shape is a list"),
+    "endless as an encoding": (
+        b"\x80\x02c_codecs\nencode\nX\x00\x00\x00\x00]q\x00(h\x00h\x00e\x86R.",
+        "another encoding",
+    ),
+    "2 to the 60 values": (pickle.dumps(laughter(60)), "more than 131072 values"),
+    "lists without end": (b"\x80\x02" + b"]" * 2**21 + b".", "more than 131072 steps"),
+    "one text as bytes a thousand times": (
+        b"\x80\x02" + text(b"a" * 2**20) + b"q\x00c_codecs\nencode\nq\x01" + b"h\x01h\x00\x85R" * 1000 + b".",
+        "more than 268435456 bytes",
+    ),
+    "numbers of one hash": (
+        pickle.dumps(dict.fromkeys(n * (2**61 - 1) for n in range(1, 60_000))),
+        "other keys than texts",
+    ),
+    "numbers of one hash, one by one": (b"}I1\nI2\ns.", "other keys than texts"),
+    "numbers of one hash, at once": (b"(I1\nI2\nd.", "other keys than texts"),
+    "places of one hash": (b"N" + b"".join(b"p%d\n" % (n * (2**61 - 1)) for n in range(1, 60_000)) + b".", "places"),
+    "a number of many digits": (b"I" + b"9" * 10**6 + b"\n.", "damaged pickle"),
+    "a name of many lines": (b"\x80\x04" + text(b"os\nx" * 10**5) + text(b"system") + b"\x93.", "what is no name"),
+    "nested deep": (b"]" * 50_000 + b"a" * 49_999 + b".", None),
+}
+
+
+@pytest.mark.parametrize("which", LARGE)
+def test_few_bytes_ask_for_little(load, which):
+    """At once, in little memory, and in one short line."""
+    data, says = LARGE[which]
+    tracemalloc.start()
+    begin = time.perf_counter()
+    try:
+        if says is None:
+            assert isinstance(load(data), list)
+        else:
+            with pytest.raises(ValueError, match=says) as caught:
+                load(data)
+            assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+        assert tracemalloc.get_traced_memory()[1] < 2 * plain_pickle.LARGEST
+    finally:
+        tracemalloc.stop()
+    assert time.perf_counter() - begin < 20
 
 
 class Calls:
@@ -146,5 +217,5 @@ def test_the_reason_is_said(load):
 
 def test_a_file_too_large_to_be_a_sample(load, monkeypatch):
     monkeypatch.setattr(plain_pickle, "LARGEST", 10)
-    with pytest.raises(ValueError, match="no more than 10"):
+    with pytest.raises(ValueError, match="no more than 10 bytes"):
         load(pickle.dumps("a" * 20))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dragsa.kernels import windows
 from dragsa.kernels.windows import Cells
@@ -25,6 +28,24 @@ def test_cells_that_several_windows_share_are_put_back_once() -> None:
     torch.testing.assert_close(*(torch.autograd.grad((y * slope).sum(), x)[0] for y in (came, expected)))
 
 
+class Largest(TorchDispatchMode):
+    """Holds the number of elements of the largest tensor that was made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self.numbers = max(self.numbers, made.numel() if isinstance(made, torch.Tensor) else 0)
+        return made
+
+
+def test_putting_back_takes_memory_for_each_cell_once() -> None:
+    at = torch.randint(0, 20 * 20, (5_000,), generator=torch.Generator().manual_seed(0))
+    with Largest() as largest:
+        windows.put(torch.ones(1, 2, 5_000), at, (20, 20))
+    assert largest.numbers <= 2 * 5_000
+
+
 def test_an_upsampled_windows_cells_come_from_the_coarser_ones() -> None:
     """A convolution of 3 × 3 on the upsampled map, from the coarse cells alone; even and odd sizes, every border."""
     torch.manual_seed(0)
@@ -40,3 +61,15 @@ def test_an_upsampled_windows_cells_come_from_the_coarser_ones() -> None:
             window = windows.surrounded(F.interpolate(part, size=fine, mode="nearest"), wanted)
             expected = whole[:, :, first : first + 3, columns[0] : columns[0] + 2]
             torch.testing.assert_close(F.conv2d(window, weight), expected)
+
+
+def test_a_product_too_large_to_make_is_made_an_axis_at_a_time() -> None:
+    torch.manual_seed(0)
+    along_y, along_x = torch.rand(2, 5, 3, dtype=torch.float64), torch.rand(2, 4, 6, dtype=torch.float64)
+    cells, samples = torch.rand(2, 7, 18, dtype=torch.float64), torch.rand(2, 7, 5, 4, dtype=torch.float64)
+    whole = windows.product(along_y, along_x)
+    parts = whole._replace(both=None)
+    assert whole.both is not None
+    torch.testing.assert_close(windows.sample(cells, parts), windows.sample(cells, whole))
+    torch.testing.assert_close(windows.back(samples, parts), windows.back(samples, whole))
+    assert windows.product(torch.ones(1, 2**9, 2**4), torch.ones(1, 2**9, 2**4)).both is None

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dragsa import loading
 from dragsa.loading import WeightsError
+from dragsa.loading.tokenizer import load_tokenizer
 from dragsa.methods import prompt_to_prompt
-from dragsa.model import text
 
 
 def written(path: Path, **tensors: Tensor) -> Path:
@@ -87,7 +87,7 @@ def pipeline(folder: Path) -> Any:
     encoder = CLIPTextModel(CLIPTextConfig(**tiny_models.TEXT_SETTINGS)).eval()
     names = {name.removeprefix("text_model."): name for name in encoder.state_dict()}
     encoder.load_state_dict({names[name]: value for name, value in tiny_models.text_state().items() if name in names})
-    tokenizer = text.load_tokenizer(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     tokenizer.model_max_length = tiny_models.TOKENS
     parts = dict.fromkeys(("vae", "unet", "safety_checker", "feature_extractor"))
     return diffusers.StableDiffusionPipeline(

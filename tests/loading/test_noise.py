@@ -15,13 +15,13 @@ from dragsa import loading
 from dragsa.model.noise import training_alpha_bars
 
 
-def written(path, extra: dict[str, Tensor] | None = None, words: dict[str, str] | None = None, yaml: str = ""):
+def written(path, extra: dict[str, Tensor] | None = None, words: dict[str, str] | None = None, yaml: str | bytes = ""):
     """A single file with tensors and words of its own, and settings beside it."""
     save_file(tiny_models.single_file_state() | (extra or {}), path, words)
     tiny_models.write_tokenizer(path.parent)
     path.with_suffix(".yaml").unlink(missing_ok=True)
     if yaml:
-        path.with_suffix(".yaml").write_text(yaml)
+        path.with_suffix(".yaml").write_bytes(yaml if isinstance(yaml, bytes) else yaml.encode())
     return path
 
 
@@ -45,7 +45,13 @@ def test_v_prediction_is_told_in_many_ways(tmp_path):
     for given in (
         {"yaml": YAML},
         {"yaml": "  parameterization: v\n"},
+        {"yaml": 'model: {params: {timesteps: 1000, "parameterization": "v"}}\n'},
+        {"yaml": "{parameterization: v}\n"},
+        {"yaml": "\ufeffparameterization: v\r\n"},
+        {"yaml": YAML.encode("utf-16")},
+        {"yaml": 'parameterization:\n  "v"\n'},
         {"words": {"modelspec.prediction_type": "v"}},
+        {"words": {"MODELSPEC.PREDICTION_TYPE": "V-Prediction"}},
         {"words": {"modelspec.predict_key": "v", "modelspec.architecture": "stable-diffusion-v1"}},
         {"extra": mark("v_pred")},
         {"extra": mark("v_pred"), "yaml": YAML, "words": {"modelspec.prediction_type": "v"}},
@@ -56,7 +62,8 @@ def test_v_prediction_is_told_in_many_ways(tmp_path):
         assert "v-prediction" in sd.provenance
     for words in (None, {"modelspec.prediction_type": "epsilon"}, {"modelspec.predict_key": "epsilon"}):
         assert loading.load(written(path, words=words)).config.unet.prediction == "epsilon"
-    assert loading.load(written(path, yaml="parameterization: eps\n")).config.unet.prediction == "epsilon"
+    for yaml in ("parameterization: eps\n", "# {parameterization: v}\n", "x: 1  # parameterization: v\n"):
+        assert loading.load(written(path, yaml=yaml)).config.unet.prediction == "epsilon"
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,7 @@ def test_v_prediction_is_told_in_many_ways(tmp_path):
         ({"words": {"modelspec.prediction_type": "sample"}}, "predicts 'sample'"),
         ({"extra": mark("v_pred"), "yaml": "parameterization: eps\n"}, "said in two ways"),
         ({"yaml": "    linear_end: 0.02\n"}, "linear_end 0.02 in model.yaml"),
+        ({"yaml": "{timesteps: 1000, linear_end: 0.02}\n"}, "linear_end 0.02 in model.yaml"),
         ({"yaml": "    scale_factor: wide\n"}, "scale_factor must be a number"),
     ],
 )
@@ -90,13 +98,18 @@ def rescaled() -> Tensor:
 def test_a_schedule_of_its_own(tmp_path, dtype):
     path, beta = tmp_path / "model.safetensors", torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     own = {name: value.to(dtype) for name, value in tiny_models.schedule().items()}
+    sigmas = ((1 - training_alpha_bars()) / training_alpha_bars()).sqrt()
     holds(loading.load(written(path, own)))
+    for one in (sigmas, sigmas.flip(0)):  # some write theirs from the noisy end
+        with pytest.warns(UserWarning, match="not used: 1 names .denoiser.sigmas"):
+            loading.load(written(path, own | {"denoiser.sigmas": one.to(dtype)}))
     for name, value in (
         ("alphas_cumprod", rescaled()),
         ("alphas_cumprod", torch.cumprod(1 - beta, dim=0)),
         ("alphas_cumprod", torch.full((1000,), torch.nan)),
         ("betas", beta),
         ("betas", torch.ones(500)),
+        ("denoiser.sigmas", sigmas * 1.1),
     ):
         refused(written(path, {name: value.to(dtype)}), "another noise schedule", name)
 
@@ -141,3 +154,17 @@ def test_a_model_of_v_is_edited(tmp_path):
     up = dragsa.invert(sd.unet, z, context, schedule, steps=3)
     down = dragsa.sample(sd.unet, up[-1], context, schedule, start=3)
     assert (down[-1] - z).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler"},
+        {"use_flow_sigmas": True},
+        {"prediction_type": "flow_prediction"},
+    ],
+)
+def test_models_of_flows_are_refused(tmp_path, settings):
+    folder = tiny_models.write_folder(tmp_path / "model")
+    tiny_models.write_json(folder / "scheduler/scheduler_config.json", settings)
+    refused(folder, "flow")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import tiny_models
-from loading_checks import refused
+from loading_checks import refused, relinked
 
 from dragsa import loading
+from dragsa.loading import tokenizer
 
 
 def test_tokenizer_beside_the_file_or_in_the_cache(single, tmp_path, monkeypatch):
@@ -46,6 +50,35 @@ def test_tokenizer_of_another_model(single, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(single.read_bytes())
     tiny_models.write_tokenizer(tmp_path)
     vocabulary = json.loads((tmp_path / "vocab.json").read_text())
-    vocabulary["surplus</w>"] = len(vocabulary)
+    vocabulary["ß"] = len(vocabulary)
     tiny_models.write_json(tmp_path / "vocab.json", vocabulary)
     refused(tmp_path / "model.safetensors", f"{len(vocabulary)} tokens", str(len(vocabulary) - 1))
+
+
+def test_merges_that_were_cut_short_are_refused(folder, tmp_path):
+    """With fewer merges every word that they made would be spelt by its letters, in silence."""
+    relinked(folder, tmp_path / "model", without="tokenizer")
+    tiny_models.write_tokenizer(tmp_path / "model/tokenizer")
+    merges = tmp_path / "model/tokenizer/merges.txt"
+    text = merges.read_text()
+    loading.load(tmp_path / "model")
+    for cut, word in ((text[:-8], "cat</w>"), (text[: text.index("d o")], "do"), ("", "re")):
+        merges.write_text(cut)
+        assert "cut short" in refused(
+            tmp_path / "model", "merges.txt makes", "of the 6 words in vocab.json", repr(word)
+        )
+    merges.write_text(text)
+    tokenizer.load_tokenizer(merges.parent).save_pretrained(merges.parent)  # tokenizer.json is read in their place
+    merges.write_text("")
+    assert loading.load(tmp_path / "model").text.tokenise(["cat"])[0, 1] == tiny_models.VOCABULARY.index("cat</w>")
+
+
+def test_the_small_model_has_all_its_merges():
+    tokenizer.check_whole(Path(__file__).parents[2] / "weights/small/tokenizer")
+
+
+def test_docstrings_are_asked_for(folder):
+    """Without them transformers cannot be imported, and says so in many lines."""
+    code = f"import dragsa; dragsa.load({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("which Python leaves out under -OO: run it with -O")

@@ -161,6 +161,16 @@ def test_alpha_and_rank_are_a_layers_own(tmp_path):
         torch.testing.assert_close(changed[f"{layer}.weight"], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float16, torch.float64])
+def test_alpha_may_be_a_whole_number(tmp_path, dtype):
+    tensors = state(kohya, "unet", UNET_LAYERS)
+    alphas = {name.replace("lora_down.weight", "alpha"): torch.tensor(8, dtype=dtype) for name in tensors}
+    save_file(tensors | {name: alpha for name, alpha in alphas.items() if name.endswith("alpha")}, tmp_path / "lora")
+    found = loading.read_lora(tmp_path / "lora")
+    for layer, shape in UNET_LAYERS.items():
+        torch.testing.assert_close(found.up[layer], 2 * factors(shape, 4)[1].flatten(1))
+
+
 def test_a_convolution_in_three_factors(tmp_path):
     """LoCon's: 1×1 to the rank, 3×3 among the rank, 1×1 to the outputs, as three convolutions one behind the other."""
     layer = "down_blocks.0.resnets.1.conv1"
@@ -295,7 +305,7 @@ def pipe(tmp_path):
     pytest.importorskip("peft")
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from dragsa.model import text
+    from dragsa.loading.tokenizer import load_tokenizer
 
     unet = diffusers.UNet2DConditionModel(**{k: v for k, v in tiny_models.UNET_SETTINGS.items() if k[0] != "_"})
     unet.load_state_dict(tiny_models.unet_state())
@@ -305,7 +315,7 @@ def pipe(tmp_path):
     tiny_models.write_tokenizer(tmp_path / "tokenizer")
     parts = dict.fromkeys(("vae", "safety_checker", "feature_extractor"))
     return diffusers.StableDiffusionPipeline(
-        unet=unet.eval(), text_encoder=encoder, tokenizer=text.load_tokenizer(tmp_path / "tokenizer"),
+        unet=unet.eval(), text_encoder=encoder, tokenizer=load_tokenizer(tmp_path / "tokenizer"),
         scheduler=diffusers.DDIMScheduler(), requires_safety_checker=False, **parts,
     )  # fmt: skip
 

@@ -11,6 +11,8 @@ import torch
 from tiny_models import TOKENS, VOCABULARY
 
 from dragsa import loading
+from dragsa.loading import text_encoder
+from dragsa.loading.tokenizer import load_tokenizer
 from dragsa.model import text
 
 START, END = VOCABULARY.index("<|startoftext|>"), VOCABULARY.index("<|endoftext|>")
@@ -81,49 +83,24 @@ def test_a_prompt_that_fits_is_taken_whole_and_a_longer_one_is_cut_with_a_warnin
 
 
 def test_the_tokenizer_may_ask_for_fewer_tokens_than_the_model_has_places(folder, encoder):
-    tokenizer = text.load_tokenizer(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     tokenizer.model_max_length = 9
     short = text.TextEncoder(encoder.model, tokenizer)
     assert short.tokens == 9 and short.embed(["cat"]).shape == (1, 9, 48)
 
 
 def test_tokenizer_json_alone_gives_the_same_tokens(folder, encoder, tmp_path):
-    text.load_tokenizer(folder / "tokenizer").save_pretrained(tmp_path / "all")
+    load_tokenizer(folder / "tokenizer").save_pretrained(tmp_path / "all")
     (tmp_path / "alone").mkdir()
     (tmp_path / "all/tokenizer.json").rename(tmp_path / "alone/tokenizer.json")
-    other = text.TextEncoder(encoder.model, text.load_tokenizer(tmp_path / "alone"))
+    other = text.TextEncoder(encoder.model, load_tokenizer(tmp_path / "alone"))
     for prompt in ("a red dot", "", "Caterpillar, red"):
         assert torch.equal(other.tokenise([prompt]), encoder.tokenise([prompt]))
-
-
-def test_built_without_values_but_for_positions():
-    model = text.build(text.config_from_transformers(tiny_models.TEXT_SETTINGS))
-    assert all(value.is_meta for value in model.parameters())
-    assert not any(value.is_meta for value in model.buffers())
 
 
 def test_what_does_not_belong_together_is_refused(folder, encoder):
     with pytest.raises(ValueError, match="list of strings"):
         encoder.embed("one string")
-    with pytest.raises(ValueError, match="'t5'"):
-        text.config_from_transformers(tiny_models.TEXT_SETTINGS | {"model_type": "t5"})
-    few = text.build(text.config_from_transformers(tiny_models.TEXT_SETTINGS | {"vocab_size": 59}))
+    few = text_encoder.build(text_encoder.config_from_transformers(tiny_models.TEXT_SETTINGS | {"vocab_size": 59}))
     with pytest.raises(ValueError, match="knows 60 tokens, the text model 59"):
-        text.TextEncoder(few, text.load_tokenizer(folder / "tokenizer"))
-
-
-def test_no_name_in_a_config_reaches_further_than_clips_numbers() -> None:
-    """Under a key such as "attn_implementation" a name would have transformers fetch a kernel, which is code."""
-    settings = {**tiny_models.TEXT_SETTINGS, "hidden_size": 64}
-    plain = text.config_from_transformers(settings).to_dict()
-    names = ["attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation"]
-    names += ["auto_map", "quantization_config", "custom_pipelines", "_name_or_path", "dtype", "torch_dtype"]
-    odd = text.config_from_transformers({**settings, **dict.fromkeys(names, "owner/kernel")})
-    assert odd.to_dict() == plain and "owner/kernel" not in repr(vars(odd))
-
-
-def test_numbers_that_are_none_are_named() -> None:
-    wrong = {"hidden_size": 64.5, "num_hidden_layers": 2**31, "vocab_size": "many", "eos_token_id": -3}
-    for name, value in wrong.items():
-        with pytest.raises(ValueError, match=f"text encoder config: {name} must be a whole number up to"):
-            text.config_from_transformers({**tiny_models.TEXT_SETTINGS, name: value})
+        text.TextEncoder(few, load_tokenizer(folder / "tokenizer"))

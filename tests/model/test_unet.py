@@ -4,16 +4,16 @@ import golden_cases
 import pytest
 import torch
 
-from dragsa import hooks
 from dragsa.config import UNetConfig
 from dragsa.model import blocks, unet
+from dragsa.model.blocks import block_name
 
 
 @pytest.mark.parametrize("case", golden_cases.cases("unet"), ids=lambda case: case.tag)
 def test_golden(case):
     batch = case.settings["batch"]
     z, text = case.input("z", batch, 4, *case.latent_hw), case.input("text", batch, 77, golden_cases.CONTEXT_DIM)
-    blocks = [hooks.block_name(n) for n in range(1, 17)]
+    blocks = [block_name(n) for n in range(1, 17)]
     stages = ["mid", "decoder1", "decoder2", "decoder3", "decoder4"]
     out = golden_cases.golden_unet()(z, case.settings["timestep"], text, taps=(*blocks, *stages))
     assert golden_cases.relative(out.eps, case.outputs["eps"]) < 2e-4
@@ -37,9 +37,9 @@ def test_every_tap_has_the_documented_grid_and_channels():
     widths, grids = (32, 64, 96, 96), ((16, 24), (8, 12), (4, 6), (2, 3))
     levels = [0, 0, 1, 1, 2, 2, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0]
     for n, level in enumerate(levels, start=1):
-        assert taps[hooks.block_name(n)].shape == (1, widths[level], *grids[level])
+        assert taps[block_name(n)].shape == (1, widths[level], *grids[level])
         tokens = grids[level][0] * grids[level][1]
-        for part in taps[f"{hooks.block_name(n)}.kv"]:
+        for part in taps[f"{block_name(n)}.kv"]:
             assert part.shape == (1, 8, tokens, widths[level] // 8)
     assert taps["encoder1"].shape == (1, 32, 8, 12) and taps["encoder4"].shape == (1, 96, 2, 3)
     assert taps["decoder3"].shape == (1, 64, 16, 24) and taps["decoder4"].shape == (1, 32, 16, 24)

@@ -65,6 +65,14 @@ def test_the_goals_are_a_table(planted):
     assert goals_of(planted(update_float32=(17.0,)))[2] == ["1.24×", "at least 1.4×", "**no**"]
 
 
+def test_tiny_networks_are_not_judged(planted):
+    report = planted()
+    tiny = replace(report, settings=replace(report.settings, width="tiny"))
+    assert {row[2] for row in goals_of(tiny)} == {"not judged"}
+    assert {goal["reached"] for goal in speed.to_json(tiny)["goals"]} == {None}
+    assert goals_of(tiny)[5][0] == "10×"
+
+
 def test_every_part_is_a_table_and_what_failed_is_said(planted):
     text = speed.markdown(planted())
     # 1,200 operations, 200 of attention's: 1,000 at 2 GFLOP/s and 200 at 0.5 take 0.9 µs of the 21 s

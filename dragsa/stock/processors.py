@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,21 +11,27 @@ from torch import Tensor
 
 from dragsa.kernels import attend
 from dragsa.model.blocks import ACTIVATIONS, TRANSFORMERS, block_name
+from dragsa.model.sites import AttentionHook, Site
 
-Site = Callable[[int, str, tuple[int, int]], Any]
 
+def as_processors(
+    hook: AttentionHook, pipe: Any, grid: tuple[int, int] | None = None, rows: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Make diffusers' attention processors of a hook: `pipe.unet.set_attn_processor(as_processors(hook, pipe))`.
 
-def processors(unet: Any, hook: Callable[..., Tensor], site: Site, grid: tuple[int, int] | None) -> dict[str, Any]:
-    """Return a processor for every attention layer of diffusers' UNet, by its name there.
-
-    site: makes what the hook is told of a block, a kind and a grid. Raises ValueError for a layer that SD 1.5 has not.
+    pipe: a diffusers pipeline with SD 1.5's UNet, or that UNet. grid: (h, w) of the latent, by default square, since
+    diffusers tells a processor the number of tokens alone. rows: as `Site.rows` is to tell them. A region hook has no
+    place there. Raises ValueError for a hook that has one, and for layers that are not SD 1.5's.
     """
+    if hasattr(hook, "region"):
+        raise ValueError(f"diffusers has no place for a region hook, came {hook!r}")
     blocks, found = {names.diffusers: block for block, names in TRANSFORMERS.items()}, {}
-    for name in unet.attn_processors:
+    for name in getattr(pipe, "unet", pipe).attn_processors:
         parts = re.fullmatch(r"(.*)\.transformer_blocks\.0\.attn([12])\.processor", name)
         if parts is None or parts[1] not in blocks:
             raise ValueError(f"{name}: expected the attention layers of SD 1.5's UNet")
-        found[name] = Processor(hook, site, blocks[parts[1]], "self" if parts[2] == "1" else "cross", grid)
+        kind = "self" if parts[2] == "1" else "cross"
+        found[name] = Processor(hook, blocks[parts[1]], kind, grid, rows)
     return found
 
 
@@ -34,11 +39,11 @@ def processors(unet: Any, hook: Callable[..., Tensor], site: Site, grid: tuple[i
 class Processor:
     """Calls a hook in place of one layer's attention. grid: the latent's (h, w), None for a square."""
 
-    hook: Callable[..., Tensor]
-    site: Site
+    hook: AttentionHook
     block: int
     kind: str
     grid: tuple[int, int] | None
+    rows: tuple[str, ...]
 
     def __call__(
         self,
@@ -56,7 +61,7 @@ class Processor:
             linear(x).unflatten(2, (attn.heads, -1)).transpose(1, 2)  # (B, heads, n, d)
             for linear, x in ((attn.to_q, hidden_states), (attn.to_k, context), (attn.to_v, context))
         )
-        out = self.hook(self.site(self.block, self.kind, self._cells(q.shape[2])), q, k, v, attend)
+        out = self.hook(Site(self.block, self.kind, self._cells(q.shape[2]), self.rows), q, k, v, attend)
         return attn.to_out[1](attn.to_out[0](out.transpose(1, 2).flatten(2)))
 
     def _cells(self, tokens: int) -> tuple[int, int]:

@@ -1,0 +1,164 @@
+"""What `dragsa edit` shows of an edit's inside: --explain, --frames and --trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dragsa import files
+from dragsa.cli.options import Options
+from dragsa.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from dragsa import pictures
+    from dragsa.config import EditConfig
+    from dragsa.loading import StableDiffusion
+    from dragsa.looking import Edited, Pass
+
+# By option: the names of the files that it writes into a folder.
+FOLDERS = {"frames": "*.png", "trace": "*.png index.html"}
+EVERY = 5  # updates from one frame to the next
+SECONDS = 0.2  # that a frame of a GIF is shown for
+BY_VAE = {"encode": "z_0 of the picture, by the VAE", "decode": "the picture of z_0, by the VAE"}
+
+
+def check_looking(options: Options, config: EditConfig) -> None:
+    """Raise an error unless frames and trace can be written, and the passes told."""
+    force = options.get("force", False)
+    for name, inside in FOLDERS.items():
+        if name not in options or is_left(options, name):
+            continue
+        if is_gif(options, name):
+            files.check_output(options[name], force)
+        else:
+            files.check_folder(options[name], force, inside)
+    if "frames" in options and "drag" not in options:
+        raise ValueError("--frames: there is no drag whose updates they would show")
+    if "every" in options and not {"frames", "trace"} & options.keys():
+        raise ValueError("--every: of which pictures? give --frames or --trace")
+    if tells(options) and config.drag.compile not in ("auto", "off"):
+        raise ValueError("--explain and --trace need --compile off: a compiled pass tells nothing")
+
+
+def is_gif(options: Options, name: str) -> bool:
+    return name == "frames" and options[name].suffix.lower() == ".gif"
+
+
+def is_left(options: Options, name: str) -> bool:
+    """Tell whether an output is there already and is to be left as it is."""
+    return bool(options.get("skip_existing")) and options[name].exists()
+
+
+def tells(options: Options) -> bool:
+    """Tell whether the passes of the network are wanted."""
+    return bool(options.get("explain")) or "trace" in options
+
+
+class Looker:
+    """An observer that hands events on to the progress, and keeps of an edit what is to be shown of it."""
+
+    def __init__(self, options: Options, config: EditConfig, progress: Progress) -> None:
+        self.options, self.config, self.progress = options, config, progress
+        self.every = options.get("every", EVERY) if {"frames", "trace"} & options.keys() else 0
+        self.latents: dict[int, Tensor] = {}
+        self.said: list[str] = []
+        self.open = True
+        self._stage, self._alike, self._last = "", [], 0
+
+    def __call__(self, event: pictures.StageProgress | pictures.DragProgress) -> str | None:
+        from dragsa import pictures
+
+        if isinstance(event, pictures.DragProgress):
+            self._keep(event)
+        elif event.done == 0 or event.done == event.total:
+            self._end_of_stage(event.stage if event.done == 0 else "")
+        return self.progress(event)
+
+    def _keep(self, event: pictures.DragProgress) -> None:
+        """Keep the latents of every so many updates, and of the last."""
+        if self.every and event.latent is not None:
+            if self._last % self.every:
+                del self.latents[self._last]
+            self.latents[event.update], self._last = event.latent, event.update
+
+    def tell(self, one: Pass) -> None:
+        """Take one pass of the network, and say those before it where it differs from them."""
+        from dragsa import looking
+
+        if self.open:
+            if self._alike and not looking.alike(self._alike[-1], one):
+                self._say_passes()
+            self._alike.append(one)
+
+    def _end_of_stage(self, following: str) -> None:
+        if self._alike:
+            self._say_passes()
+        elif following in BY_VAE:
+            self._say(f"{following}: {BY_VAE[following]}")
+        self._stage = following
+
+    def _say_passes(self) -> None:
+        from dragsa import looking
+        from dragsa.ddim import Schedule
+
+        timesteps = Schedule(self.config.steps, self.config.variant).timesteps.tolist()
+        reads = f"; {self.config.drag.tap} is read" if self._stage == "drag" else ""
+        self._say(f"{self._stage or 'look'}: {looking.sentence(self._alike, timesteps)}{reads}")
+        self._alike = []
+
+    def _say(self, text: str) -> None:
+        if tells(self.options):
+            self.said.append(text)
+        if self.options.get("explain"):
+            self.progress.explain(text)
+
+    def close(self) -> None:
+        """Tell no more: passes from here on are not the edit's."""
+        self._end_of_stage("")
+        self.open = False
+
+
+def watched(sd: StableDiffusion, tell: Callable[[Pass], object]) -> StableDiffusion:
+    """Return the model with a network that tells its passes."""
+    from dataclasses import replace
+
+    from dragsa import looking
+
+    return replace(sd, unet=looking.watched(sd.unet, tell))
+
+
+def write_looking(options: Options, sd: StableDiffusion, edited: Edited) -> None:
+    """Write frames and trace, whole or not at all."""
+    from dragsa import looking, pictures
+
+    force = options.get("force", False)
+    if "frames" in options and not is_left(options, "frames"):
+        made = looking.frames_of(sd, edited)
+        if is_gif(options, "frames"):
+            files.save_bytes(gif([*made.values()]), options["frames"], force)
+        else:
+            with files.whole_folder(options["frames"], force) as folder:
+                for update, picture in made.items():
+                    pictures.save_picture(picture, folder / f"{update:04}.png")
+    if "trace" in options and not is_left(options, "trace"):
+        with files.whole_folder(options["trace"], force) as folder:
+            looking.write(folder, sd, edited)
+
+
+def gif(frames: list[Image.Image]) -> bytes:
+    """Return an animated GIF that begins again without end; its last frame stands five times as long."""
+    data, shown = BytesIO(), round(1000 * SECONDS)
+    durations: Any = [shown] * (len(frames) - 1) + [5 * shown]
+    first, *rest = [frame.convert("RGB") for frame in frames]
+    first.save(data, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    return data.getvalue()
+
+
+def places(options: Options) -> list[Path]:
+    """Return where frames and trace go."""
+    return [options[name] for name in FOLDERS if name in options]

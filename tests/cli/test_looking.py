@@ -1,0 +1,71 @@
+"""--explain, --frames and --trace: what they show, and that they change nothing."""
+
+from pathlib import Path
+
+import pytest
+from command_line import QUICK, refused, run
+from PIL import Image
+
+DRAG = ("--drag", "24,28:40,28", *QUICK, "--updates", "3")
+
+
+def test_they_change_no_byte_and_say_what_happened(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("edit", picture, *DRAG, "--out", "plain.png") == 0
+    assert "passes" not in capsys.readouterr().err
+    shown = ("--explain", "--frames", "frames", "--trace", "trace", "--every", "2", "--json", "o.json")
+    assert run("edit", picture, *DRAG, "--out", "o.png", *shown) == 0
+    assert Path("plain.png").read_bytes() == Path("o.png").read_bytes()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+    assert [line.split(": ")[1] for line in lines] == ["encode", "inversion", "drag", "drag", "denoising", "decode"]
+    assert lines[1] == "dragsa: inversion: 4 passes at τ_1 to τ_4 (t 1 to 751); 1 row; plain attention"
+    assert "1 pass at τ_3 (t 501); 1 row; as far as decoder3; with the gradient; plain" in lines[2]
+    assert "2 passes at τ_3" in lines[3] and lines[3].endswith("decoder3 is read") and "near the handles" in lines[3]
+    assert "source, target; the source's K and V in blocks 11-16" in lines[4]
+    assert sorted(path.name for path in Path("frames").iterdir()) == ["0002.png", "0003.png"]
+    assert Image.open("frames/0002.png").size == (72, 64)
+    page = Path("trace/index.html").read_text("utf-8")
+    assert page.count("<li>") == len(lines) and "after 2 updates" in page
+    assert '"explain"' not in Path("o.json").read_text("utf-8")  # which is a job
+    assert not [path for path in Path.cwd().rglob("*") if path.name.endswith(".part")]
+
+
+def test_a_gif_has_a_frame_for_every_so_many_updates(picture: Path) -> None:
+    assert run("edit", picture, *DRAG, "--out", "o.png", "--frames", "f.gif", "--every", "1") == 0
+    with Image.open("f.gif") as frames:
+        assert getattr(frames, "n_frames", 1) == 3 and frames.size == (72, 64)
+
+
+def test_mistakes(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("there").mkdir()
+    Path("there/mine.txt").write_text("mine")
+    Path("f.gif").write_bytes(b"x")
+    for shown, says in (
+        (("--frames", "there"), "there: is there already"),
+        (("--trace", "there"), "there: is there already"),
+        (("--trace", "there", "--force"), "there: holds mine.txt, so it is not replaced"),
+        (("--frames", "f.gif"), "f.gif: is there already"),
+        (("--frames", "a", "--trace", "a"), "a: two outputs of the same name"),
+        (("--frames", "no/where"), "there is no folder no"),
+        (("--every", "3"), "--every: of which pictures?"),
+        (("--every", "0", "--frames", "a"), "must be a whole number of at least 1"),
+        (("--explain", "--compile", "whole"), "need --compile off"),
+    ):
+        assert says in refused(capsys, "edit", picture, *DRAG, "--out", "o.png", *shown)
+    prompt = ("--target-prompt", "a cat", *QUICK[:-4])
+    assert "there is no drag" in refused(capsys, "edit", picture, *prompt, "--out", "o.png", "--frames", "a")
+
+
+def test_force_replaces_a_folder_of_ones_own(picture: Path) -> None:
+    for more in ((), ("--force",)):
+        Path("frames").mkdir(exist_ok=True) if more else None
+        if more:
+            Image.new("RGB", (1, 1)).save("frames/0099.png")
+        assert run("edit", picture, *DRAG, "--out", "o.png", "--frames", "frames", *more) == 0
+        assert [path.name for path in Path("frames").iterdir()] == ["0003.png"]
+
+
+def test_a_part_is_shown(picture: Path) -> None:
+    Image.open(picture).resize((288, 256)).save("large.png")
+    drag = ("--drag", "100,100:120,100", "--size", "64", "--crop", "auto", "--frames", "frames", "--trace", "trace")
+    assert run("edit", "large.png", *QUICK, *drag, "--out", "o.png") == 0
+    assert Image.open("frames/0002.png").size == (64, 64) and Path("trace/index.html").is_file()
