@@ -122,8 +122,8 @@ def story(browser: Browser, out: Path) -> list[Row]:
         page.mouse.up()
         page.wait_for_timeout(2000)
         page.click('[data-name="brush"]')
-        for row in range(60, 96, 8):
-            pull(page, (26, row), (56, row), (86, row - 20))
+        for row in range(54, 108, 6):
+            pull(page, (16, row), (68, row), (98, row - 20))
         page.screenshot(path=out / "3-mask.png")
         page.wait_for_timeout(1000)
         page.click("#run")
@@ -164,7 +164,10 @@ def stop(browser: Browser, out: Path) -> list[Row]:
         after = int(re.findall(r"After (\d+)", said)[0])
     worst = statistics.quantiles(times, n=20)[-1]
     answers = f"median {statistics.median(times):.0f} ms, 95 % within {worst:.0f} ms"
-    return [("a request answered while an edit runs", answers), ("updates from the press of Stop", str(after - count))]
+    return [
+        ("a request answered while an edit runs", answers),
+        ("updates counted on the page from the press of Stop", str(after - count)),
+    ]
 
 
 def edits(browser: Browser, out: Path) -> list[Row]:

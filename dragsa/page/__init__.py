@@ -4,6 +4,6 @@ The server is `page.server`, whose packages are the extra `ui`; nothing here nee
 """
 
 from dragsa.page.desk import Asked, Desk, Example
-from dragsa.page.looking import forming, handles_in_pixels
+from dragsa.page.handles import handles_in_pixels
 
-__all__ = ["Asked", "Desk", "Example", "forming", "handles_in_pixels"]
+__all__ = ["Asked", "Desk", "Example", "handles_in_pixels"]

@@ -85,7 +85,8 @@ class Page:
     """The routes, and the editor behind them."""
 
     def __init__(self, desk: Desk, token: str | None = None) -> None:
-        self.desk, self.token, self.editor = desk, token, Editor(desk)
+        self.desk, self.editor = desk, Editor(desk)
+        self.ending: Callable[[], bool] = lambda: False  # tells the streams that the server ends
         posts: dict[str, Callable[..., Awaitable[Response]]] = {
             "/close": self.close, "/picture": self.open, "/example": self.example, "/prepare": self.prepare,
             "/edit": self.edit, "/stop": self.stop, "/load": self.load, "/job": self.job, "/on": self.go_on,
@@ -163,7 +164,7 @@ class Page:
             number, quiet = int(last) if last.isdecimal() else 0, 0.0
             tab.streams += 1
             try:
-                while tab.id in self.editor.tabs:
+                while tab.id in self.editor.tabs and not self.ending():
                     events = tab.log.since(number)
                     for number, event in events:
                         yield f"id: {number}\ndata: {json.dumps(event, allow_nan=False)}\n\n"
@@ -364,4 +365,6 @@ def token_for(host: str) -> str | None:
 
 def server_of(page: Page) -> uvicorn.Server:
     """Return the server of a page; `run(sockets=[…])` serves until an interrupt, or until `should_exit` is set."""
-    return uvicorn.Server(uvicorn.Config(page.app, log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(page.app, log_level="warning", timeout_graceful_shutdown=5))
+    page.ending = lambda: server.should_exit
+    return server

@@ -15,11 +15,12 @@ from typing import Any
 
 from PIL import Image
 
-from dragsa import checks, editing, pictures
+from dragsa import checks, editing, looking, pictures
+from dragsa.ddim import Guided
 from dragsa.editing import Drag, EditResult, Source
 from dragsa.loading import StableDiffusion
-from dragsa.page import looking
 from dragsa.page.desk import Asked, Desk
+from dragsa.page.handles import handles_in_pixels
 from dragsa.page.work import Ended, Task, Worker
 from dragsa.pictures import DragProgress, StageProgress
 from dragsa.pictures.images import DAMAGED
@@ -141,7 +142,7 @@ class Teller:
         return "stop" if self.task.stopping else None
 
     def _update(self, event: DragProgress, source: Source) -> None:
-        points = looking.handles_in_pixels(event, source, self.drags)
+        points = handles_in_pixels(event, source, self.drags)
         left = [
             ((x - tx) ** 2 + (y - ty) ** 2) ** 0.5 for (x, y), (_, (tx, ty)) in zip(points, self.drags, strict=True)
         ]
@@ -152,7 +153,10 @@ class Teller:
         if event.latent is None or now < self._free or self.task.stopping:
             return
         level = self.asked.config.steps - self.asked.config.drag_step
-        shown = looking.forming(self.sd, source, event.latent, level)
+        target = source.prompt if self.asked.target_prompt is None else self.asked.target_prompt
+        uncond, context = self.sd.embed([source.negative_prompt, target]).chunk(2)
+        guided = Guided(source.unet_of(self.sd), context, uncond, self.asked.config.guidance)
+        (shown,) = looking.frames(self.sd, guided, [event.latent], source.schedule, level)
         self.tab.frames[event.update] = encoded(shown, "JPEG", quality=88)
         end = time.monotonic()
         self._free = end + (end - now) * (1 / FRAME_SHARE - 1)
@@ -294,10 +298,11 @@ class Editor:
                     do(task)
                 except Ended:
                     tab.unfinished()
-                    tab.log.tell("ended")
+                    if not task.background:
+                        tab.log.tell("ended")
                 except Exception as error:  # whatever it is, the page says it and the next edit can run
                     tab.unfinished()
-                    tab.log.tell("error", text=one_line(error))
+                    tab.log.tell("warning" if task.background else "error", text=one_line(error))
 
         return told
 

@@ -152,6 +152,26 @@ def test_one_edit_runs_and_the_rest_wait(served: Any, tab: Any, picture: Path) -
     ask(served, f"close?tab={name}", b"")
 
 
+def test_an_inversion_in_the_background_gives_way_to_an_edit_that_needs_another(served: Any, tab: Any) -> None:
+    job = {**QUICK, "preset": "sd15", "steps": "200"}
+    assert ask(served, f"prepare?tab={tab.id}", {"model": "tiny", "job": job})[0] == 200
+    until(lambda: "stage" in kinds(tab))
+    edit(served, tab)
+    until(lambda: "done" in kinds(tab))
+    stages = [event for _, event in tab.log.since(0) if event.get("stage") == "inversion"]
+    assert "ended" not in kinds(tab) and not [one for one in stages if one["done"] == 200]
+
+
+def test_a_picture_is_inverted_in_the_background_and_once(served: Any, tab: Any) -> None:
+    for _ in range(2):
+        assert ask(served, f"prepare?tab={tab.id}", {"model": "tiny", "job": {**QUICK, "preset": "sd15"}})[0] == 200
+        until(lambda: served.editor.worker.of(tab) == [])
+    edit(served, tab)
+    until(lambda: "done" in kinds(tab))
+    begun = [event for _, event in tab.log.since(0) if event.get("stage") == "inversion" and event["done"] == 0]
+    assert "ready" in kinds(tab) and len(begun) == 1
+
+
 def test_a_drag_stops_within_one_update(served: Any, tab: Any) -> None:
     edit(served, tab, **ENDLESS)
     until(lambda: kinds(tab).count("update") > 3)

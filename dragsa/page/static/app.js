@@ -225,6 +225,7 @@ function begin() {
   for (const id of ["result", "views", "curve"]) $(id).hidden = true;
   $("course").hidden = false;
   $("stop").textContent = "Stop";
+  $("state").textContent = "";
   showStage("Waiting", 0, 0);
   board.show({ mode: "live", drags: board.drags });
   changed();
