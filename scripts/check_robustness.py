@@ -138,28 +138,10 @@ def pickles(cases: int, seed: int) -> Wrong:
     return wrong
 
 
-ODD: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    1,
-    1.5,
-    float("nan"),
-    float("inf"),
-    10**9,
-    10**30,
-    "",
-    "x",
-    b"x",
-    (),
-    (1,),
-    ("a",),
-    [1],
-    {},
-]
+ODD: list[Any] = [None, True, -1, 0, 1, 1.5, float("nan"), float("inf"), 10**9, 10**30, "", "x", b"x"]
+ODD += [(), (1,), ("a",), [1], {}]
 LONG = ("updates", "lora_steps", "fixed_point", "steps", "compile")  # with larger values they are right, and take long
-SHORT = [None, True, -1, 0, 1, 1.5, float("nan"), "x", "off", (), [2], -(10**30)]
+SHORT: list[Any] = [None, True, -1, 0, 1, 1.5, float("nan"), "x", "off", (), [2], -(10**30)]
 
 
 def some(values: dict[str, st.SearchStrategy[Any]], most: int) -> st.SearchStrategy[dict[str, Any]]:
@@ -262,7 +244,6 @@ def kinds_of_pictures(cases: int, seed: int) -> Wrong:
     wrong: Wrong = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        formats = sorted({kind: suffix for suffix, kind in Image.registered_extensions().items()}.values())
         for mode in MODES:
             with contextlib.suppress(ValueError):  # of modes that Pillow makes of grey pictures alone
                 shown = picture("L").convert(mode)
@@ -272,22 +253,7 @@ def kinds_of_pictures(cases: int, seed: int) -> Wrong:
                     wrong.append(f"mode {mode}: another size")
             except Exception as error:
                 wrong.append(f"mode {mode}: {told(error)}")
-            for suffix in formats:
-                file, out = folder / f"in{suffix}", folder / "out.png"
-                try:
-                    shown.save(file)
-                    Image.open(file).load()
-                except Exception:  # what Pillow cannot write and read
-                    continue
-                try:
-                    if pictures.open_picture(file).size != Image.open(file).size:
-                        wrong.append(f"{mode} in {suffix}: another size")
-                except Exception as error:
-                    wrong.append(f"{mode} in {suffix}: {told(error)}")
-                if mode in ("RGB", "1") and (
-                    problem := outcome(["edit", str(file), *NUMBERS, f"--out={out}", "--force", "--updates=0"], out)
-                ):
-                    wrong.append(f"{mode} in {suffix}: {problem}")
+            wrong += [f"{mode} in {problem}" for problem in in_formats(shown, folder)]
         for orientation in range(1, 9):
             exif = Image.Exif()
             exif[0x0112] = orientation
@@ -296,6 +262,26 @@ def kinds_of_pictures(cases: int, seed: int) -> Wrong:
             if pictures.open_picture(folder / "turned.tiff").tobytes() != upright.tobytes():
                 wrong.append(f"EXIF {orientation}: not upright")
     return wrong
+
+
+def in_formats(shown: Image.Image, folder: Path) -> Iterator[str]:
+    """Open a picture in each format that Pillow writes and reads, edit it if it is RGB, and yield what is wrong."""
+    for suffix in sorted({kind: suffix for suffix, kind in Image.registered_extensions().items()}.values()):
+        file, out = folder / f"in{suffix}", folder / "out.png"
+        try:
+            shown.save(file)
+            size = Image.open(file).size
+            Image.open(file).load()
+        except Exception:  # what Pillow cannot write and read
+            continue
+        try:
+            problem = None if pictures.open_picture(file).size == size else "another size"
+            if shown.mode == "RGB":
+                problem = problem or outcome(["edit", str(file), *NUMBERS, f"--out={out}", "--force"], out)
+        except Exception as error:
+            problem = told(error)
+        if problem:
+            yield f"{suffix}: {problem}"
 
 
 @contextlib.contextmanager
