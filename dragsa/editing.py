@@ -48,7 +48,8 @@ def edit(
     image: a picture of any mode, size and aspect, its path or an array (`pictures.open_picture`); None to edit the one
     that `prompt` and `seed` generate; or a `Source` from `prepare`, which brings its own prompt and seed, so that one
     inversion serves many edits. drags: ((x, y), (x, y)), handle and target, in pixels of the picture as a viewer shows
-    it. mask: of the picture's size, white may move. target_prompt: the edited picture's; None leaves the prompt.
+    it. mask: of the picture's size, white may move. target_prompt: the edited picture's; None leaves the prompt. With
+    both, a handle is a place of the source, and is looked for in the re-prompted picture before the drag begins.
     config: None is the preset that suits the model, `small` for weights/small, else `sd15`, as on the command line.
     negative_prompt: what guidance leads away from.
 
@@ -81,7 +82,7 @@ def edit(
     report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
 
     branch = leave(sd, source, target_prompt, drags, mask, config, keep=given, control=control)
-    here = drags
+    here: Sequence[Drag] = drags
     if drags:
         if branch.level > drag_level:
             with report.stage("denoising", branch.level - drag_level) as step:

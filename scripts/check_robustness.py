@@ -138,7 +138,26 @@ def pickles(cases: int, seed: int) -> Wrong:
     return wrong
 
 
-ODD = [None, True, -1, 0, 1, 1.5, float("nan"), float("inf"), 10**9, 10**30, "", "x", b"x", (), (1,), ("a",), [1], {}]
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1,
+    1.5,
+    float("nan"),
+    float("inf"),
+    10**9,
+    10**30,
+    "",
+    "x",
+    b"x",
+    (),
+    (1,),
+    ("a",),
+    [1],
+    {},
+]
 LONG = ("updates", "lora_steps", "fixed_point", "steps", "compile")  # with larger values they are right, and take long
 SHORT = [None, True, -1, 0, 1, 1.5, float("nan"), "x", "off", (), [2], -(10**30)]
 

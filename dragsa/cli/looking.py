@@ -68,7 +68,8 @@ class Looker:
         self.latents: dict[int, Tensor] = {}
         self.said: list[str] = []
         self.open = True
-        self._stage, self._alike, self._last = "", [], 0
+        self._stage, self._last = "", 0
+        self._alike: list[Pass] = []
 
     def __call__(self, event: pictures.StageProgress | pictures.DragProgress) -> str | None:
         from dragsa import pictures

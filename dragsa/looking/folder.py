@@ -45,7 +45,7 @@ class Edited:
 def write(folder: Path, sd: StableDiffusion, edited: Edited) -> None:
     """Write the pictures and `index.html` into a folder that is there. It takes some passes and decodings more."""
     branch, z = at_the_drag(sd, edited)
-    sections = [
+    sections: list[tuple[str, str, list[Any]]] = [
         ("The edit", "Source, the way of the handles, and result.", [("", sheet_of(edited))]),
         (
             "Passes of the UNet",
@@ -65,7 +65,7 @@ def write(folder: Path, sd: StableDiffusion, edited: Edited) -> None:
             continue
         lines.append(f"<h2>{title}</h2>\n<p>{html.escape(text)}</p>")
         if isinstance(shown[0], str):
-            lines += ["<ol>", *(f"<li>{html.escape(str(words))}</li>" for words in shown), "</ol>"]
+            lines += ["<ol>", *(f"<li>{html.escape(words)}</li>" for words in shown), "</ol>"]
             continue
         lines.append("<div>")
         for caption, picture in shown:
@@ -190,7 +190,7 @@ def tracked(branch: Branch, z: Tensor, edited: Edited) -> list[Figure]:
     loop, size = branch.config.drag, (grid[1], grid[0])
     taps = loop.tap.split("+")
     first, last = (
-        sum(features_at(branch, one, taps)[tap] for tap in taps) for one in (branch.z_target, z)
+        torch.stack([*features_at(branch, one, taps).values()]).sum(dim=0) for one in (branch.z_target, z)
     )  # (1, C, h, w) each
     figures = []
     handles, _, asked = pictures.drags_to_grid(trace.drags, trace.picture_size, grid)

@@ -71,7 +71,7 @@ def test_python_and_the_command_line_take_the_same_preset_and_help_prints_its_nu
     assert edit.suits(edit.SMALL) == suiting(widths) == "small"
     assert edit.suits(edit.SMALL / "nowhere") == suiting(UNetConfig().widths) == "sd15"
     (command,) = (one for one in cli.build_parser()._subparsers._group_actions)  # type: ignore[union-attr]
-    helped = " ".join(command.choices["edit"].format_help().split())  # type: ignore[index,call-overload]
+    helped = " ".join(command.choices["edit"].format_help().split())  # type: ignore[index]
     assert "S, the denoising steps before the drag, which is at level T - S [15; 30]" in helped
     assert "half the side of the tracking window [3]" in helped
 
@@ -98,8 +98,8 @@ def test_a_help_ends_with_two_commands_that_work(
     for line in EXAMPLES[command]:
         program, *words = shlex.split(line)
         asked = vars(cli.build_parser().parse_args(words))
-        assert program == "dragsa" and asked["command"] == command and len(asked) > 2
-        if command == "bench":  # minutes; its options are parsed
+        assert program == "dragsa" and asked["command"] == command
+        if command in ("bench", "fetch", "ui"):  # minutes, gigabytes, and a page: the options are parsed
             continue
         code = run(*words, *(SHORT if command == "edit" else SHORT[:2] if command == "generate" else ()))
         assert code == (1 if asked.get("verify") else 0)  # the tests' model is no published one

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import dragsa
@@ -26,10 +27,11 @@ def shown(folder: Path) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore:the drag did not arrive")
 def test_the_page_shows_what_there_is(tiny_folder: Path, tmp_path: Path) -> None:
-    sd, latents = dragsa.load(tiny_folder), {}
+    sd = dragsa.load(tiny_folder)
+    latents: dict[int, torch.Tensor] = {}
 
     def keep(event: StageProgress | DragProgress) -> None:
-        if isinstance(event, DragProgress):
+        if isinstance(event, DragProgress) and event.latent is not None:
             latents[event.update] = event.latent
 
     picture = Image.fromarray(np.arange(64 * 72 * 3, dtype=np.uint8).reshape(64, 72, 3))
