@@ -11,7 +11,7 @@ import anywidget
 import traitlets
 from PIL import Image
 
-from dragsa import checks, pictures
+from dragsa import checks, files, pictures
 from dragsa.config import EditConfig
 from dragsa.editing import EditResult
 from dragsa.loading import StableDiffusion
@@ -39,7 +39,7 @@ class Sent(Log):
 
     def tell(self, kind: str, **told: Any) -> None:
         frame = [self.widget.tab.frames[told["update"]]] if kind == "frame" else []
-        self.widget.send({"kind": kind, **told}, frame)
+        self.widget.send(files.finite({"kind": kind, **told}), frame)
 
 
 class DragWidget(anywidget.AnyWidget):
@@ -90,7 +90,7 @@ class DragWidget(anywidget.AnyWidget):
             self.tab.log.tell("error", text=one_line(error))
             raise
         shown = pictures.picture_bytes(pictures.to_rgb(self.result.image), "picture.png")
-        self.send({"kind": "done", **told_of(self.result)}, [shown])
+        self.send(files.finite({"kind": "done", **told_of(self.result)}), [shown])
         return self.result
 
     def _pressed(self, widget: Any, content: Any, buffers: Any) -> None:

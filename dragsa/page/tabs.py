@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image
 
-from dragsa import checks, editing, looking, pictures
+from dragsa import checks, editing, files, looking, pictures
 from dragsa.ddim import Guided
 from dragsa.editing import Drag, EditResult, Source
 from dragsa.loading import StableDiffusion
@@ -46,7 +46,7 @@ class Log:
 
     def tell(self, kind: str, **told: Any) -> None:
         with self._lock:
-            self._events.append((self._next, {"kind": kind, **told}))
+            self._events.append((self._next, files.finite({"kind": kind, **told})))
             self._next += 1
             del self._events[:-KEPT]
 

@@ -13,5 +13,5 @@ export function drawCurve(figure, { left, losses }, at = 0) {
   svg.innerHTML = line(losses, "loss") + line(worst, "left") + mark;
   const n = (at || worst.length) - 1;
   figure.querySelector(".left-key").textContent = `${worst[n].toFixed(1)} px left`;
-  figure.querySelector(".loss-key").textContent = `loss ${losses[n].toPrecision(3)}`;
+  figure.querySelector(".loss-key").textContent = `loss ${(losses[n] ?? NaN).toPrecision(3)}`;
 }
