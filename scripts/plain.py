@@ -34,7 +34,7 @@ def omega(h: Any, r: int, F: Tensor) -> list[tuple[int, int]]:
     return [(x, y) for x, y in square if 0 <= x < F.shape[2] and 0 <= y < F.shape[1]]
 
 
-def motion_supervision(F: Tensor, h: Any, g: Any, loop: dragsa.DragConfig) -> Tensor:
+def motion_supervision(F: Tensor, h: Any, g: Any, loop: dragsa.DragConfig) -> Any:
     """Return Σ_{q ∈ Ω(h, r_1)} |F(q + d) - sg F(q)|_1 of a handle h, d one cell from it to its target g (2.2)."""
     patch, (dx, dy) = omega(h, loop.radius, F), [(b - a) / math.dist(h, g) for a, b in zip(h, g, strict=True)]
     total = sum((bilinear(F, x + dx, y + dy) - F[:, y, x].detach()).abs().sum() for x, y in patch)
@@ -65,7 +65,7 @@ def edit(sd: Any, z_0: Tensor, first: Any, targets: Any, frozen: Any, config: dr
     with torch.no_grad():  # inversion, with its first step (3.3)
         for n, t in enumerate(levels.timesteps):
             zs.append(step(zs[n], sd.unet(zs[n], t, context).eps, bars[n], bars[n + 1]))
-    z, handles, mean, square = zs[k], first, 0, 0  # the drag (3.1). Paper: of z'_{T-S}, S steps down from z_T
+    z, handles, mean, square = zs[k], first, 0 * z_0, 0 * z_0  # the drag (3.1). Paper: at S steps down from z_T
     for n in range(1, loop.updates + 1):
         z = z.detach().requires_grad_()
         out = sd.unet(z, levels.timesteps[k - 1], context, taps=(loop.tap,))

@@ -46,7 +46,7 @@ def test_settings_that_the_tables_name_are_there() -> None:
     named = set(re.findall(r'`(\w+)="(\w+)"`', TEXT))
     assert {name for name, _ in named} == {"loss", "optimizer", "reference"}
     for name, value in named:
-        config.check(replace(config.DragConfig(), **{name: value}))  # type: ignore[arg-type]
+        config.check(replace(config.DragConfig(), **{name: value}))
 
 
 def test_every_experiments_script_is_there() -> None:
