@@ -67,7 +67,7 @@ def test_python_and_the_command_line_take_the_same_preset_and_help_prints_its_nu
     assert edit.suits(edit.SMALL) == suiting(widths) == "small"
     assert edit.suits(edit.SMALL / "nowhere") == suiting(UNetConfig().widths) == "sd15"
     (command,) = (one for one in cli.build_parser()._subparsers._group_actions)  # type: ignore[union-attr]
-    helped = " ".join(command.choices["edit"].format_help().split())  # type: ignore[index,call-overload]
+    helped = " ".join(command.choices["edit"].format_help().split())  # type: ignore[index]
     assert "S, the denoising steps before the drag, which is at level T - S [15; 30]" in helped
     assert "half the side of the tracking window [3]" in helped
 
