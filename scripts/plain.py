@@ -65,7 +65,7 @@ def edit(sd: Any, z_0: Tensor, first: Any, targets: Any, frozen: Any, config: dr
     with torch.no_grad():  # inversion, with its first step (3.3)
         for n, t in enumerate(levels.timesteps):
             zs.append(step(zs[n], sd.unet(zs[n], t, context).eps, bars[n], bars[n + 1]))
-    z, handles, mean, square = zs[k], first, *torch.zeros(2)  # the drag (3.1). Paper: of what S steps from z_T give
+    z, handles, mean, square = zs[k], first, 0 * z_0, 0 * z_0  # the drag (3.1). Paper: at S steps down from z_T
     for n in range(1, loop.updates + 1):
         z = z.detach().requires_grad_()
         out = sd.unet(z, levels.timesteps[k - 1], context, taps=(loop.tap,))

@@ -1,0 +1,31 @@
+"""The walkthrough runs to its end, which it does only where every plain number is the package's, and draws."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_runs_and_every_station_has_its_picture(tmp_path: Path) -> None:
+    command = [sys.executable, "scripts/walkthrough.py", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
+    assert ran.returncode == 0, ran.stderr
+    said = ran.stdout.splitlines()
+    stations = [line.partition(".")[0] for line in said if line[:1].isdigit()]
+    assert stations == [str(n) for n in range(1, 11)]
+    assert sum("plainly" in line for line in said) >= len(stations)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"{n:02d}.png" for n in range(1, 11)]
+    for path in tmp_path.iterdir():
+        assert len(set(Image.open(path).convert("L").tobytes())) > 20, path.name
+
+
+def test_its_cells_are_text_and_code_by_turns() -> None:
+    """So that it opens as a notebook: a title, and for each station a text and a cell."""
+    lines = (ROOT / "scripts" / "walkthrough.py").read_text(encoding="utf-8").splitlines()
+    marks = [line for line in lines if line.startswith("# %%")]
+    assert marks == ["# %% [markdown]", "# %%"] * 11
