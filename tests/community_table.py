@@ -1010,7 +1010,7 @@ def inversions() -> Iterator[Case]:
     yield case("with angles", {"<toy>": three}, "a <toy> cat", {"<toy>": three})
     yield case("with a hyphen", {"emb_params": three}, "a bad-hands cat", {"bad-hands": three}, name="bad-hands")
     yield case("in capitals", {"TOY": one}, "a TOY cat", {"TOY": one})
-    yield case("in capitals, asked in small", {"TOY": one}, "a toy cat", {"TOY": one})
+    yield case("in capitals, in small in the prompt", {"TOY": one}, "a toy cat", {"toy": one})
     yield case("two tokens", {"toy": one, "ball": three}, "a toy ball", {"toy": one, "ball": three})
     for what, state, mark in (
         ("another width", {"toy": torch.ones(2, 768)}, "must be (n, 48)"),
@@ -1049,7 +1049,8 @@ def said_what_it_is() -> Iterator[Case]:
         yield Case(f"folder, {what}", rewritten("unet/config.json", **settings), None, mark)
     for what, data, mark in (
         ("GGUF", b"GGUF" + bytes(100), "GGUF"), ("a pickle", b"\x80\x02}q\x00." + bytes(80), "pickle"),
-        ("a zip of PyTorch's", b"PK\x03\x04" + bytes(100), "pickle"), ("a page", b"<!DOCTYPE html><html>", "page"),
+        ("a zip of PyTorch's", b"PK\x03\x04" + bytes(100), "pickle"),
+        ("a page", b"<!DOCTYPE html><html>", "not a safetensors file"),
         ("a pointer", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"), ("nothing", b"", "empty"),
     ):  # fmt: skip
         path = fresh() / "model.safetensors"
