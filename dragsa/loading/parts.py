@@ -18,6 +18,9 @@ from dragsa.loading.safetensors import DTYPES, TensorInfo, one_line
 from dragsa.loading.settings import LAYERS
 from dragsa.model import unet, vae
 
+# Endings of the names that programs give to the scales of float8 weights.
+SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale")
+
 
 class Wanted(NamedTuple):
     """What is asked for of a file or folder."""
@@ -116,7 +119,7 @@ def check_fit(path: Path, parts: Iterable[Part], left_over: list[str]) -> None:
         own = fitting.shapes(part.module.state_dict())  # transformers' names differ between versions
         wanted.update({part.spell(names.newest(part.component, name)): shape for name, shape in own.items()})
         given.update({part.spell(name): info.shape for name, info in part.tensors.items()})
-    if scales := [name for name in (*left_over, *given) if name.endswith((".scale_weight", ".scale_input"))]:
+    if scales := [name for name in (*left_over, *given) if name.endswith(SCALES)]:
         raise WeightsError(
             f"{path}: holds scaled float8 weights, {fitting.listed('scales', scales)}; get the file in float16"
         )

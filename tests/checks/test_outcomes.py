@@ -82,7 +82,8 @@ def test_handles_are_found_again_where_the_features_are() -> None:
     assert found.tolist() == [[11, 3], [16, 7]] and handles.tolist() == [[6, 5], [11, 9]]
     # Of several cells that are alike the nearest; of none like it, its own and a warning.
     pair[1] = torch.randn(96, 16, 20, generator=generator)
-    pair[1, :, 3, 2:9] = source[0, :, 5, 6, None]
+    odd = 0.01 + 0.0001 * torch.arange(7)  # further from it the nearer to the handle, by next to nothing
+    pair[1, :, 3, 2:9] = source[0, :, 5, 6, None] + odd
     with pytest.warns(UserWarning, match="handle 2: the changed prompt left nothing like the source") as caught:
         found = outcomes.find_again(unet, pair, t, context, handles, "block14", (20, 16))  # type: ignore[arg-type]
     assert found.tolist() == [[6, 3], [11, 9]] and len(caught) == 1

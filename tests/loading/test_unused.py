@@ -58,6 +58,7 @@ def test_a_plain_model_warns_of_nothing(single, folder):
     ("extra", "says"),
     [
         ({f"{UNET}.scale_weight": torch.tensor(2.0)}, "scaled float8 weights, 1 scales"),
+        ({f"{UNET}.weight_scale": torch.tensor(2.0)}, "scaled float8 weights, 1 scales"),
         ({"model.diffusion_model.time_embed.cond_proj.weight": torch.ones(4, 4)}, "an LCM"),
         ({"model.diffusion_model.label_emb.0.0.weight": torch.ones(4, 4)}, "SDXL"),
         ({f"{UNET}.bias": torch.ones(32)}, f"1 left over ({UNET}.bias)"),
