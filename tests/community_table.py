@@ -37,7 +37,7 @@ from torch import Tensor
 
 from dragsa import loading, methods
 from dragsa.loading import names
-from dragsa.model import text as text_model
+from dragsa.loading.tokenizer import load_tokenizer
 from dragsa.model.noise import training_alpha_bars
 
 State = dict[str, Tensor]
@@ -107,7 +107,7 @@ class Truth:
 
 
 def tokenizer() -> Any:
-    made = text_model.load_tokenizer(whole_folder() / "tokenizer")
+    made = load_tokenizer(whole_folder() / "tokenizer")
     made.model_max_length = tiny_models.TOKENS
     return made
 
