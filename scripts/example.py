@@ -1,7 +1,4 @@
-"""The method with nothing hidden, in the paper's order; it gives the very picture that `dragsa.edit` gives.
-
-python scripts/example.py out/example.png
-"""
+"""The method with nothing hidden: it gives `dragsa.edit`'s picture. python scripts/example.py out/example.png"""
 
 import sys
 
@@ -22,7 +19,7 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
     # Inversion (3.3): z_0, and from it z_1 ... z_T.
     latents = dragsa.invert(sd.unet, sd.encode(picture), context, schedule)  # (T + 1, 1, 4, h, w)
 
-    # The drag (2.2, 3.1): z'_{T-S} is optimised, and the handles are tracked. Points are on a grid of half the picture.
+    # The drag (2.2, 3.1): z'_{T-S} is optimised, and the handles are tracked. Points: on half the picture.
     half, grid = (picture.width // 2, picture.height // 2), (picture.height // 2, picture.width // 2)
     handles, targets, _ = pictures.drags_to_grid(DRAGS, picture.size, half)  # (n, 2), handles on whole cells
     frozen = 1 - drag.to_latent_grid(pictures.open_mask(mask, picture.size, half), latents)  # (h, w), 1 stays

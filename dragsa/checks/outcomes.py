@@ -20,6 +20,7 @@ SIDE = 160  # pixels of the longer side that pictures are compared at
 HALF = 6  # of the patch's side there, without its middle
 ALIKE = 0.05  # of the window's median difference: over it nothing looks like the patch
 THERE = 0.6  # of the average cell's distance: where the nearest one is further, what is looked for is not there
+STILL = 1.5  # times the least distance: what stood there has hardly moved
 AS_NEAR = 1.1  # times the least distance: features that do not differ
 NOISE = 4e-4  # mean squared difference, of levels 0 … 1, under which patches do not differ
 
@@ -112,9 +113,9 @@ def find_again(
     """Return where the source's handles (n, 2) on the grid (W, H) are in the re-prompted picture, and warn of the rest.
 
     latents, context: (2, …), source and target. A drag acts on the re-prompted picture, whose objects need not stand
-    where the source's do: a handle is brought to the cell of the whole map whose features are nearest to those that it
-    has in the source, of several as near to the one that is the least way off. Where none is near, what it stood on is
-    gone, and it stays.
+    where the source's do: a handle from which the source's features are gone is brought to the cell of the whole map
+    where they are nearest, of several as near to the one that is the least way off. Where none is near, what
+    it stood on is gone, and it stays.
     """
     size, tap, places = (grid[1], grid[0]), tap.partition("+")[0], handles.clone()
     source, target = unet(latents, t, context, taps=(tap,), until=tap).taps[tap].chunk(2)
@@ -122,7 +123,10 @@ def find_again(
     dense = motion.upsampled(target, size)[0]  # (C, H, W)
     for n, (sought, chance) in enumerate(zip(reference, tracking.chance(target, reference), strict=True)):
         distances = (dense - sought[:, None, None]).abs().sum(dim=0)  # (H, W)
+        x, y = handles[n].long().tolist()
         if distances.min() < THERE * chance:
+            if distances[y, x] <= STILL * distances.min():
+                continue  # tracking follows the few cells that it may have moved by
             alike = (distances <= AS_NEAR * distances.min()).nonzero().flip(1).to(handles)  # (m, 2)
             places[n] = alike[(alike - handles[n]).norm(dim=1).argmin()]
         else:

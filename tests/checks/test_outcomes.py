@@ -87,3 +87,9 @@ def test_handles_are_found_again_where_the_features_are() -> None:
     with pytest.warns(UserWarning, match="handle 2: the changed prompt left nothing like the source") as caught:
         found = outcomes.find_again(unet, pair, t, context, handles, "block14", (20, 16))  # type: ignore[arg-type]
     assert found.tolist() == [[6, 3], [11, 9]] and len(caught) == 1
+    # Where it is nearly as like as anywhere it stays; where another cell is far more like it, it goes there.
+    pair[1] = source[0] + 0.2 * torch.randn(96, 16, 20, generator=generator)
+    for share, place in ((0.8, [6, 5]), (0.5, [2, 3])):
+        pair[1, :, 3, 2] = torch.lerp(source[0, :, 5, 6], pair[1, :, 5, 6], share)
+        found = outcomes.find_again(unet, pair, t, context, handles, "block14", (20, 16))  # type: ignore[arg-type]
+        assert found.tolist() == [place, [11, 9]]
