@@ -121,11 +121,6 @@ def story(browser: Browser, out: Path) -> list[Row]:
         page.screenshot(path=out / "2-pull.png")
         page.mouse.up()
         page.wait_for_timeout(2000)
-        page.click('[data-name="brush"]')
-        for row in range(54, 108, 6):
-            pull(page, (16, row), (68, row), (98, row - 20))
-        page.screenshot(path=out / "3-mask.png")
-        page.wait_for_timeout(1000)
         page.click("#run")
         page.wait_for_selector("#curve:not([hidden])")
         page.wait_for_timeout(5000)
@@ -134,6 +129,11 @@ def story(browser: Browser, out: Path) -> list[Row]:
         seconds = time.monotonic() - begin
         page.wait_for_timeout(300)
         page.screenshot(path=out / "5-compare.png")
+        page.click('[data-view="draw"]')
+        page.click('[data-name="brush"]')
+        for row in range(48, 114, 6):
+            pull(page, (12, row), (72, row), (100, row - 20))
+        page.screenshot(path=out / "3-mask.png")
         for n, view in enumerate(("heat", "steps"), start=6):
             page.click(f'[data-view="{view}"]')
             page.wait_for_timeout(500)

@@ -55,7 +55,9 @@ def desk_of(options: Options) -> Desk:
 
     shop = Shop(options)
     models = {name: partial(load_changed, path, options) for name, path in shop.paths.items()}
-    example = Example(DEMO, "a red disc on a cyan ground") if SMALL in shop.paths.values() and DEMO.is_file() else None
+    # One handle moves the disc whole where its patch is as large as the disc, and the drag comes early.
+    disc = Example(DEMO, "a red disc on a cyan ground", {"drag_step": "10", "radius": "9"})
+    example = disc if SMALL in shop.paths.values() and DEMO.is_file() else None
     most = {name: options[name] for name in ("megabytes", "megapixels") if name in options}
     return Desk(models, shop.form(), shop.read, shop.jobs_in, shop.to_file, example, **most)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture to begin with, and what it shows."""
+    """A picture to begin with, what it shows, and the settings that its size asks for, by their fields on the page."""
 
     picture: Path
     prompt: str
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

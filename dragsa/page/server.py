@@ -192,7 +192,8 @@ class Page:
         data = example.picture.read_bytes()
         self.leave(tab)
         image = opened(data, example.picture.name, self.desk.megapixels)
-        return JSONResponse({**tab.open(Picture(example.picture.name, image, data)), "prompt": example.prompt})
+        told = {"prompt": example.prompt, "settings": dict(example.settings)}
+        return JSONResponse({**tab.open(Picture(example.picture.name, image, data)), **told})
 
     async def go_on(self, request: Request, tab: Tab) -> Response:
         made = self.made(tab)

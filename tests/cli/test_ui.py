@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import refused
 
-from dragsa.cli import config_of
+from dragsa.cli import SMALL, config_of
 from dragsa.cli.ui import SETTINGS, Shop, desk_of
 from dragsa.config import EditConfig
 
@@ -69,6 +69,14 @@ def test_models_are_named_and_known_by_their_paths(tiny_folder: Path, tmp_path: 
     assert shop.to_file("tiny", {"lr": "1"}) == {"lr": 1.0, "dtype": "bfloat16"}, "the weights are those without any"
     desk = desk_of({"weights": [tiny_folder], "megabytes": 3})
     assert list(desk.models) == ["tiny"] and (desk.megabytes, desk.example) == (3, None)
+
+
+def test_the_example_begins_with_settings_that_its_size_asks_for() -> None:
+    desk = desk_of({"weights": [SMALL]})
+    assert desk.example is not None and desk.example.picture.is_file()
+    assert desk.example.settings.keys() <= desk.form["presets"]["small"].keys()
+    config = desk.read("small", {"preset": "small", **desk.example.settings}).config
+    assert (config.drag_step, config.drag.radius) == (10, 9)
 
 
 def test_what_cannot_be_opened_is_said_in_a_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

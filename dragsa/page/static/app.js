@@ -161,6 +161,8 @@ async function showPicture(opened, file) {
   board.open(image, width, height);
   showView("draw");
   if (opened.prompt !== undefined) $("prompt").value = opened.prompt;
+  for (const [name, value] of Object.entries(opened.settings ?? {})) $(name).value = value;
+  mark();
   prepare();
 }
 
