@@ -79,15 +79,14 @@ def edit(
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
     source = prepare(sd, image, prompt, seed, config, **told) if not isinstance(image, Source) else image
-    report, dragged, drag_level = Report(observe, sd.device), None, config.steps - config.drag_step
-
+    report, dragged, here = Report(observe, sd.device), None, list[Drag](drags)
+    drag_level = config.steps - config.drag_step
     branch = leave(sd, source, target_prompt, drags, mask, config, keep=given, control=control)
-    here: Sequence[Drag] = drags
     if drags:
         if branch.level > drag_level:
             with report.stage("denoising", branch.level - drag_level) as step:
                 branch = denoise(branch, drag_level, step)
-            here = find_again(branch, drags)
+            here = find_again(branch, here)
         with report.stage("drag", config.drag.updates):
             dragged = drag_source(branch, here, report.update, supervision, optimizer)
         branch = replace(branch, z_target=dragged.latent)
@@ -324,7 +323,7 @@ def drag_source(
     return dragged._replace(handles=dragged.handles + back, final_handles=dragged.final_handles + back)
 
 
-def find_again(branch: Branch, drags: Sequence[Drag]) -> Sequence[Drag]:
+def find_again(branch: Branch, drags: Sequence[Drag]) -> list[Drag]:
     """Return the drags with their handles where the re-prompted picture has what they stand on; targets stay."""
     pair = torch.cat([branch.source.latents[branch.level], branch.z_target])
     t, unet = branch.source.schedule.timesteps[branch.level - 1], cast(UNet, branch.guided.unet)

@@ -248,6 +248,8 @@ def kinds_of_pictures(cases: int, seed: int) -> Wrong:
             with contextlib.suppress(ValueError):  # of modes that Pillow makes of grey pictures alone
                 shown = picture("L").convert(mode)
                 shown = picture().convert(mode)
+            if mode == "F":  # of which Pillow makes 0 to 255
+                shown = shown.point(lambda level: level * (1 / 255) + 0)
             try:
                 if dragsa.edit(model(), shown, [((20, 20), (30, 30))], config=SMALL).image.size != shown.size:
                     wrong.append(f"mode {mode}: another size")

@@ -95,8 +95,12 @@ z_0 = sd.encode(disc)
 red = disc.getpixel(DRAG[0])
 assert isinstance(red, tuple)
 equal("the handle's red, -1 to 1", red[0] / 127.5 - 1, pictures.to_tensor(disc)[0, 0, DRAG[0][1], DRAG[0][0]])
-show(2, ("picture", disc), *((f"z_0, channel {c}", grey(z_0[0, c])) for c in range(4)),
-     ("decoded", pictures.to_picture(sd.decode(z_0))))  # fmt: skip
+show(
+    2,
+    ("picture", disc),
+    *((f"z_0, channel {c}", grey(z_0[0, c])) for c in range(4)),
+    ("decoded", pictures.to_picture(sd.decode(z_0))),
+)
 
 # %% [markdown]
 # ## 3. Inversion
@@ -119,8 +123,12 @@ worse = pictures.to_picture(sd.decode(dragsa.sample(sd.unet, short[T], context, 
 decibels = [quality.decibels(pictures.to_tensor(one)[0], pictures.to_tensor(disc)[0]) for one in (back, worse)]
 print(f"  round trip: {decibels[0]:.1f} dB with the first step, {decibels[1]:.1f} without")
 assert decibels[0] > decibels[1]
-show(3, ("z_T, channel 0", grey(zs[T][0, 0])), (f"and back: {decibels[0]:.1f} dB", back),
-     (f"without the step: {decibels[1]:.1f} dB", worse))  # fmt: skip
+show(
+    3,
+    ("z_T, channel 0", grey(zs[T][0, 0])),
+    (f"and back: {decibels[0]:.1f} dB", back),
+    (f"without the step: {decibels[1]:.1f} dB", worse),
+)
 
 # %% [markdown]
 # ## 4. Features
@@ -158,9 +166,7 @@ print("5. loss")
 (x, y), d = handles[0].long().tolist(), (targets - handles)[0] / (targets - handles).norm()
 moved = handles[0] + torch.tensor([[i, j] for j in (-1, 0, 1) for i in (-1, 0, 1)])  # q (9, 2)
 there = tracking.sample_points(F, moved + d, grid)  # F(q + d) (9, 32)
-total = sum(
-    (there[n] - dense[:, int(q[1]), int(q[0])]).abs().sum() for n, q in enumerate(moved)
-)  # fmt: skip
+total = sum((there[n] - dense[:, int(q[1]), int(q[0])]).abs().sum() for n, q in enumerate(moved))
 equal("the printed sum", total, 32 * dragsa.motion_supervision_loss(F, handles, targets, 1, grid), 1e-4)
 z = zs[K].clone().requires_grad_()
 features = sd.unet(z, noise.timestep, context, taps=("block14",), until="block14").taps["block14"]

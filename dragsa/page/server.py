@@ -88,13 +88,23 @@ class Page:
         self.desk, self.editor = desk, Editor(desk)
         self.ending: Callable[[], bool] = lambda: False  # tells the streams that the server ends
         posts: dict[str, Callable[..., Awaitable[Response]]] = {
-            "/close": self.close, "/picture": self.open, "/example": self.example, "/prepare": self.prepare,
-            "/edit": self.edit, "/stop": self.stop, "/load": self.load, "/job": self.job, "/on": self.go_on,
-        }  # fmt: skip
+            "/close": self.close,
+            "/picture": self.open,
+            "/example": self.example,
+            "/prepare": self.prepare,
+            "/edit": self.edit,
+            "/stop": self.stop,
+            "/load": self.load,
+            "/job": self.job,
+            "/on": self.go_on,
+        }
         gets: dict[str, Callable[..., Awaitable[Response]]] = {
-            "/events": self.events, "/picture": self.picture, "/result": self.result, "/frame": self.frame,
+            "/events": self.events,
+            "/picture": self.picture,
+            "/result": self.result,
+            "/frame": self.frame,
             "/trace": self.trace,
-        }  # fmt: skip
+        }
         routes = [Route("/", self.index), Route("/static/{name}", self.static), Route("/about", self.about)]
         routes += [Route("/tab", self.tab, methods=["POST"])]
         routes += [Route(path, self.of_tab(answer), methods=["POST"]) for path, answer in posts.items()]
