@@ -66,6 +66,7 @@ def edit(
     config, given = checks.configured(config, sd.unet.config.widths), isinstance(image, Source)
     if isinstance(control, str):
         config, control = replace(config, control=control), None  # type: ignore[arg-type]
+    checks.functions(control=control, supervision=supervision, optimizer=optimizer, observe=observe)
     image = image if image is None or isinstance(image, Source) else pictures.open_picture(image)
     told: dict[str, Any] = {"observe": observe, "negative_prompt": negative_prompt}
     if config.crop == "auto" and not isinstance(image, Source):
@@ -96,7 +97,6 @@ def edit(
         picture = pictures.restore(pictures.to_picture(sd.decode(z_0)), source.picture)
         if mask is not None and config.paste:
             picture = pictures.paste(picture, source.picture, mask, source.working_size)
-
     seconds = {**({} if given else source.seconds), **report.seconds}
     found = outcomes.found_in(source.picture, picture, drags)
     trace = replace(trace_of(sd, branch, drags, dragged, seconds), found=found)

@@ -545,3 +545,19 @@ def test_guidance_leads_away_from_the_negative_prompt(sd):
     assert edited.trace.negative_prompt == "a cat" and other.trace.negative_prompt == ""
     with pytest.raises(ValueError, match="prepared with the negative prompt 'a cat'; prepare one for 'a dog'"):
         dragsa.edit(sd, away, target_prompt="a dot", config=config, negative_prompt="a dog")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"control": 1.5}, "control must be a function, came 1.5"),
+        ({"supervision": "mean"}, "supervision must be a function, came 'mean'"),
+        ({"drags": 3}, "drags are .* in a list, came 3"),
+        ({"drags": None}, "in a list, came None"),
+        ({"prompt": None}, "prompt and negative prompt are texts, came None"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(tiny_folder, given, said) -> None:
+    sd, picture = dragsa.load(tiny_folder), Image.new("RGB", (64, 64))
+    with pytest.raises(ValueError, match=said):
+        dragsa.edit(sd, picture, **{"drags": [((20, 20), (30, 30))], **given})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ def request(
     prompts: the source's, and the negative one.
     """
     words(*prompts, target_prompt)
+    if None in prompts:
+        raise ValueError("prompt and negative prompt are texts, came None: leave them out, or give ''")
     prompt = prompts[0]
     if image is not None and not isinstance(image, Image.Image):
         made_for(config, image, *prompts)
@@ -68,6 +70,8 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
     if config.control == "masked" and not config.object_words:
         raise ValueError("masked control tells the object by words of the prompts: name them (object_words)")
     pictures.working_size(1, 1, config.size)
+    if not isinstance(drags, Collection):
+        raise ValueError(f"drags are ((x, y), (x, y)), handle and target, in a list, came {drags!r}")
     if len(drags) and config.drag_step > (last := config.steps - 1):
         said = f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}"
         as_far = round(config.drag_step * config.steps / EditConfig.steps)  # a preset's S is of its own T
@@ -95,6 +99,13 @@ def words(*prompts: str | None) -> None:
             (prompt or "").encode()
         except UnicodeEncodeError:
             raise ValueError(f"the prompt {prompt!r} is not text in UTF-8") from None
+
+
+def functions(**given: Any) -> None:
+    """Raise a ValueError that names the first of these which is neither a function nor None."""
+    for name, value in given.items():
+        if value is not None and not callable(value):
+            raise ValueError(f"{name} must be a function, came {value!r}")
 
 
 def generation(config: EditConfig, size: Size) -> None:
