@@ -63,7 +63,7 @@ class DragWidget(anywidget.AnyWidget):
     ) -> None:
         image = pictures.open_picture(picture)
         checks.words(prompt, negative_prompt)
-        self.sd, self.config = sd, checks.configured(config)
+        self.sd, self.config = sd, checks.configured(config, sd.unet.config.widths)
         self.words: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative_prompt, "seed": seed}
         self.tab = Tab()
         self.tab.open(Picture("picture", image))

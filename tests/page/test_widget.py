@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -13,6 +15,7 @@ from PIL import Image
 
 import dragsa
 from dragsa import pictures
+from dragsa.config import SMALL_WIDTHS
 
 pytest.importorskip("anywidget", reason="the widget needs the extra notebook: pip install 'dragsa[notebook]'")
 
@@ -33,6 +36,13 @@ def told(sd: dragsa.StableDiffusion, picture: Path) -> tuple[Any, list[Any]]:
     sent: list[Any] = []
     widget.send = lambda content, buffers=None: sent.append((content, buffers))
     return widget, sent
+
+
+def test_without_a_config_it_takes_the_models_own_preset(sd: dragsa.StableDiffusion, picture: Path) -> None:
+    widths = replace(sd.unet.config, widths=SMALL_WIDTHS)
+    small = SimpleNamespace(unet=SimpleNamespace(config=widths))
+    for model, preset in ((sd, dragsa.EditConfig.sd15()), (small, dragsa.EditConfig.small())):
+        assert dragsa.widget(model, picture).config == preset  # type: ignore[arg-type]
 
 
 def test_an_edit_of_the_widget_is_the_edit(
