@@ -17,7 +17,7 @@ import dragsa
 
 PACKAGE = Path(dragsa.__file__).parent
 CORE = ("config.py", "hooks.py", "model/", "ddim.py", "motion.py", "tracking.py", "drag.py", "editing.py")
-ROOMS = ("files", "kernels", "layouts", "pictures", "loading", "checks", "passes", "methods", "source_kv")
+ROOMS = ("files", "kernels", "layouts", "stock", "pictures", "loading", "checks", "passes", "methods", "source_kv")
 
 
 def entered() -> list[str]:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa import hooks, pictures
+from dragsa import ddim, hooks, pictures
 from dragsa.ddim import PAIR, Guided, Schedule
 from dragsa.hooks import AttentionHook, Maps
 from dragsa.loading import StableDiffusion
@@ -23,8 +23,7 @@ def predicted(guided: Guided, z: Tensor, schedule: Schedule, level: int) -> Tens
     if level == 0:
         return z
     alpha_bar = schedule.alpha_bars[level].to(z)
-    eps = guided(z, schedule.timesteps[level - 1]).eps
-    return (z - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+    return ddim.ddim(z, guided(z, schedule.timesteps[level - 1]).eps, alpha_bar, torch.ones_like(alpha_bar))
 
 
 class Moment(NamedTuple):
