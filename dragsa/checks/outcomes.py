@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dragsa import motion, tracking
 from dragsa.model.unet import UNet
-from dragsa.pictures import Point, Size, Trace, to_rgb
+from dragsa.pictures import Point, Size, Trace, scaled, to_rgb
 
 SIDE = 160  # pixels of the longer side that pictures are compared at
 HALF = 6  # of the patch's side there, without its middle
@@ -42,7 +42,7 @@ def found_in(
     where nothing looks like the patch, or another place does as well: on an even surface one is like the next.
     """
     shrink = min(1.0, SIDE / max(source.size))
-    small = max(1, round(source.width * shrink)), max(1, round(source.height * shrink))
+    small = scaled(source.size, shrink)
     before, after = (
         _patches(to_rgb(picture).resize(small, Image.Resampling.BOX)) for picture in (source, result)
     )  # (height, width, 3, side, side), a patch about every pixel

@@ -76,8 +76,8 @@ def with_drags(picture: Image.Image, drags: Sequence[Drag]) -> Image.Image:
 
 
 def _fitted(picture: Image.Image) -> Image.Image:
-    width, height = (max(1, round(side * (SIDE / max(picture.size)))) for side in picture.size)
-    return pictures.to_rgb(picture).resize((width, height), Image.Resampling.LANCZOS)
+    size = pictures.scaled(picture.size, SIDE / max(picture.size))
+    return pictures.to_rgb(picture).resize(size, Image.Resampling.LANCZOS)
 
 
 def _wrapped(text: str, font: Font, width: int) -> list[str]:

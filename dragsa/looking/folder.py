@@ -111,9 +111,7 @@ def sheet_of(edited: Edited) -> Image.Image:
 
 def small(picture: Image.Image) -> Image.Image:
     """Return a picture enlarged or reduced so that its longer side is `SIDE`."""
-    scale = SIDE / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    return picture.resize(pictures.scaled(picture.size, SIDE / max(picture.size)), Image.Resampling.BICUBIC)
 
 
 def at_the_drag(sd: StableDiffusion, edited: Edited) -> tuple[Branch, Tensor]:

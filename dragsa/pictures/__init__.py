@@ -17,6 +17,7 @@ from dragsa.pictures.images import (
     picture_bytes,
     restore,
     save_picture,
+    scaled,
     to_grid,
     to_picture,
     to_rgb,
@@ -30,5 +31,15 @@ from dragsa.pictures.trace import STAGES, DragProgress, Observer, Report, StageP
 __all__ = ["SMALLEST", "STAGES", "DragProgress", "Given", "Observer", "Part", "Point", "Report", "Size"]
 __all__ += ["StageProgress", "Trace", "check_format", "drags_to_grid", "draw_path", "edit_part", "from_grid"]
 __all__ += ["grid_size", "is_grey", "open_mask", "open_picture", "panels_of", "part_of", "paste", "picture_bytes"]
-__all__ += ["picture_png", "restore", "result_html", "save_picture", "sheet", "source_html", "to_grid", "to_json"]
+__all__ += [
+    "picture_png",
+    "restore",
+    "result_html",
+    "save_picture",
+    "scaled",
+    "sheet",
+    "source_html",
+    "to_grid",
+    "to_json",
+]
 __all__ += ["to_picture", "to_rgb", "to_tensor", "versions", "warn_unmasked", "working_size"]

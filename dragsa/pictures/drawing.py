@@ -30,7 +30,7 @@ def draw_path(picture: Image.Image, trace: Trace, scale: float = 1) -> Image.Ima
     """
     if picture.size != trace.picture_size:
         raise ValueError(f"the picture is {picture.size}, the trace's {trace.picture_size}")
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    size = images.scaled(picture.size, scale)
     ground = images.to_rgb(picture).resize(size, Image.Resampling.LANCZOS)  # a copy at least
     if not trace.drags:
         return ground

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from dragsa.pictures.images import Point, Size, picture_bytes, to_rgb
+from dragsa.pictures.images import Point, Size, picture_bytes, scaled, to_rgb
 
 SHOWN = 320  # pixels of a picture's longer side on the page
 HALO, PATH, START, TARGET, GREY = "white", "#f020c0", "#e8222e", "#2060ff", "#9aa3b2"
@@ -48,14 +48,14 @@ def trace_html(trace: Any, path: bool = True) -> str:
     figure = _figure(curve, said, 300)
     if not path:
         return figure
-    width, height = _fitted(trace.picture_size)
+    width, height = scaled(trace.picture_size, SHOWN / max(trace.picture_size))
     drawn = f'<svg viewBox="{_box(trace.picture_size)}" width="{width}" height="{height}" style="background:#eceef2">'
     way = _figure(f"{drawn}{_marks(trace, trace.picture_size)}</svg>", "the handles' path", width)
     return f'<div style="display:flex;gap:16px;flex-wrap:wrap">{way}{figure}</div>'
 
 
 def _framed(picture: Image.Image, caption: str, marks: str) -> str:
-    width, height = _fitted(picture.size)
+    width, height = scaled(picture.size, SHOWN / max(picture.size))
     data = BytesIO()
     to_rgb(picture).resize((2 * width, 2 * height) if max(picture.size) > 2 * SHOWN else picture.size).save(data, "PNG")
     coded = base64.b64encode(data.getvalue()).decode()
@@ -92,11 +92,6 @@ def _line(values: Sequence[float], colour: str) -> str:
     most, last = max(*values, 1e-9), max(1, len(values) - 1)
     points = " ".join(f"{300 * n / last:.1f},{84 - 78 * value / most:.1f}" for n, value in enumerate(values))
     return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
-
-
-def _fitted(size: Size) -> Size:
-    scale = SHOWN / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _box(size: Size) -> str:

@@ -117,6 +117,11 @@ def working_size(width: int, height: int, size: int = 512) -> Size:
     return CELL * columns, CELL * rows
 
 
+def scaled(size: Size, scale: float) -> Size:
+    """Return `scale` times a size, in whole pixels, at least one in each direction."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
 def grid_size(working: Size) -> Size:
     """Return the supervision grid's size for a working picture: half of it in each direction."""
     return working[0] // 2, working[1] // 2

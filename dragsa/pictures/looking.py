@@ -78,7 +78,7 @@ def with_points(picture: Image.Image, points: Mapping[str, Sequence[Point]], sca
 
     The names stand in the upper left corner, each in its colour.
     """
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    size = images.scaled(picture.size, scale)
     ground = images.to_rgb(picture).resize(size, Image.Resampling.NEAREST)
     draw, font = ImageDraw.Draw(ground), ImageFont.load_default(max(10, size[1] // 24))
     radius, line = max(3.0, 0.02 * max(size)), max(1, round(0.006 * max(size)))
