@@ -1,0 +1,184 @@
+"""Artwork to train and measure on: a thousand things, each drawn by three teams of artists in three styles.
+
+The drawings are emoji, published as SVG text in packages of the npm registry: Microsoft's Fluent Emoji (MIT), Google's
+Noto Emoji (Apache 2.0) and Twemoji (CC BY 4.0, by Twitter and contributors). A name that is in all three is the same
+thing in three styles, so that style is something that can be measured.
+
+`fetch` downloads the packages and renders every drawing once; `Sprites` holds the pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dragsa import files
+
+REGISTRY = "https://registry.npmjs.org/@iconify-json"
+SIDE = 128  # pixels of a sprite
+
+
+class Package(NamedTuple):
+    """A style's package: its name in the registry, the version, and the archive's hash."""
+
+    name: str
+    version: str
+    sha256: str
+
+    @property
+    def address(self) -> str:
+        return f"{REGISTRY}/{self.name}/-/{self.name}-{self.version}.tgz"
+
+
+PACKAGES = {
+    "fluent": Package("fluent-emoji", "1.2.7", "8044210dbf11e016d4de85f15d01a243423bd832457e7e2491df1b751c0e272b"),
+    "noto": Package("noto", "1.2.9", "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad"),
+    "twemoji": Package("twemoji", "1.2.5", "19046dff7d8707ce96212ec86468b36ac5f8e60409629dd13f809265c6d0ebb7"),
+}
+STYLES = tuple(PACKAGES)
+
+# Things that have a body: no people, flags, letters or arrows; nor the clock's two dozen faces.
+CATEGORIES = (
+    "Activities",
+    "Animals & Nature",
+    "Food & Drink",
+    "Objects",
+    "Smileys & Emotion",
+    "Travel & Places",
+)
+LEFT_OUT = re.compile(r"(oclock|thirty|button|skin-tone)$")
+LONGEST = 4  # words of a name
+
+
+class Sprites:
+    """Drawings by name and style, as pictures with premultiplied alpha."""
+
+    def __init__(self, names: Sequence[str], pictures: Tensor) -> None:
+        """Keep `pictures`, uint8 (names, styles, 4, SIDE, SIDE), the colours times their alpha."""
+        self.names, self._pictures = tuple(names), pictures
+        self._number = {name: number for number, name in enumerate(self.names)}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._number
+
+    def picture(self, name: str, style: str) -> Tensor:
+        """Return a drawing as float (4, SIDE, SIDE) in [0, 1]: red, green and blue times alpha, and alpha.
+
+        Raises ValueError for a name or a style that is not there.
+        """
+        if name not in self._number or style not in STYLES:
+            raise ValueError(f"no drawing of {name!r} in the style {style!r}")
+        return self._pictures[self._number[name], STYLES.index(style)].float() / 255
+
+    def only(self, names: Iterable[str]) -> Sprites:
+        """Return those of the given names."""
+        names = sorted(set(names))
+        return Sprites(names, self._pictures[[self._number[name] for name in names]])
+
+
+def held_out(name: str) -> str | None:
+    """Return the style in which a thing is kept from training, "all" for one of ten, None for most.
+
+    It follows from the name alone: of ten names one is held out, and of another one a single style.
+    """
+    number = zlib.crc32(name.encode())
+    return {0: "all", 1: STYLES[number // 10 % len(STYLES)]}.get(number % 10)
+
+
+def is_trained(name: str, style: str) -> bool:
+    """Return True if a drawing may be shown in training."""
+    return held_out(name) not in ("all", style)
+
+
+# ------------------------------------------------------------------------------------------------- the whole artwork
+
+
+def fetch(path: Path, overwrite: bool = False) -> Sprites:
+    """Download the three packages, render every drawing and write them all to a safetensors file; return them.
+
+    Needs the extra `artwork` (resvg-py). Raises OSError where the registry cannot be reached, ValueError for an archive
+    that is not the published one, and what `files` raises for a path that is there.
+    """
+    archives = {style: _download(package) for style, package in PACKAGES.items()}
+    return render(archives, path, overwrite)
+
+
+def _download(package: Package) -> bytes:
+    try:
+        with urllib.request.urlopen(package.address, timeout=60) as answer:
+            archive: bytes = answer.read()
+    except urllib.error.URLError as error:
+        raise OSError(f"{package.address} could not be read ({error.reason}); the artwork comes from there") from None
+    if hashlib.sha256(archive).hexdigest() != package.sha256:
+        raise ValueError(f"{package.address} is not the archive that is expected: its sha256 is another")
+    return archive
+
+
+def render(archives: Mapping[str, bytes], path: Path, overwrite: bool = False) -> Sprites:
+    """Render the drawings of the packages' archives, by style, and write them to a safetensors file; return them."""
+    packages = {style: _icons(archive) for style, archive in archives.items()}
+    names = sorted(set.intersection(*(set(things(*package)) for package in packages.values())))
+    pictures = torch.stack([torch.stack([_rendered(packages[style][0], name) for style in STYLES]) for name in names])
+    header = {"names": json.dumps(names)}
+    files.save_bytes(safetensors.torch.save({"sprites": pictures}, header), path, overwrite=overwrite)
+    return Sprites(names, pictures)
+
+
+def load(path: Path) -> Sprites:
+    """Return the drawings of a file that `fetch` wrote. Raises OSError or ValueError for one that holds none."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            return Sprites(json.loads(file.metadata()["names"]), file.get_tensor("sprites"))
+    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: no artwork in it ({error})") from None
+
+
+def _icons(archive: bytes) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Return the drawings of a package's archive, with their view box, and the names by category."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+
+        def read(name: str) -> Any:
+            member = tar.extractfile(f"package/{name}")
+            assert member is not None
+            return json.loads(member.read())
+
+        return read("icons.json"), read("metadata.json")["categories"]
+
+
+def things(icons: Mapping[str, Any], categories: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Yield the names of a package's drawings that are things with a body, of `LONGEST` words at most."""
+    for name in (name for category in CATEGORIES for name in categories.get(category, ())):
+        if name in icons["icons"] and not LEFT_OUT.search(name) and name.count("-") < LONGEST:
+            yield name
+
+
+def _rendered(icons: Mapping[str, Any], name: str) -> Tensor:
+    """Return a drawing as uint8 (4, SIDE, SIDE), colours premultiplied by alpha."""
+    import resvg_py  # an extra, which only rendering needs
+
+    box = " ".join(str(icons["icons"][name].get(side, icons[side])) for side in ("width", "height"))
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {box}">{icons["icons"][name]["body"]}</svg>'
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, skip_system_fonts=True))
+    return premultiplied(Image.open(io.BytesIO(png)))
+
+
+def premultiplied(picture: Image.Image) -> Tensor:
+    """Return a picture with alpha as uint8 (4, H, W), colours premultiplied."""
+    values = torch.from_numpy(np.array(picture.convert("RGBA"))).permute(2, 0, 1).float()
+    return torch.cat([values[:3] * values[3:] / 255, values[3:]]).round().to(torch.uint8)
