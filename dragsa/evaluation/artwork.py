@@ -17,7 +17,7 @@ import tarfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -132,9 +132,10 @@ def _download(package: Package) -> bytes:
 
 def render(archives: Mapping[str, bytes], path: Path, overwrite: bool = False) -> Sprites:
     """Render the drawings of the packages' archives, by style, and write them to a safetensors file; return them."""
-    packages = {style: _icons(archive) for style, archive in archives.items()}
-    names = sorted(set.intersection(*(set(things(*package)) for package in packages.values())))
-    pictures = torch.stack([torch.stack([_rendered(packages[style][0], name) for style in STYLES]) for name in names])
+    icons = {style: _read(archive, "icons.json") for style, archive in archives.items()}
+    categories = _read(archives["noto"], "metadata.json")["categories"]  # Fluent's package has none
+    names = sorted(things(icons.values(), categories))
+    pictures = torch.stack([torch.stack([_rendered(icons[style], name) for style in STYLES]) for name in names])
     header = {"names": json.dumps(names)}
     files.save_bytes(safetensors.torch.save({"sprites": pictures}, header), path, overwrite=overwrite)
     return Sprites(names, pictures)
@@ -149,23 +150,19 @@ def load(path: Path) -> Sprites:
         raise ValueError(f"{path}: no artwork in it ({error})") from None
 
 
-def _icons(archive: bytes) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Return the drawings of a package's archive, with their view box, and the names by category."""
+def _read(archive: bytes, name: str) -> Any:
+    """Return the values of a JSON file of a package's archive."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-
-        def read(name: str) -> Any:
-            member = tar.extractfile(f"package/{name}")
-            assert member is not None
-            return json.loads(member.read())
-
-        return read("icons.json"), read("metadata.json")["categories"]
+        member = tar.extractfile(f"package/{name}")
+        assert member is not None
+        return json.loads(member.read())
 
 
-def things(icons: Mapping[str, Any], categories: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yield the names of a package's drawings that are things with a body, of `LONGEST` words at most."""
-    for name in (name for category in CATEGORIES for name in categories.get(category, ())):
-        if name in icons["icons"] and not LEFT_OUT.search(name) and name.count("-") < LONGEST:
-            yield name
+def things(packages: Iterable[Mapping[str, Any]], categories: Mapping[str, Sequence[str]]) -> set[str]:
+    """Return the names of drawings in all packages that are things with a body, of `LONGEST` words at most."""
+    everywhere = set.intersection(*(set(package["icons"]) for package in packages))
+    named = {name for category in CATEGORIES for name in categories.get(category, ())}
+    return {name for name in everywhere & named if not LEFT_OUT.search(name) and name.count("-") < LONGEST}
 
 
 def _rendered(icons: Mapping[str, Any], name: str) -> Tensor:
