@@ -233,10 +233,18 @@ def to_sprite(thing: Thing, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     if thing.mirrored:
         u = -u
     if (pull := thing.pull) is not None:
-        r = (torch.hypot(u - pull.x - pull.dx, v - pull.y - pull.dy) / pull.reach).clamp(max=1)
-        weight = (1 - r) ** 4 * (4 * r + 1)  # Wendland's function: smooth, 1 at the new place, 0 from `reach` on
+        weight = pull_weight(torch.hypot(u - pull.x - pull.dx, v - pull.y - pull.dy) / pull.reach)
         u, v = u - pull.dx * weight, v - pull.dy * weight
     return u, v
+
+
+def pull_weight(distance: Tensor) -> Tensor:
+    """Return how much of a pull's way is gone at a distance from the new place, in reaches: Wendland's function.
+
+    It is smooth, 1 at the new place and 0 from the reach on.
+    """
+    r = distance.clamp(max=1)
+    return (1 - r) ** 4 * (4 * r + 1)
 
 
 def to_picture(thing: Thing, u: float, v: float, size: int = 128) -> tuple[float, float]:
