@@ -1,6 +1,7 @@
-"""Train the small model on drawn scenes, from nothing to a folder that dragsa and diffusers load.
+"""Train the small model on scenes, from nothing to a folder that dragsa and diffusers load.
 
     python scripts/train_small.py all                  # vae, latents, unet, export, one after the other
+    python scripts/train_small.py all --artwork FILE   # on scenes of artwork, too; FILE is fetched if it is not there
     python scripts/train_small.py vae --minutes 22     # one stage; minutes of training in all, over every run of it
     python scripts/train_small.py export               # what there is now (averaged weights) to weights/small
     python scripts/train_small.py evaluate             # held-out figures of an exported folder
@@ -23,7 +24,7 @@ import math
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,20 +36,25 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dragsa import ddim, files, loading
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.evaluation import fit, quality, scenes, training
+from dragsa.evaluation import artwork, fit, quality, scenes, training
+from dragsa.evaluation.scenes import Scene
+from dragsa.evaluation.training import Lessons
 from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
 
 ROOT = Path(__file__).resolve().parents[1]
-VAE_CONFIG = VAEConfig(widths=(16, 32, 64, 64), groups=4)
-UNET_CONFIG = UNetConfig(widths=(32, 64, 128, 128), heads=(2, 4, 4, 4), context_dim=64, groups=4)
-TOKENS = 16  # of a prompt, with start and end
+
+
+UNET = UNetConfig(widths=(32, 64, 128, 128), heads=(2, 4, 4, 4), context_dim=64, groups=4)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The training's numbers."""
 
+    vae: VAEConfig
+    unet: UNetConfig = UNET
+    tokens: int = 16  # of a prompt, with start and end
     seed: int = 0
     size: int = 128  # pixels of a picture's side
     vae_minutes: float = 30.0
@@ -59,6 +65,7 @@ class Plan:
     crops: int = 8  # a batch
     pictures: int = 2  # a batch of whole pictures, after that
     kl: float = 1e-4
+    device: str = "cpu"
     bfloat16: bool = False  # autocast in the VAE's training: faster where the processor has it, slower elsewhere
     latents: int = 16_000
     unet_lr: float = 1e-3
@@ -69,24 +76,28 @@ class Plan:
     held_out: int = 32  # scenes watched during training
 
 
-def train_vae(work: Path, plan: Plan) -> VAE:
+DRAWN = Plan(VAEConfig(widths=(16, 32, 64, 64), groups=4))
+ARTWORK = Plan(VAEConfig(widths=(24, 48, 96, 96), groups=4), tokens=24, latents=40_000)
+
+
+def train_vae(work: Path, plan: Plan, lessons: Lessons) -> VAE:
     torch.manual_seed(plan.seed)
-    vae = VAE(VAE_CONFIG)
+    vae = VAE(plan.vae)
     training.start_vae(vae)
-    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def batches(step: int, progress: float) -> tuple[Tensor, float, int]:
         if progress < plan.crop_part:
-            batch = training.scene_batch(plan.seed, step, plan.crops)
+            batch = lessons.batch(plan.seed, step, plan.crops)
             corners = training.crop_corners(batch, plan.size, plan.crop, random.Random(step))
-            pictures = scenes.draw_batch(batch, plan.size, corners, plan.crop)
+            pictures = lessons.draw(batch, plan.size, corners, plan.crop)
         else:
-            pictures = scenes.draw_batch(training.scene_batch(plan.seed, step, plan.pictures), plan.size)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=plan.bfloat16):
+            pictures = lessons.draw(lessons.batch(plan.seed, step, plan.pictures), plan.size)
+        pictures = pictures.to(plan.device, memory_format=torch.channels_last)
+        with torch.autocast(plan.device, torch.bfloat16, enabled=plan.bfloat16):
             mean, logvar = vae.encode_moments(pictures)
             mean, logvar = mean.float(), logvar.float()
-            noise = torch.randn(mean.shape, generator=training.generator(plan.seed, step))
+            noise = torch.randn(mean.shape, generator=training.generator(plan.seed, step)).to(plan.device)
             again = vae.decoder(vae.post_quant_conv(mean + (0.5 * logvar).exp() * noise)).float()
         error = again - pictures
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
@@ -95,8 +106,8 @@ def train_vae(work: Path, plan: Plan) -> VAE:
         loss = error.abs().mean() + 2 * error.square().mean() + plan.kl * kl + lead * small
         return loss, error.detach().abs().mean().item(), len(pictures)
 
-    watched = [scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[: plan.held_out]]
-    held_out = scenes.draw_batch(watched, plan.size)
+    watched = [lessons.scene(seed) for seed in scenes.HELD_OUT_SEEDS[: plan.held_out]]
+    held_out = lessons.draw(watched, plan.size).to(plan.device)
 
     def watch(average: VAE) -> str:
         db = quality.psnr(reconstruct(average, held_out), held_out)
@@ -117,7 +128,7 @@ def reconstruct(vae: VAE, pictures: Tensor) -> Tensor:
     return torch.cat([vae.decode(vae.encode(some)) for some in pictures.split(16)]).clamp(-1, 1)
 
 
-def encode_latents(work: Path, vae: VAE, plan: Plan) -> dict[str, Any]:
+def encode_latents(work: Path, vae: VAE, plan: Plan, lessons: Lessons) -> dict[str, Any]:
     """Return scaled latents of training and held-out scenes and the normalised VAE, cached in `work/latents.pt`."""
     path = work / "latents.pt"
     if path.exists():
@@ -125,13 +136,14 @@ def encode_latents(work: Path, vae: VAE, plan: Plan) -> dict[str, Any]:
     rng = random.Random(plan.seed + 1)
     seeds = rng.sample(scenes.TRAINING_SEEDS, plan.latents) + list(scenes.HELD_OUT_SEEDS[:512])
     training.say(f"latents: encoding {len(seeds)} pictures")
-    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     chunks = []
     with torch.inference_mode():
         for some in torch.tensor(seeds).split(32):
-            pictures = scenes.draw_batch([scenes.random_scene(seed) for seed in some.tolist()], plan.size)
-            chunks.append(vae.encode_moments(pictures)[0])
+            pictures = lessons.draw([lessons.scene(seed) for seed in some.tolist()], plan.size)
+            chunks.append(vae.encode_moments(pictures.to(plan.device))[0].cpu())
     latents = torch.cat(chunks)
+    vae.cpu()
     std, mean = torch.std_mean(latents[: plan.latents], dim=(0, 2, 3))
     training.normalise(vae, mean, std)
     latents = (latents - mean[:, None, None]) / std[:, None, None]
@@ -148,20 +160,20 @@ def encode_latents(work: Path, vae: VAE, plan: Plan) -> dict[str, Any]:
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
-    """Return the token numbers of prompts, (B, TOKENS)."""
-    options: dict[str, Any] = {"padding": "max_length", "max_length": TOKENS, "truncation": True}
+    """Return the token numbers of prompts, (B, n), filled up to the tokenizer's length."""
+    options: dict[str, Any] = {"padding": "max_length", "truncation": True}
     return tokenizer(list(prompts), return_tensors="pt", **options).input_ids
 
 
-def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+def text_config(tokenizer: CLIPTokenizer, width: int) -> CLIPTextConfig:
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=UNET_CONFIG.context_dim,
-        intermediate_size=4 * UNET_CONFIG.context_dim,
-        projection_dim=UNET_CONFIG.context_dim,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
         num_hidden_layers=2,
         num_attention_heads=4,
-        max_position_embeddings=TOKENS,
+        max_position_embeddings=tokenizer.model_max_length,
         hidden_act="quick_gelu",
         **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
     )
@@ -170,10 +182,10 @@ def text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
 class Denoiser(nn.Module):
     """UNet and text encoder, which are trained together."""
 
-    def __init__(self, config: CLIPTextConfig) -> None:
+    def __init__(self, config: UNetConfig, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
-        self.unet = UNet(UNET_CONFIG)
-        self.text = CLIPTextModel(config)
+        self.unet = UNet(config)
+        self.text = CLIPTextModel(text_config(tokenizer, config.context_dim))
         with torch.no_grad():  # begin with every residual branch, and the prediction, at nothing
             for name, module in self.unet.named_modules():
                 if name.endswith(("conv2", "proj_out", "conv_out")):
@@ -186,20 +198,20 @@ class Denoiser(nn.Module):
         return self.unet(z.contiguous(memory_format=torch.channels_last), t, context).eps
 
 
-def caption_tokens(tokenizer: CLIPTokenizer, seeds: Tensor) -> Tensor:
-    """Return four captions of each scene, from plain to with place and look: token numbers (4, B, TOKENS)."""
-    drawn = [scenes.random_scene(seed) for seed in seeds.tolist()]
-    kinds = [(False, False), (False, True), (True, False), (True, True)]
-    return torch.stack([tokenize(tokenizer, [scenes.caption(s, *kind) for s in drawn]) for kind in kinds])
+def caption_tokens(tokenizer: CLIPTokenizer, lessons: Lessons, seeds: Tensor) -> Tensor:
+    """Return the four captions of each seed's scene: token numbers (4, B, n)."""
+    captions = zip(*(training.captions(lessons.scene(seed)) for seed in seeds.tolist()), strict=True)
+    return torch.stack([tokenize(tokenizer, kind) for kind in captions])
 
 
-def train_unet(work: Path, cache: dict[str, Any], plan: Plan) -> Denoiser:
-    training.write_tokenizer(work / "tokenizer", scenes.WORDS, TOKENS)
+def train_unet(work: Path, cache: dict[str, Any], plan: Plan, lessons: Lessons) -> Denoiser:
+    training.write_tokenizer(work / "tokenizer", lessons.words, plan.tokens)
     tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
     torch.manual_seed(plan.seed)
-    denoiser = Denoiser(text_config(tokenizer))
+    denoiser = Denoiser(plan.unet, tokenizer)
     denoiser.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    latents, tokens = cache["latents"], caption_tokens(tokenizer, cache["seeds"])
+    denoiser.to(plan.device)
+    latents, tokens = cache["latents"], caption_tokens(tokenizer, lessons, cache["seeds"])
     empty = tokenize(tokenizer, [""])[0]
     abar = ddim.training_alpha_bars().float()
     weights = (plan.snr * (1 - abar) / abar).clamp(max=1)
@@ -215,18 +227,21 @@ def train_unet(work: Path, cache: dict[str, Any], plan: Plan) -> Denoiser:
         prompts = tokens[kinds, chosen]
         prompts = torch.where((torch.rand(n, generator=rng) < plan.empty_prompts)[:, None], empty, prompts)
         noise = torch.randn(z.shape, generator=rng)
-        errors = (denoiser(training.noised(z, t, noise, abar), t, prompts) - noise).square().mean(dim=(1, 2, 3))
-        return (weights[t] * errors).mean(), errors.detach().mean().item(), n
+        inputs = (training.noised(z, t, noise, abar), t, prompts)
+        eps = denoiser(*(one.to(plan.device) for one in inputs))
+        errors = (eps - noise.to(plan.device)).square().mean(dim=(1, 2, 3))
+        return (weights[t].to(plan.device) * errors).mean(), errors.detach().mean().item(), n
 
     held_out = cache["held_out"][:128]
     held_out_t = torch.arange(len(held_out)) * 1000 // len(held_out)
     held_out_noise = torch.randn(held_out.shape, generator=training.generator(plan.seed, -1))
     held_out_z = training.noised(held_out, held_out_t, held_out_noise, abar)
-    watched = held_out_z, held_out_t, caption_tokens(tokenizer, cache["held_out_seeds"][:128])[0]
+    watched = held_out_z, held_out_t, caption_tokens(tokenizer, lessons, cache["held_out_seeds"][:128])[0]
 
     @torch.no_grad()
     def watch(average: Denoiser) -> str:
-        eps = torch.cat([average(*part) for part in zip(*(one.split(32) for one in watched), strict=True)])
+        parts = zip(*(one.to(plan.device).split(32) for one in watched), strict=True)
+        eps = torch.cat([average(*part).cpu() for part in parts])
         losses = (eps - held_out_noise).square().mean(dim=(1, 2, 3))
         quarters = " ".join(f"{part.mean():.4f}" for part in losses.chunk(4))
         return f"held-out loss {losses.mean():.4f} (by quarter of t: {quarters})"
@@ -234,13 +249,13 @@ def train_unet(work: Path, cache: dict[str, Any], plan: Plan) -> Denoiser:
     def rate(progress: float) -> float:
         return falling(plan.unet_lr, max(0.0, (progress - plan.unet_decay) / (1 - plan.unet_decay)))
 
-    export = partial(write_model, work / "export", cache, tokenizer=work / "tokenizer")
+    export = partial(write_model, work / "export", plan, cache, tokenizer=work / "tokenizer")
     average = training.train("unet", denoiser, work, plan.unet_minutes, batches, rate, watch, export)
     export(average)
     return average
 
 
-def write_model(folder: Path, cache: dict[str, Any], denoiser: Denoiser, tokenizer: Path) -> None:
+def write_model(folder: Path, plan: Plan, cache: dict[str, Any], denoiser: Denoiser, tokenizer: Path) -> None:
     """Write the model in diffusers' layout, in float16: each file put in place whole; other files there stay.
 
     `cache` is that of `encode_latents`, which has the VAE and the latents' size.
@@ -255,7 +270,7 @@ def write_model(folder: Path, cache: dict[str, Any], denoiser: Denoiser, tokeniz
     if not any(key.startswith("text_model.") for key in text):
         text = {f"text_model.{key}": value for key, value in text.items()}
     training.save_half(folder / "text_encoder" / "model.safetensors", text)
-    settings = training.settings(UNET_CONFIG, VAE_CONFIG, 8 * cache["latents"].shape[-1])
+    settings = training.settings(plan.unet, plan.vae, 8 * cache["latents"].shape[-1])
     own = denoiser.text.config.to_dict() | {"architectures": ["CLIPTextModel"], "dtype": "float32"}
     for name, value in {**settings, "text_encoder/config.json": own}.items():
         files.save_json(value, folder / name, overwrite=True)
@@ -263,32 +278,35 @@ def write_model(folder: Path, cache: dict[str, Any], denoiser: Denoiser, tokeniz
     training.say(f"export: {folder}, {size / 1e6:.1f} MB")
 
 
-def export_now(work: Path, folder: Path) -> None:
+def export_now(work: Path, folder: Path, plan: Plan) -> None:
     """Write the averaged networks that the checkpoints hold now as a folder."""
     trained = checkpoint(work, "unet")["average"]
-    denoiser = Denoiser(text_config(CLIPTokenizer.from_pretrained(work / "tokenizer")))
+    denoiser = Denoiser(plan.unet, CLIPTokenizer.from_pretrained(work / "tokenizer"))
     denoiser.load_state_dict(trained)
-    write_model(folder, checkpoint(work, "latents"), denoiser, work / "tokenizer")
+    write_model(folder, plan, checkpoint(work, "latents"), denoiser, work / "tokenizer")
 
 
-def evaluate(folder: Path, count: int = 200) -> None:
+def evaluate(folder: Path, lessons: Lessons, count: int = 200) -> None:
     """Print the VAE's reconstruction of held-out scenes: PSNR, and where and in what colour the objects are found."""
     vae = loading.load(folder).vae
     size = json.loads((folder / "vae" / "config.json").read_text())["sample_size"]
-    held_out = [scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:count]]
-    pictures = scenes.draw_batch(held_out, size)
+    held_out = [lessons.scene(seed) for seed in scenes.HELD_OUT_SEEDS[:count]]
+    pictures = lessons.draw(held_out, size)
     again = reconstruct(vae, pictures)
     db = quality.psnr(again, pictures)
     print(f"VAE on {count} held-out scenes: PSNR mean {db.mean():.2f} dB, least {db.min():.2f} dB")
-    for shape in scenes.SHAPES:
-        chosen = torch.tensor([scene.shape == shape for scene in held_out])
-        print(f"  {shape:9s} {db[chosen].mean():.2f} dB ({int(chosen.sum())} scenes)")
+    kinds = [scene.shape if isinstance(scene, Scene) else scene.thing.style for scene in held_out]
+    for kind in dict.fromkeys((*scenes.SHAPES, *artwork.STYLES)):
+        chosen = torch.tensor([kind == other for other in kinds])
+        if chosen.any():
+            print(f"  {kind:9s} {db[chosen].mean():.2f} dB ({int(chosen.sum())} scenes)")
     rows = []
     for scene, picture in zip(held_out, again, strict=True):
-        shift = math.dist(fit.locate(picture, scene)[:2], scenes.keypoints(scene, size)["centre"])
-        rows.append((shift, fit.overlap(picture, scene), *fit.colour_error(picture, scene)))
+        if isinstance(scene, Scene):
+            shift = math.dist(fit.locate(picture, scene)[:2], scenes.keypoints(scene, size)["centre"])
+            rows.append((shift, fit.overlap(picture, scene), *fit.colour_error(picture, scene)))
     shifts, *others = zip(*rows, strict=True)
-    overlap, on_object, on_ground = (sum(values) / count for values in others)
+    overlap, on_object, on_ground = (sum(values) / len(rows) for values in others)
     print(f"  place off by at most {max(shifts):.2f} px; overlap with the truth {overlap:.3f} mean")
     print(f"  colour error of the object {on_object:.1f}, of the ground {on_ground:.1f} (of 255)")
 
@@ -299,10 +317,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "small", help="checkpoints and caches")
     parser.add_argument("--out", type=Path, default=ROOT / "weights" / "small", help="the exported folder")
     parser.add_argument("--minutes", type=float, help="of training, for the stage vae or unet")
-    parser.add_argument("--vae-minutes", type=float, default=Plan.vae_minutes)
-    parser.add_argument("--unet-minutes", type=float, default=Plan.unet_minutes)
-    parser.add_argument("--seed", type=int, default=Plan.seed)
-    parser.add_argument("--size", type=int, default=Plan.size, help="pixels of a picture's side, a multiple of 64")
+    parser.add_argument("--vae-minutes", type=float, help="likewise, for the stage all")
+    parser.add_argument("--unet-minutes", type=float, help="likewise")
+    parser.add_argument("--artwork", type=Path, metavar="FILE", help="scenes of artwork too; fetched if not there")
+    parser.add_argument("--seed", type=int, default=DRAWN.seed)
+    parser.add_argument("--size", type=int, default=DRAWN.size, help="pixels of a picture's side, a multiple of 64")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bfloat16", action="store_true", help="autocast in the VAE's training")
     parser.add_argument("--fresh", action="store_true", help="forget the stage's checkpoint")
@@ -310,25 +330,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     if options.size < 64 or options.size % 64:
         parser.error(f"--size: must be a multiple of 64, came {options.size}")
-    minutes = {name: options.minutes or getattr(options, f"{name}_minutes") for name in ("vae", "unet")}
-    plan = Plan(options.seed, options.size, minutes["vae"], minutes["unet"], bfloat16=options.bfloat16)
+    if options.artwork is not None and not options.artwork.exists():
+        training.say(f"fetching the artwork to {options.artwork}")
+        artwork.fetch(options.artwork)
+    lessons = Lessons(None if options.artwork is None else artwork.load(options.artwork))
+    plan = replace(DRAWN if options.artwork is None else ARTWORK, **changes(options))
     work, stage = options.work, options.stage
     if options.fresh:
         for name in ("vae", "latents", "unet") if stage == "all" else (stage,):
             (work / f"{name}.pt").unlink(missing_ok=True)
     if stage in ("all", "vae"):
-        train_vae(work, plan)
+        train_vae(work, plan, lessons)
     if stage in ("all", "latents"):
-        vae = VAE(VAE_CONFIG)
+        vae = VAE(plan.vae)
         vae.load_state_dict(checkpoint(work, "vae")["average"])
-        encode_latents(work, vae, plan)
+        encode_latents(work, vae, plan, lessons)
     if stage in ("all", "unet"):
-        train_unet(work, checkpoint(work, "latents"), plan)
+        train_unet(work, checkpoint(work, "latents"), plan, lessons)
     if stage in ("all", "export"):
-        export_now(work, options.out)
+        export_now(work, options.out, plan)
     if stage in ("all", "evaluate"):
         need(options.out / "model_index.json", "export")
-        evaluate(options.out)
+        evaluate(options.out, lessons)
+
+
+def changes(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the plan's numbers that the options name."""
+    named = {name: getattr(options, name) for name in ("seed", "size", "bfloat16", "device")}
+    minutes = {f"{name}_minutes": options.minutes or getattr(options, f"{name}_minutes") for name in ("vae", "unet")}
+    return named | {name: value for name, value in minutes.items() if value is not None}
 
 
 def checkpoint(work: Path, stage: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training networks on drawn scenes: the loop, batches, the VAE's latents; and a folder in diffusers' layout."""
+"""Training networks on scenes: the loop, what they learn from, the VAE's latents; a folder in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 
 from dragsa import files
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.evaluation import scenes
+from dragsa.evaluation import art_scenes, artwork, scenes
+from dragsa.evaluation.art_scenes import ArtScene
+from dragsa.evaluation.artwork import Sprites
 from dragsa.evaluation.scenes import Scene
 from dragsa.model.vae import VAE
 
+ARTWORK = 0.75  # of all scenes, where there are sprites
 AVERAGING, WEIGHT_DECAY = 0.999, 1e-4  # of the parameters
 LOG, SAVE, EXPORT = 60, 180, 900  # every so many seconds
 
@@ -42,10 +45,12 @@ def train(
 ) -> Trained:
     """Train a module with AdamW for its minutes of processor time, and return the moving average of its parameters.
 
-    The checkpoint is `work/<name>.pt`; a training goes on from it. `batches(step, progress)` gives an update's loss,
-    its value for the log and its number of pictures; `rate(progress)` the learning rate; `watch(average)` a line about
-    held-out data; `export(average)` writes down what there is. `progress` runs from 0 to 1 over the minutes.
+    On a GPU minutes are those that pass. The checkpoint is `work/<name>.pt`; a training goes on from it.
+    `batches(step, progress)` gives an update's loss, its value for the log and its number of pictures; `rate(progress)`
+    the learning rate; `watch(average)` a line about held-out data; `export(average)` writes down what there is.
+    `progress` runs from 0 to 1 over the minutes.
     """
+    clock = time.thread_time if next(module.parameters()).device.type == "cpu" else time.monotonic
     average = copy.deepcopy(module).requires_grad_(False).eval()
     optimiser = torch.optim.AdamW(
         module.parameters(), lr=rate(0.0), betas=(0.9, 0.99), weight_decay=WEIGHT_DECAY, fused=True
@@ -53,14 +58,14 @@ def train(
     parts: dict[str, Any] = {"module": module, "average": average, "optimiser": optimiser}
     path = work / f"{name}.pt"
     step, before = resumed(path, parts)
-    first, began = step, time.thread_time()
+    first, began = step, clock()
     logged = saved = exported = began
     done, total, counted = 0, 0.0, 0
     size = sum(p.numel() for p in module.parameters())
     say(f"{name}: {size:,} parameters, from update {step}, {before / 60:.1f} of {minutes:.1f} min passed")
 
     def seconds() -> float:
-        return before + time.thread_time() - began
+        return before + clock() - began
 
     def checkpoint() -> None:
         save({**{key: part.state_dict() for key, part in parts.items()}, "step": step, "seconds": seconds()}, path)
@@ -78,19 +83,19 @@ def train(
             torch._foreach_lerp_([*average.parameters()], [p.detach() for p in module.parameters()], weight)
         step += 1
         done, total, counted = done + pictures, total + report, counted + 1
-        now = time.thread_time()
+        now = clock()
         if now - logged > LOG or step in (200, 1000):
             say(
                 f"{name} {step:6d}  {seconds() / 60:5.1f} min  loss {total / counted:.4f}  "
                 f"{done / (now - logged):5.1f} pictures/s  lr {optimiser.param_groups[0]['lr']:.1e}  {watch(average)}"
             )
-            logged, done, total, counted = time.thread_time(), 0, 0.0, 0
+            logged, done, total, counted = clock(), 0, 0.0, 0
         if now - saved > SAVE:
             checkpoint()
-            saved = time.thread_time()
+            saved = clock()
         if export is not None and now - exported > EXPORT:
             export(average)
-            exported = time.thread_time()
+            exported = clock()
     if step > first:
         checkpoint()
     say(f"{name}: trained, {step} updates, {watch(average)}")
@@ -162,19 +167,75 @@ def normalise(vae: VAE, mean: Tensor, std: Tensor) -> None:
     post.weight *= spread[None, :, None, None]
 
 
-def scene_batch(seed: int, step: int, batch: int) -> list[Scene]:
-    """Return an update's own random scenes."""
-    rng = random.Random(seed * 10_000_019 + step)
-    return [scenes.random_scene(rng.choice(scenes.TRAINING_SEEDS)) for _ in range(batch)]
+class Lessons:
+    """What a model learns from: drawn scenes, and where there are sprites scenes of artwork for most of them.
+
+    A scene follows from its seed. Training and held-out seeds are those of `scenes`; held-out scenes of artwork show
+    drawings that training never does.
+    """
+
+    def __init__(self, sprites: Sprites | None = None) -> None:
+        self.sprites = sprites
+        names = () if sprites is None else sprites.names
+        self._names = {
+            True: [name for name in names if artwork.held_out(name) != "all"],
+            False: [name for name in names if artwork.held_out(name) == "all"],
+        }
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words of captions, each once."""
+        if self.sprites is None:
+            return scenes.WORDS
+        names = (word for name in self.sprites.names for word in name.split("-"))
+        return tuple(dict.fromkeys((*scenes.WORDS, *art_scenes.WORDS, *names)))
+
+    def scene(self, seed: int) -> Scene | ArtScene:
+        """Return the scene of a seed."""
+        rng = random.Random(seed + 1)
+        if self.sprites is None or rng.random() >= ARTWORK:
+            return scenes.random_scene(seed)
+        training = seed in scenes.TRAINING_SEEDS
+        return art_scenes.random_scene(rng, self._names[training], training=training)
+
+    def batch(self, seed: int, step: int, count: int) -> list[Scene | ArtScene]:
+        """Return an update's own random scenes."""
+        rng = random.Random(seed * 10_000_019 + step)
+        return [self.scene(rng.choice(scenes.TRAINING_SEEDS)) for _ in range(count)]
+
+    def draw(
+        self, batch: Sequence[Scene | ArtScene], size: int, corners: Tensor | None = None, window: int = 0
+    ) -> Tensor:
+        """Return scenes as pictures, as `scenes.draw_batch` does: (B, 3, size, size), or crops of `window` pixels."""
+        side = size if corners is None else window
+        pictures = torch.empty(len(batch), 3, side, side)
+        drawn = [i for i, scene in enumerate(batch) if isinstance(scene, Scene)]
+        if drawn:
+            some = [scene for scene in batch if isinstance(scene, Scene)]
+            pictures[drawn] = scenes.draw_batch(some, size, None if corners is None else corners[drawn], window)
+        for i, scene in enumerate(batch):
+            if isinstance(scene, ArtScene):
+                assert self.sprites is not None
+                x, y = (0, 0) if corners is None else corners[i].tolist()
+                pictures[i] = art_scenes.draw(scene, self.sprites, size, (x, y), side)
+        return pictures
 
 
-def crop_corners(batch: Sequence[Scene], size: int, window: int, rng: random.Random) -> Tensor:
+def captions(scene: Scene | ArtScene) -> list[str]:
+    """Return four captions of a scene, the one that edits use first."""
+    if isinstance(scene, ArtScene):
+        return [art_scenes.caption(scene, style, ground) for style in (True, False) for ground in (True, False)]
+    return [scenes.caption(scene, *kind) for kind in ((False, False), (False, True), (True, False), (True, True))]
+
+
+def crop_corners(batch: Sequence[Scene | ArtScene], size: int, window: int, rng: random.Random) -> Tensor:
     """Return the top left pixels (B, 2) of crops, three of four of them near the object."""
     corners = []
     for scene in batch:
+        thing = scene.thing if isinstance(scene, ArtScene) else scene
         if rng.random() < 0.75:
-            spread = scene.size / 2
-            middle = [(c + rng.uniform(-spread, spread)) * size - window / 2 for c in (scene.x, scene.y)]
+            spread = thing.size / 2
+            middle = [(c + rng.uniform(-spread, spread)) * size - window / 2 for c in (thing.x, thing.y)]
         else:
             middle = [rng.uniform(0, size - window) for _ in range(2)]
         corners.append([min(max(round(c), 0), size - window) for c in middle])

@@ -14,24 +14,33 @@ from transformers import CLIPTokenizer
 
 from dragsa import ddim
 from dragsa.config import UNetConfig, VAEConfig
-from dragsa.evaluation import scenes, training
+from dragsa.evaluation import artwork, scenes, training
+from dragsa.evaluation.art_scenes import ArtScene
+from dragsa.evaluation.artwork import SIDE, Sprites
+from dragsa.evaluation.training import Lessons
 from dragsa.model.vae import VAE
 
-PLAN = train_small.Plan(latents=8, unet_batch=2, crops=2, pictures=1, held_out=2)
+PLAN = train_small.Plan(
+    VAEConfig(widths=(8, 8, 16, 16), groups=4),
+    UNetConfig(widths=(16, 16, 16, 16), heads=(2, 2, 2, 2), context_dim=16, groups=4),
+    latents=8,
+    unet_batch=2,
+    crops=2,
+    pictures=1,
+    held_out=2,
+)
+LESSONS = Lessons()
 
 
 @pytest.fixture(autouse=True)
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_small, "VAE_CONFIG", VAEConfig(widths=(8, 8, 16, 16), groups=4))
-    config = UNetConfig(widths=(16, 16, 16, 16), heads=(2, 2, 2, 2), context_dim=16, groups=4)
-    monkeypatch.setattr(train_small, "UNET_CONFIG", config)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenes, "HELD_OUT_SEEDS", scenes.HELD_OUT_SEEDS[:8])
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    training.write_tokenizer(folder, scenes.WORDS, train_small.TOKENS)
+    training.write_tokenizer(folder, scenes.WORDS, PLAN.tokens)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -39,7 +48,7 @@ def test_every_word_of_a_caption_is_one_token(tokenizer: CLIPTokenizer) -> None:
     for seed in range(300):
         caption = scenes.caption(scenes.random_scene(seed), place=True, looking=True)
         ids = tokenizer(caption).input_ids
-        assert len(ids) == len(caption.split()) + 2 <= train_small.TOKENS
+        assert len(ids) == len(caption.split()) + 2 <= PLAN.tokens
         assert str(tokenizer.decode(ids, skip_special_tokens=True)).strip() == caption
 
 
@@ -52,13 +61,13 @@ def test_words_outside_the_vocabulary_have_tokens_too(tokenizer: CLIPTokenizer) 
 
 def test_prompts_are_padded_to_the_text_encoders_length(tokenizer: CLIPTokenizer) -> None:
     tokens = train_small.tokenize(tokenizer, ["", "a red star", "a " * 40])
-    assert tokens.shape == (3, train_small.TOKENS) and tokenizer.model_max_length == train_small.TOKENS
+    assert tokens.shape == (3, PLAN.tokens) and tokenizer.model_max_length == PLAN.tokens
     assert (tokens[:, -1] == tokenizer.eos_token_id).all()
 
 
 def test_the_vae_starts_with_colours_in_its_latents() -> None:
     torch.manual_seed(0)
-    vae = VAE(train_small.VAE_CONFIG)
+    vae = VAE(PLAN.vae)
     training.start_vae(vae)
     features = vae.encoder.conv_in(scenes.draw_batch([scenes.random_scene(1)]))
     stages: Any = vae.encoder.down_blocks
@@ -75,7 +84,7 @@ def test_the_vae_starts_with_colours_in_its_latents() -> None:
 @torch.no_grad()
 def test_folding_the_normalisation_changes_latents_and_not_pictures() -> None:
     torch.manual_seed(0)
-    vae = VAE(train_small.VAE_CONFIG)
+    vae = VAE(PLAN.vae)
     pictures = scenes.draw_batch([scenes.random_scene(seed) for seed in range(4)])
     mean, logvar = vae.encode_moments(pictures)
     before = vae.decode(vae.encode(pictures))
@@ -89,14 +98,34 @@ def test_folding_the_normalisation_changes_latents_and_not_pictures() -> None:
 
 
 def test_crops_are_inside_and_mostly_of_the_object() -> None:
-    batch = training.scene_batch(0, 0, 40)
+    batch = LESSONS.batch(0, 0, 40)
     corners = training.crop_corners(batch, 128, 64, random.Random(0))
     assert corners.min() >= 0 and corners.max() <= 64
     seen = [
         scenes.object_mask(scene)[y : y + 64, x : x + 64].sum() > 0.2 * scenes.object_mask(scene).sum()
         for scene, (x, y) in zip(batch, corners.tolist(), strict=True)
+        if isinstance(scene, scenes.Scene)
     ]
     assert sum(map(bool, seen)) > 28
+
+
+def test_lessons_with_artwork_show_both_kinds_and_keep_the_held_out_drawings() -> None:
+    names = [f"thing-{n}" for n in range(60)]
+    colours = torch.randint(0, 256, (len(names), 3, 4, 1, 1), dtype=torch.uint8)
+    lessons = Lessons(Sprites(names, colours.expand(-1, -1, -1, SIDE, SIDE)))
+    batch = lessons.batch(0, 0, 100)
+    art = [scene for scene in batch if isinstance(scene, ArtScene)]
+    assert 60 < len(art) < 90
+    assert all(artwork.is_trained(thing.name, thing.style) for scene in art for thing in scene.things)
+    held_out = [lessons.scene(seed) for seed in scenes.HELD_OUT_SEEDS]
+    assert all(artwork.held_out(scene.thing.name) == "all" for scene in held_out if isinstance(scene, ArtScene))
+    assert {word for scene in batch for text in training.captions(scene) for word in text.split()} <= set(lessons.words)
+
+    # A crop is the part of the whole picture that its corner says, in each kind's place of the batch.
+    corners = torch.tensor([(x % 65, 3 * x % 65) for x in range(8)])
+    whole, crops = lessons.draw(batch[:8], 128), lessons.draw(batch[:8], 128, corners, 64)
+    for picture, crop, (x, y) in zip(whole, crops, corners.tolist(), strict=True):
+        torch.testing.assert_close(crop, picture[:, y : y + 64, x : x + 64], atol=2e-4, rtol=0)
 
 
 def test_noised_latents_keep_their_spread() -> None:
@@ -109,7 +138,7 @@ def test_noised_latents_keep_their_spread() -> None:
 
 def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(minutes: float) -> tuple[dict[str, torch.Tensor], int, float]:
-        vae = train_small.train_vae(tmp_path, dataclasses.replace(PLAN, vae_minutes=minutes))
+        vae = train_small.train_vae(tmp_path, dataclasses.replace(PLAN, vae_minutes=minutes), LESSONS)
         state = torch.load(tmp_path / "vae.pt", weights_only=True)
         return vae.state_dict(), state["step"], state["seconds"] / 60
 
@@ -124,15 +153,15 @@ def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path, capsys: pytest.C
 def test_an_exported_folder_is_read_by_diffusers(tmp_path: Path) -> None:
     diffusers = pytest.importorskip("diffusers")
     plan = dataclasses.replace(PLAN, unet_minutes=0.01, size=192)
-    cache = train_small.encode_latents(tmp_path, VAE(train_small.VAE_CONFIG), plan)
+    cache = train_small.encode_latents(tmp_path, VAE(PLAN.vae), plan, LESSONS)
     assert cache["latents"].std(dim=(0, 2, 3)) == pytest.approx([1] * 4, abs=1e-3)
     assert cache["latents"].shape == (plan.latents, 4, 24, 24)
-    denoiser = train_small.train_unet(tmp_path, cache, plan)
+    denoiser = train_small.train_unet(tmp_path, cache, plan, LESSONS)
     with torch.no_grad():
         for name, weight in denoiser.unet.named_parameters():
             if name.endswith(("conv2.weight", "proj_out.weight", "conv_out.weight")):  # which begin as zero
                 weight.normal_(std=0.05)
-    train_small.write_model(tmp_path / "out", cache, denoiser, tmp_path / "tokenizer")
+    train_small.write_model(tmp_path / "out", plan, cache, denoiser, tmp_path / "tokenizer")
 
     pipeline = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "out")
     assert pipeline.vae.config.sample_size == 192 and pipeline.unet.config.sample_size == 24
@@ -141,7 +170,7 @@ def test_an_exported_folder_is_read_by_diffusers(tmp_path: Path) -> None:
     z, t = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([401])
     with torch.no_grad():
         eps, wanted = pipeline.unet(z, t, context).sample, denoiser(z, t, tokens)
-        vae = VAE(train_small.VAE_CONFIG)
+        vae = VAE(PLAN.vae)
         vae.load_state_dict(cache["vae"])
         picture, wanted_picture = pipeline.vae.decode(z / 0.18215).sample, vae.decode(z)
     assert (eps - wanted).abs().max() < 5e-3 * wanted.abs().max()  # float16 in the file
