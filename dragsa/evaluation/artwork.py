@@ -4,7 +4,8 @@ The drawings are emoji, published as SVG text in packages of the npm registry: M
 Noto Emoji (Apache 2.0) and Twemoji (CC BY 4.0, by Twitter and contributors). A name that is in all three is the same
 thing in three styles, so that style is something that can be measured.
 
-`fetch` downloads the packages and renders every drawing once; `Sprites` holds the pictures.
+`fetch` downloads the packages and renders every drawing once; `Sprites` holds the pictures; `shipped` are the few that
+the benchmark needs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ from dragsa import files
 
 REGISTRY = "https://registry.npmjs.org/@iconify-json"
 SIDE = 128  # pixels of a sprite
+SHIPPED = Path(__file__).resolve().parents[2] / "scripts" / "artwork"
 
 
 class Package(NamedTuple):
@@ -150,6 +153,42 @@ def load(path: Path) -> Sprites:
         raise ValueError(f"{path}: no artwork in it ({error})") from None
 
 
+# ------------------------------------------------------------------------------------------------ a few that ship
+
+
+def write_folder(sprites: Sprites, folder: Path) -> None:
+    """Write drawings as <style>/<name>.webp, without loss. Raises what `files` raises for a file that is there."""
+    for style in STYLES:
+        for name in sprites.names:
+            red_green_blue_alpha = (255 * sprites.picture(name, style)).round()
+            colours, alpha = red_green_blue_alpha[:3], red_green_blue_alpha[3:]
+            straight = torch.cat([(255 * colours / alpha.clamp(min=1)).round(), alpha]).to(torch.uint8)
+            data = io.BytesIO()
+            Image.fromarray(straight.permute(1, 2, 0).numpy()).save(data, "WEBP", lossless=True, quality=100, method=6)
+            (folder / style).mkdir(parents=True, exist_ok=True)
+            files.save_bytes(data.getvalue(), folder / style / f"{name}.webp")
+
+
+def read_folder(folder: Path) -> Sprites:
+    """Return the drawings that `write_folder` wrote. Raises OSError or ValueError for a folder without them."""
+    names = sorted(file.stem for file in folder.glob(f"{STYLES[0]}/*.webp"))
+    if not names:
+        raise ValueError(f"{folder}: no artwork in it; it should have {STYLES[0]}/<name>.webp and the other styles'")
+    pictures = [
+        torch.stack([premultiplied(Image.open(folder / style / f"{name}.webp")) for style in STYLES]) for name in names
+    ]
+    return Sprites(names, torch.stack(pictures))
+
+
+@cache
+def shipped() -> Sprites:
+    """Return the drawings that the benchmark's scenes show. A checkout has them."""
+    return read_folder(SHIPPED)
+
+
+# ------------------------------------------------------------------------------------------------------- archives
+
+
 def _read(archive: bytes, name: str) -> Any:
     """Return the values of a JSON file of a package's archive."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
@@ -169,8 +208,14 @@ def _rendered(icons: Mapping[str, Any], name: str) -> Tensor:
     """Return a drawing as uint8 (4, SIDE, SIDE), colours premultiplied by alpha."""
     import resvg_py  # an extra, which only rendering needs
 
-    box = " ".join(str(icons["icons"][name].get(side, icons[side])) for side in ("width", "height"))
-    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {box}">{icons["icons"][name]["body"]}</svg>'
+    drawing = icons["icons"][name]
+    left, top, width, height = (
+        drawing.get(key, icons.get(key, default))
+        for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+    )
+    side = max(width, height)  # a few boxes are not square: their drawing is put into the middle of one that is
+    box = f"{left - (side - width) / 2} {top - (side - height) / 2} {side} {side}"
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{drawing["body"]}</svg>'
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE, skip_system_fonts=True))
     return premultiplied(Image.open(io.BytesIO(png)))
 
