@@ -1,7 +1,8 @@
-"""Measures edited pictures of drawn scenes against the exact truth, whoever made the edits.
+"""Measures edited pictures of drawn scenes, or of scenes of artwork, against the exact truth, whoever made the edits.
 
     python scripts/evaluate.py FOLDER       every result in a folder of cases: FOLDER/<case>/<name>.png
     python scripts/evaluate.py --check      the evaluator's own error, on pictures whose truth is known
+    python scripts/evaluate.py --check --list artwork       the same on scenes of artwork
 
 Places in a result are found by fitting the scene to it. FOLDER/<case> is as `truth_bench.py export` writes it; the
 figures are written to FOLDER/metrics.json.
@@ -14,13 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dragsa import cli, files, loading
-from dragsa.evaluation import cases, figures
+from dragsa.evaluation import art_cases, art_figures, cases, figures, lists
+
+
+def checked(name: str, limit: int | None, sd: loading.StableDiffusion) -> str:
+    """Return the evaluator's own errors on both parts of a list as a table."""
+    if name == lists.ARTWORK:
+        listed = [case for which in art_cases.FIRST for case in art_cases.list_cases(which, limit)]
+        return art_figures.check_table(art_figures.check(listed, sd))
+    drawn = [case for which in cases.FIRST for case in cases.cases(which, limit)]
+    return figures.check_table(figures.check(drawn, sd))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = cli.Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", help="of cases with results")
     parser.add_argument("--check", action="store_true", help="measure the evaluator's own error instead")
+    parser.add_argument("--list", choices=lists.NAMES, default=lists.DRAWN, help="whose cases the check takes")
     parser.add_argument("--limit", type=cli.whole(1), help="check only so many cases of each kind and list")
     parser.add_argument("--weights", type=Path, default=cli.SMALL, help="whose VAE the check uses")
     try:
@@ -28,12 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.check:
             if options.folder is not None:
                 raise ValueError("--check takes no folder")
-            listed = [case for which in cases.FIRST for case in cases.cases(which, options.limit)]
-            print(figures.check_table(figures.check(listed, loading.load(options.weights))))
+            print(checked(options.list, options.limit, loading.load(options.weights)))
         elif options.folder is None:
             raise ValueError("give a folder of results, or --check")
         else:
-            results = figures.measure_folder(options.folder)
+            results = lists.measure_folder(options.folder)
             files.save_json(results, options.folder / "metrics.json", overwrite=True)
             print(figures.table(results))
     except (OSError, ValueError) as error:

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = arguments_of(arguments)
         if options.command == "run":
             planned = plan_of(options)
-            runs.claim(options.folder, planned.settings, options.weights)
+            runs.claim(options.folder, planned.settings, options.weights, list=options.list)
             rows = [row._asdict() for row in planned.rows]
             files.save_json(rows, options.folder / "sweep.json", overwrite=True)
             if not truth.run_as_asked(options, planned.settings, explain=False):

@@ -1,10 +1,12 @@
-"""The benchmark with exact truth: held-out drawn scenes, edited, and compared with the scenes drawn as asked.
+"""The benchmark with exact truth: held-out scenes, edited, and compared with the scenes drawn as asked.
 
     python scripts/truth_bench.py run RUN           the edits of every case under every setting, then the table
     python scripts/truth_bench.py run RUN --settings rivals     the same with others' methods beside ours
     python scripts/truth_bench.py run RUN --settings parts      … without some of the small preset's parts
     python scripts/truth_bench.py run RUN --settings precision  … with networks in bfloat16
     python scripts/truth_bench.py run RUN --settings printed    … as the paper prints the descent and the loss
+    python scripts/truth_bench.py run RUN --settings all        … others' methods, and warped pixels without a network
+    python scripts/truth_bench.py run RUN --list artwork …      any of these on scenes of artwork, not on drawn ones
     python scripts/truth_bench.py table RUN         the table again, from what the folder RUN holds
     python scripts/truth_bench.py export FOLDER     the cases alone, for other programs to edit
 
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dragsa import cli
-from dragsa.evaluation import cases, runs, truth, truth_tables
+from dragsa.evaluation import lists, runs, truth, truth_tables
 from dragsa.evaluation.runs import SETTINGS
 
 
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = arguments_of(arguments)
         if options.command == "export":
             options.folder.mkdir(parents=True, exist_ok=True)
-            for case in cases.cases(options.cases, options.limit, options.size):
+            for case in lists.cases_of(options.list, options.cases, options.limit, options.size):
                 truth.save(options.folder, case, {})
         elif options.command == "table":
             print(truth_tables.write_tables(options.folder, options.rows))

@@ -50,7 +50,7 @@ def test_a_dragged_disc_moves_and_an_idle_edit_does_not(sd):
     picture = images.to_picture(scenes.draw(before))
     source = dragsa.prepare(sd, picture, scenes.caption(before), config=config)
     drags = [(start[name], goal[name]) for name in cases.FIVE]
-    mask = cases.corridor(before, after)
+    mask = cases.Case("move", 0, 0, before, after).mask
 
     def left(edited):
         place = fit.locate(images.to_tensor(edited.image)[0], after)

@@ -18,32 +18,23 @@ import json
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from dragsa import pictures
-from dragsa.editing import Drag
-from dragsa.evaluation import scenes
+from dragsa.evaluation import edits, scenes
+from dragsa.evaluation.edits import FIVE, NEIGHBOUR, QUARTERS, SIZE, Edit
 from dragsa.evaluation.scenes import Scene
 from dragsa.pictures import Point
 
 KINDS = ("move", "resize", "turn", "two", "protect")
 EACH = 20  # of every kind
-SIZE = 128  # pixels
 FIRST = {"figures": 20_000, "settings": 60_000}  # of the held-out seeds; each kind has its own stretch from there
 STRETCH = 5_000
 
-QUARTERS = ("top", "right", "bottom", "left")
-FIVE = ("centre", *QUARTERS)
-NEIGHBOUR = "neighbour "  # before the names of a neighbour's points
 HANDLES = {
     "move": {"one": ("centre",), "five": FIVE},
     "resize": {"one": (), "five": FIVE},  # one: see `Case.handle_names`
@@ -61,59 +52,32 @@ MEASURED = {  # the points whose remaining distance is reported
 WHOLE = ("move", "two", "protect")  # kinds of which one handle stands for a whole object
 REACH = {"resize": 0.85}  # where the four points lie between centre and outline
 INSIDE = 0.6  # the same for the other kinds
-ROOM = 1.3  # of the size of what moves: the mask's
-ROOM_BESIDE = 4 / 128  # of the width: the mask keeps so far from a protected neighbour
 LARGE_FACE = 0.54
-WAYPOINTS = 17
 
 
 @dataclass(frozen=True)
-class Case:
-    """One edit and its exact truth. `after` is `before` with what the edit should change, and nothing else."""
+class Case(Edit):
+    """An edit of a drawn scene."""
 
-    kind: str
-    number: int  # of its kind, from 0
-    seed: int
     before: Scene
     after: Scene
-    size: int = SIZE
 
-    @property
-    def name(self) -> str:
-        return f"{self.kind}-{self.number:02d}"
+    def caption(self, scene: Scene, full: bool = False) -> str:
+        """Return a scene in words; with `full` also where its object is and where a face looks."""
+        return scenes.caption(scene, place=full, looking=full)
 
-    @property
-    def prompt(self) -> str:
-        return scenes.caption(self.before)
+    def drawn(self, scene: Scene) -> Tensor:
+        return scenes.draw(scene, self.size)
 
-    @cached_property
-    def source(self) -> Image.Image:
-        return pictures.to_picture(scenes.draw(self.before, self.size))
-
-    @cached_property
-    def truth(self) -> Image.Image:
-        return pictures.to_picture(scenes.draw(self.after, self.size))
+    def covered(self, thing: Scene) -> Tensor:
+        return scenes.object_mask(thing, self.size)
 
     @property
     def moving(self) -> list[tuple[Scene, Scene]]:
-        """The objects that an edit moves or changes, each before and after."""
         pairs = [(self.before, self.after)]
         if self.kind == "two" and self.before.neighbour is not None and self.after.neighbour is not None:
             pairs.append((self.before.neighbour, self.after.neighbour))
         return pairs
-
-    @cached_property
-    def mask(self) -> Tensor:
-        """The mask (H, W), 1 where the edit may change the picture: all that the objects sweep, with room."""
-        swept = torch.stack([corridor(*pair, self.size) for pair in self.moving]).amax(dim=0)
-        if self.kind == "protect" and self.before.neighbour is not None:
-            swept = swept * (1 - dilated(scenes.object_mask(self.before.neighbour, self.size), ROOM_BESIDE))
-        return swept
-
-    @property
-    def pictures(self) -> dict[str, Image.Image]:
-        mask = Image.fromarray((255 * self.mask).to(torch.uint8).numpy())
-        return {"source": self.source, "truth": self.truth, "mask": mask}
 
     def points(self, scene: Scene) -> dict[str, Point]:
         """Return named points of a scene's object and neighbour, in pixels."""
@@ -133,55 +97,18 @@ class Case:
             return (quarters[self.number % len(quarters)],)
         return HANDLES[self.kind][variant]
 
-    def drags(self, variant: str) -> tuple[Drag, ...]:
-        """Return handles and targets in pixels. `variant`: "one" handle for each object, or "five"."""
-        start, goal = self.points(self.before), self.points(self.after)
-        return tuple((start[name], goal[name]) for name in self.handle_names(variant))
-
     @property
     def measured(self) -> tuple[str, ...]:
         return MEASURED[self.kind]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return all that a program needs to make the edit, and an evaluator to judge it."""
-        drags = {
-            variant: [
-                {"name": name, "handle": handle, "target": target}
-                for name, (handle, target) in zip(self.handle_names(variant), self.drags(variant), strict=True)
-            ]
-            for variant in ("one", "five")
-        }
-        scalars = {name: getattr(self, name) for name in ("name", "kind", "number", "seed", "size", "prompt")}
-        points = {"before": self.points(self.before), "after": self.points(self.after)}
-        scenes = {"before": asdict(self.before), "after": asdict(self.after)}
-        return {**scalars, "drags": drags, "measured": list(self.measured), "points": points, **scenes}
-
-
-def corridor(before: Scene, after: Scene, size: int = SIZE) -> Tensor:
-    """Return the mask of an object on a straight way from `before` to `after`, with room round it: (H, W), 0 or 1."""
-    ways = [scenes.object_mask(replace(way, size=ROOM * way.size), size) for way in between(before, after)]
-    return (torch.stack(ways).amax(dim=0) > 0.5).float()
-
-
-def dilated(mask: Tensor, reach: float) -> Tensor:
-    """Return a mask (H, W) with all that is nearer than `reach` of the width to it: 0 or 1."""
-    room = round(reach * mask.shape[-1])
-    return F.max_pool2d((mask > 0)[None].float(), 2 * room + 1, stride=1, padding=room)[0]
-
 
 def between(before: Scene, after: Scene) -> list[Scene]:
     """Return scenes on the straight way, both ends among them; places and sizes change, of the neighbour too."""
-    return [_mix(before, after, n / (WAYPOINTS - 1)) for n in range(WAYPOINTS)]
-
-
-def _mix(before: Scene, after: Scene, share: float) -> Scene:
-    mixed: dict[str, Any] = {
-        name: getattr(before, name) * (1 - share) + getattr(after, name) * share for name in ("x", "y", "size")
-    }
-    neighbour = before.neighbour
-    if neighbour is not None and after.neighbour is not None:
-        neighbour = _mix(neighbour, after.neighbour, share)
-    return replace(before, **mixed, neighbour=neighbour)
+    ways = edits.between(before, after, Case.CHANGING)
+    if before.neighbour is None or after.neighbour is None:
+        return ways
+    beside = edits.between(before.neighbour, after.neighbour, Case.CHANGING)
+    return [replace(way, neighbour=other) for way, other in zip(ways, beside, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------------ the two lists

@@ -6,22 +6,20 @@ Where things are in a result is found by fitting the scene (`fit`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa.evaluation import cases, fit, quality, scenes, tables
+from dragsa.evaluation import fit, quality, scenes, tables
 from dragsa.evaluation.cases import Case
+from dragsa.evaluation.edits import NEIGHBOUR, Edit, dilated
 from dragsa.evaluation.fit import Fit
 from dragsa.loading import StableDiffusion
-from dragsa.pictures import open_picture, to_tensor
-
-OWN = ("source.png", "truth.png", "mask.png")  # a case's pictures that are no results
+from dragsa.pictures import Point, to_tensor
 
 
 def measure(result: Image.Image, case: Case) -> dict[str, Any]:
@@ -37,41 +35,55 @@ def measure(result: Image.Image, case: Case) -> dict[str, Any]:
     where the object should stay, how far it went. `yaw_left`: of a turn, the share of the angle; a head that is pushed
     aside takes its nose to the target without turning.
     """
-    if result.size != (case.size, case.size):
-        raise ValueError(f"{case.name}: a result of {result.size}, the case is of {(case.size, case.size)}")
-    picture, truth = (to_tensor(p)[0] for p in (result, case.truth))  # (3, H, W)
+    picture, truth = pair_of(result, case)
     found = fit.fit(picture, case.before)
-    before, asked, at = (case.points(scene) for scene in (case.before, case.after, found.scene))
-
-    def left(name: str) -> float:
-        there = found.neighbour_found if name.startswith(cases.NEIGHBOUR) else found.found
-        there = there and (name != "nose" or found.nose_found)
-        return math.dist(at[name] if there else before[name], asked[name])
-
-    distances = {name: math.dist(before[name], asked[name]) for name in at}
-    points: list[dict[str, Any]] = [
-        {"name": name, "asked": distances[name], "left": left(name), "share": left(name) / distances[name]}
-        for name in case.measured
-    ]
-    covered = torch.stack([scenes.object_mask(one, case.size) for pair in case.moving for one in pair]).amax(dim=0)
-    away = cases.dilated(covered, 2 / 128) == 0
+    at = case.points(found.scene)
+    there = {
+        name: (found.neighbour_found if name.startswith(NEIGHBOUR) else found.found)
+        and (name != "nose" or found.nose_found)
+        for name in at
+    }
     sides = (False, True) if case.kind == "two" else (False,)
     judged = [_object_figures(picture, truth, case, found, beside) for beside in sides]
     return {
         "found": found.found and (case.kind != "two" or found.neighbour_found),
         "nose_found": found.nose_found if case.kind == "turn" else None,
-        "points": points,
-        "left": _mean(point["left"] for point in points),
-        "share": _mean(point["share"] for point in points),
-        "all_left": _mean(left(name) for name, distance in distances.items() if distance > 0.5),
-        "background_db": quality.decibels(picture[:, away, None], truth[:, away, None]),
-        "background_error": _error(picture, truth, away),
-        "outside_error": _error(picture, truth, case.mask == 0),
-        "truth_db": quality.decibels(picture, truth),
-        "truth_ssim": quality.ssim(picture, truth),
-        **{key: _mean(one[key] for one in judged) for key in judged[0]},
+        **of_any(picture, truth, case, {name: point for name, point in at.items() if there[name]}),
+        **{key: mean(one[key] for one in judged) for key in judged[0]},
         **_kind_figures(picture, truth, case, found),
         "scene": asdict(found.scene),
+    }
+
+
+def pair_of(result: Image.Image, case: Edit) -> tuple[Tensor, Tensor]:
+    """Return a result and the truth, (3, H, W) each. Raises ValueError for a result of another size than the case's."""
+    if result.size != (case.size, case.size):
+        raise ValueError(f"{case.name}: a result of {result.size}, the case is of {(case.size, case.size)}")
+    picture, truth = (to_tensor(p)[0] for p in (result, case.truth))
+    return picture, truth
+
+
+def of_any(picture: Tensor, truth: Tensor, case: Edit, at: Mapping[str, Point]) -> dict[str, Any]:
+    """Return the figures that every list of cases has: where the points are, `at` those found, and errors of pixels."""
+    before, asked = (case.points(scene) for scene in (case.before, case.after))
+    left = {name: math.dist(at.get(name, before[name]), asked[name]) for name in before}
+    ways = {name: math.dist(before[name], asked[name]) for name in before}
+    points: list[dict[str, Any]] = [
+        {"name": name, "asked": ways[name], "left": left[name], "share": left[name] / ways[name]}
+        for name in case.measured
+    ]
+    covered = torch.stack([case.covered(one) for pair in case.moving for one in pair]).amax(dim=0)
+    away = dilated(covered, 2 / 128) == 0
+    return {
+        "points": points,
+        "left": mean(point["left"] for point in points),
+        "share": mean(point["share"] for point in points),
+        "all_left": mean(left[name] for name, way in ways.items() if way > 0.5),
+        "background_db": quality.decibels(picture[:, away, None], truth[:, away, None]),
+        "background_error": error(picture, truth, away),
+        "outside_error": error(picture, truth, case.mask == 0),
+        "truth_db": quality.decibels(picture, truth),
+        "truth_ssim": quality.ssim(picture, truth),
     }
 
 
@@ -80,9 +92,9 @@ def _kind_figures(picture: Tensor, truth: Tensor, case: Case, found: Fit) -> dic
     before, asked, at = (case.points(scene) for scene in (case.before, case.after, found.scene))
     figures: dict[str, float | None] = {}
     if case.kind == "protect" and case.before.neighbour is not None:
-        inside = cases.dilated(scenes.object_mask(case.before.neighbour, case.size), 1 / 128) > 0
-        figures["neighbour_error"] = _error(picture, truth, inside)
-        centre = cases.NEIGHBOUR + "centre"
+        inside = dilated(scenes.object_mask(case.before.neighbour, case.size), 1 / 128) > 0
+        figures["neighbour_error"] = error(picture, truth, inside)
+        centre = NEIGHBOUR + "centre"
         figures["neighbour_moved"] = math.dist(at[centre], before[centre]) if found.neighbour_found else None
     if case.kind in ("turn", "resize"):
         figures["centre_moved"] = math.dist(at["centre"], before["centre"]) if found.found else None
@@ -119,12 +131,12 @@ def _object_figures(picture: Tensor, truth: Tensor, case: Case, found: Fit, besi
     return figures
 
 
-def _error(picture: Tensor, truth: Tensor, where: Tensor) -> float:
+def error(picture: Tensor, truth: Tensor, where: Tensor) -> float:
     """Return the mean difference of pictures (3, H, W) in 255ths, where a mask (H, W) says."""
     return 127.5 * (picture - truth)[:, where].abs().mean().item()
 
 
-def _mean(numbers: Iterable[float | None]) -> float | None:
+def mean(numbers: Iterable[float | None]) -> float | None:
     there = [number for number in numbers if number is not None and math.isfinite(number)]
     return sum(there) / len(there) if there else None
 
@@ -159,19 +171,6 @@ def check_table(errors: dict[str, dict[str, list[float]]]) -> str:
             error = {"mean px": sum(row) / len(row), "95 % px": high, "most px": max(row)}
             rows.append({"picture": what, "kind": kind, "points": len(row), **error})
     return tables.markdown(rows)
-
-
-def measure_folder(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the figures of every result in a folder of cases: result's name -> case's name -> what `measure` gives."""
-    found: dict[str, dict[str, Any]] = {}
-    for file in sorted(folder.glob("*/case.json")):
-        case = cases.load(file.parent)
-        for picture in sorted(file.parent.glob("*.png")):
-            if picture.name not in OWN:
-                found.setdefault(picture.stem, {})[case.name] = measure(open_picture(picture), case)
-    if not found:
-        raise ValueError(f"{folder}: no results; there should be FOLDER/<case>/case.json and FOLDER/<case>/<name>.png")
-    return found
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

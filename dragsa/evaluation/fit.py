@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dragsa.evaluation import quality, scenes
+from dragsa.evaluation import least_squares, quality, scenes
+from dragsa.evaluation.least_squares import Numbers
 from dragsa.evaluation.scenes import Scene
 
 GRID = 64  # pixels of the pictures that are compared in the fit
-STARTS, ITERATIONS = 3, 24
+STARTS = 3
 STEPS = {"x": 0.004, "y": 0.004, "size": 0.004, "rotation": 0.03, "yaw": 0.03}  # of the finite differences
 FURTHEST = {"x": 0.08, "y": 0.08, "size": 0.08, "rotation": 0.3, "yaw": 0.3}  # that one iteration may go
 SMALLER, LARGER = 0.4, 2.2  # of the source's size, and nothing beyond is looked for
@@ -44,8 +45,8 @@ Names = Sequence[tuple[bool, str]]  # of the numbers that are fitted: whether it
 def fit(picture: Tensor, before: Scene) -> Fit:
     """Return the scene of a picture (3, H, H) in [-1, 1] that shows `before`, but elsewhere and otherwise turned.
 
-    Least squares over the memberships of the pixels (see `memberships`) by Levenberg and Marquardt's method, with
-    finite differences; all scenes of an iteration are drawn as one batch.
+    Least squares over the memberships of the pixels (see `memberships`); all scenes of an iteration are drawn as one
+    batch.
     """
     names = fitted(before)
     ground = scenes.draw_ground(replace(before, neighbour=None), GRID)  # (3, G, G)
@@ -57,34 +58,11 @@ def fit(picture: Tensor, before: Scene) -> Fit:
         drawn = scenes.draw_over([placed(before, names, row) for row in rows.tolist()], ground)
         return (memberships(drawn, ground, colours) - seen).flatten(1)  # (B, N)
 
-    def linearised(rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return residuals (S, N) and their derivatives (S, N, P)."""
-        steps = torch.tensor([STEPS[name] for _, name in names])
-        around = torch.cat([rows[:, None], rows[:, None] + torch.diag(steps)], dim=1)  # (S, 1 + P, P)
-        at = residuals(around.flatten(0, 1)).unflatten(0, around.shape[:2])  # (S, 1 + P, N)
-        return at[:, 0], ((at[:, 1:] - at[:, :1]) / steps[:, None]).transpose(1, 2)
-
     rows = starts(before, names, seen[0], colours)
     rows = rows[residuals(rows).square().sum(dim=1).argsort()[:STARTS]]
     least, most = limits(before, names)
-    furthest = torch.tensor([FURTHEST[name] for _, name in names])
-    residual, slope = linearised(rows)
-    cost, damping = residual.square().sum(dim=1), torch.full((len(rows),), 1e-2)
-    for _ in range(ITERATIONS):
-        curvature = slope.transpose(1, 2) @ slope  # (S, P, P)
-        scale = curvature.diagonal(dim1=1, dim2=2)
-        damped = curvature + torch.diag_embed(damping[:, None] * scale + 1e-3)
-        step = -torch.linalg.solve(damped, slope.transpose(1, 2) @ residual[..., None])[..., 0]
-        tried = (rows + step.clamp(-furthest, furthest)).clamp(least, most)
-        if ((tried - rows).abs().amax(dim=0) < 0.02 * torch.tensor([STEPS[name] for _, name in names])).all():
-            break
-        tried_residual, tried_slope = linearised(tried)
-        tried_cost = tried_residual.square().sum(dim=1)
-        better = tried_cost < cost
-        rows = torch.where(better[:, None], tried, rows)
-        residual = torch.where(better[:, None], tried_residual, residual)
-        slope = torch.where(better[:, None, None], tried_slope, slope)
-        cost, damping = torch.where(better, tried_cost, cost), torch.where(better, damping / 4, damping * 5)
+    steps, furthest = (torch.tensor([one[name] for _, name in names]) for one in (STEPS, FURTHEST))
+    rows, cost = least_squares.descend(residuals, rows, Numbers(steps, furthest, least, most))
     scene = upright(placed(before, names, rows[cost.argmin()].tolist()), before)
     return Fit(scene, *shown(scene, seen[0], colours))
 

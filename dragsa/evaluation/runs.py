@@ -22,11 +22,12 @@ from PIL import Image
 
 from dragsa import files, loading, pictures
 from dragsa.config import EditConfig, LoRAConfig
-from dragsa.evaluation import cases
-from dragsa.evaluation.cases import Case
+from dragsa.evaluation import cases, lists
+from dragsa.evaluation.edits import SIZE, Edit
 from dragsa.loading import StableDiffusion
 
 NO_EDIT, RECONSTRUCTION, MAIN = "no-edit", "reconstruction", "five-handles"
+WARPED = "warped"
 CAPTION = "caption"
 GUIDANCE = 6.0  # at which the small model follows a changed prompt
 
@@ -35,10 +36,11 @@ GUIDANCE = 6.0  # at which the small model follows a changed prompt
 class Setting:
     """A row of the table: an edit's numbers, and the handles that ask for it.
 
-    Without a config the source itself is the result. Without a variant of handles ("one", "five") the result is the
-    source inverted and denoised again, with no edit. "caption" for handles: nothing is dragged, the result is asked for
-    by the prompt alone. `dtype`: of the networks; what is measured of results is measured in float32. `fitted`: where
-    one handle stands for a whole object, its patch is the square that fits in there (see `config_for`).
+    Without a config no network is used: the source itself is the result, or with handles its pixels are warped. Without
+    a variant of handles ("one", "five") the result is the source inverted and denoised again, with no edit. "caption"
+    for handles: nothing is dragged, the result is asked for by the prompt alone. `dtype`: of the networks; what is
+    measured of results is measured in float32. `fitted`: where one handle stands for a whole object, its patch is the
+    square that fits in there (see `config_for`).
     """
 
     name: str
@@ -47,7 +49,7 @@ class Setting:
     dtype: str = "float32"
     fitted: bool = False
 
-    def config_for(self, case: Case) -> EditConfig | None:
+    def config_for(self, case: Edit) -> EditConfig | None:
         """Return the config; a fitted one with the case's own r_1."""
         if self.config is None or not self.fitted or case.kind not in cases.WHOLE:
             return self.config
@@ -58,7 +60,7 @@ class Setting:
         return replace(self.config, drag=replace(self.config.drag, radius=max(1, round(half * cells))))
 
 
-def headline(size: int = cases.SIZE) -> list[Setting]:
+def headline(size: int = SIZE) -> list[Setting]:
     """Return the reported settings: the small model's own, variations of it, and the paper's.
 
     A small patch on an object's even middle is content as soon as that has arrived, before the rest.
@@ -72,10 +74,11 @@ def headline(size: int = cases.SIZE) -> list[Setting]:
         Setting("no-control", replace(small, control_step=None), "five"),
         Setting("blended", replace(small, blend=True), "five"),
         Setting("paper", EditConfig.paper(size=size), "five"),
+        Setting(WARPED, None, "five"),
     ]
 
 
-def parts(size: int = cases.SIZE) -> list[Setting]:
+def parts(size: int = SIZE) -> list[Setting]:
     """Return the small model's settings, and the same without some of their parts.
 
     "adam" has an optimiser that scales each element by itself. "not-anchored" pulls as the paper prints it, to the
@@ -93,14 +96,39 @@ def parts(size: int = cases.SIZE) -> list[Setting]:
     return [Setting(NO_EDIT), *(Setting(name, config, "five") for name, config in configs.items())]
 
 
-def rivals(size: int = cases.SIZE) -> list[Setting]:
+def rivals(size: int = SIZE) -> list[Setting]:
     """Return ours beside others' methods, by the small model's numbers.
 
     MasaCtrl, which drags nothing, is asked by the caption, at the guidance that the small model wants.
     """
     small = EditConfig.small(size=size)
-    masactrl = EditConfig.masactrl(size=size, steps=small.steps, guidance=GUIDANCE, source_kv="none")
-    return [Setting(NO_EDIT), *drag_rivals(small), Setting("masactrl", masactrl, CAPTION)]
+    return [Setting(NO_EDIT), *drag_rivals(small), _masactrl(small)]
+
+
+def _masactrl(small: EditConfig) -> Setting:
+    config = EditConfig.masactrl(size=small.size, steps=small.steps, guidance=GUIDANCE, source_kv="none")
+    return Setting("masactrl", config, CAPTION)
+
+
+def everything(size: int = SIZE) -> list[Setting]:
+    """Return ours with and without control, the paper's numbers as it prints them, others' methods, and no network."""
+    small = EditConfig.small(size=size)
+    ours, *others = drag_rivals(small)
+    return [
+        Setting(NO_EDIT),
+        Setting(RECONSTRUCTION, small),
+        ours,
+        Setting("no-control", replace(small, control_step=None), "five"),
+        Setting("as-printed", EditConfig.paper_printed(size=size), "five"),
+        *others,
+        _masactrl(small),
+        Setting(WARPED, None, "five"),
+    ]
+
+
+def without_network(size: int = SIZE) -> list[Setting]:
+    """Return what no network does."""
+    return [Setting(NO_EDIT), Setting(WARPED, None, "five")]
 
 
 def drag_rivals(ours: EditConfig) -> list[Setting]:
@@ -121,19 +149,27 @@ def drag_rivals(ours: EditConfig) -> list[Setting]:
     ]
 
 
-def precision(size: int = cases.SIZE) -> list[Setting]:
+def precision(size: int = SIZE) -> list[Setting]:
     """Return the small model's own settings, with networks of each type."""
     small = EditConfig.small(size=size)
     return [Setting(NO_EDIT), Setting(MAIN, small, "five"), Setting("bfloat16", small, "five", "bfloat16")]
 
 
-def printed(size: int = cases.SIZE) -> list[Setting]:
+def printed(size: int = SIZE) -> list[Setting]:
     """Return the paper's settings with DragDiffusion's Adam and mean, and with the descent and the sum it prints."""
     paper, as_printed = EditConfig.paper(size=size), EditConfig.paper_printed(size=size)
     return [Setting(NO_EDIT), Setting("paper", paper, "five"), Setting("as-printed", as_printed, "five")]
 
 
-SETTINGS = {"headline": headline, "parts": parts, "rivals": rivals, "precision": precision, "printed": printed}
+SETTINGS = {
+    "headline": headline,
+    "parts": parts,
+    "rivals": rivals,
+    "all": everything,
+    "precision": precision,
+    "printed": printed,
+    "warped": without_network,
+}
 
 
 # -------------------------------------------------------------------------------------------------------------- runs
@@ -232,9 +268,12 @@ def default_workers() -> int:
 
 def add_case_options(parser: ArgumentParser, whole: Callable[[int], Any], which: str) -> None:
     """Add the options that choose cases, by default of the list `which`. `whole(n)` reads a whole number from n on."""
-    parser.add_argument("--cases", choices=tuple(cases.FIRST), default=which, help="which of the two lists")
+    parser.add_argument("--list", choices=lists.NAMES, default=lists.DRAWN, help="of drawn scenes, or of artwork")
+    parser.add_argument(
+        "--cases", choices=tuple(cases.FIRST), default=which, help="for figures, or to choose settings on"
+    )
     parser.add_argument("--limit", type=whole(1), help="only so many cases of each kind")
-    parser.add_argument("--size", type=whole(64), default=cases.SIZE, help="of the pictures, in pixels")
+    parser.add_argument("--size", type=whole(64), default=SIZE, help="of the pictures, in pixels")
 
 
 def add_run_options(parser: ArgumentParser, whole: Callable[[int], Any], model: Path) -> None:

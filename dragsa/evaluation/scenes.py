@@ -165,10 +165,15 @@ def caption(scene: Scene, place: bool = False, looking: bool = False) -> str:
     if scene.neighbour is not None:
         words += f" and a {scene.neighbour.colour} {scene.neighbour.shape}"
     elif place:
-        down = "top" if scene.y < 0.42 else "bottom" if scene.y > 0.58 else ""
-        across = "left" if scene.x < 0.42 else "right" if scene.x > 0.58 else ""
-        words += f" at the {' '.join(filter(None, (down, across))) or 'middle'}"
+        words += f" at the {place_words(scene.x, scene.y)}"
     return f"{words} on a {scene.ground} ground"
+
+
+def place_words(x: float, y: float) -> str:
+    """Return a place in the picture in words: "top left", "bottom", "middle"."""
+    down = "top" if y < 0.42 else "bottom" if y > 0.58 else ""
+    across = "left" if x < 0.42 else "right" if x > 0.58 else ""
+    return " ".join(filter(None, (down, across))) or "middle"
 
 
 # ---------------------------------------------------------------------------------------------------------- drawing

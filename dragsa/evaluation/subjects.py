@@ -21,9 +21,10 @@ from torch import Tensor
 
 from dragsa import pictures
 from dragsa.editing import Drag
-from dragsa.evaluation import cases, distances, figures, fit, quality, scenes
+from dragsa.evaluation import cases, distances, fit, lists, quality, scenes
 from dragsa.evaluation.cases import Case
 from dragsa.evaluation.distances import Sample
+from dragsa.evaluation.edits import Edit
 from dragsa.evaluation.scenes import Scene
 from dragsa.loading import StableDiffusion
 
@@ -50,7 +51,7 @@ class Subject:
     drags: tuple[Drag, ...] = ()
     mask: Tensor | None = None  # (H, W), 1 where something may move
     object_words: tuple[str, ...] = ()
-    case: Case | None = None
+    case: Edit | None = None
     shown: Scene | None = None
 
     @property
@@ -150,7 +151,7 @@ def any_scenes(count: int, size: int, seed: int) -> list[Subject]:
     return found
 
 
-def _of_case(case: Case, seed: int) -> Subject:
+def _of_case(case: Edit, seed: int) -> Subject:
     return Subject(case.name, case.prompt, seed, case.source, None, case.drags("five"), case.mask, case=case)
 
 
@@ -198,7 +199,7 @@ def measure(
     if subject.mask is not None and (subject.mask <= 0.5).any():
         found["background"] = quality.difference(source, result, subject.mask <= 0.5)
     if subject.case is not None:
-        measured = figures.measure(result, subject.case)
+        measured = lists.measure(result, subject.case)
         names = ("left", "share", "found", "yaw_left", "object_colour", "overlap", "truth_db")
         found |= {name: measured[name] for name in names if name in measured}
         if subject.shown is None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dragsa import checks, files, pictures
 from dragsa.config import DragConfig, EditConfig
-from dragsa.evaluation import cases, runs, sheets, tables, truth_tables
+from dragsa.evaluation import runs, sheets, tables, truth_tables
 from dragsa.evaluation.runs import Results, Setting
 from dragsa.evaluation.tables import Mean
 
@@ -95,7 +95,7 @@ def table(rows: Sequence[Row], results: Results) -> list[dict[str, Any]]:
             line |= {name: mean.mean, f"{name} low": mean.low, f"{name} high": mean.high}
         line["halved"] = sum(figures["share"] < 0.5 for figures in of_case.values()) / max(1, len(of_case))
         line["not found"] = sum(not figures["found"] for figures in of_case.values())
-        by_kind = {f"share, {kind}": (kind, "share") for kind in cases.KINDS} | {
+        by_kind = {f"share, {kind}": (kind, "share") for kind in truth_tables.kinds_of(results)} | {
             "angle left, turn": ("turn", "yaw_left")
         }
         for name, (kind, figure) in by_kind.items():
@@ -108,7 +108,8 @@ def table(rows: Sequence[Row], results: Results) -> list[dict[str, Any]]:
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     """Return the table's main columns as Markdown."""
-    of_kinds = {name: (name, 2) for name in (*(f"share, {kind}" for kind in cases.KINDS), "angle left, turn")}
+    by_kind = dict.fromkeys(name for line in lines for name in line if name.startswith("share, "))
+    of_kinds = {name: (name, 2) for name in (*by_kind, "angle left, turn")}
     columns = {"share left": ("share", 2), "− base": ("share - base", 2), "halved": ("halved", 0), **of_kinds}
     columns |= {"IoU": ("overlap", 2), "object's colour": ("object_colour", 1), "shape": ("shape", 2)}
     columns |= {"background": ("background_error", 1), "truth dB": ("truth_db", 1)}

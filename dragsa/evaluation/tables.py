@@ -119,6 +119,6 @@ def means(of_case: Figures, columns: Columns) -> dict[str, str]:
     return {heading: mean(of_case, figure, digits) for heading, (figure, digits) in columns.items()}
 
 
-def of_kind(of_case: Figures, kind: str) -> dict[str, Mapping[str, Any]]:
-    """Return the figures of the cases of one kind; of all cases for "all"."""
-    return {case: row for case, row in of_case.items() if kind in ("all", row["kind"])}
+def of_kind(of_case: Figures, kind: str, key: str = "kind") -> dict[str, Mapping[str, Any]]:
+    """Return the figures of the cases of one kind, or of another group by `key`; of all cases for "all"."""
+    return {case: row for case, row in of_case.items() if kind in ("all", row[key])}

@@ -1,4 +1,4 @@
-"""Edits of drawn scenes whose true results are known, each case under every setting, measured in the picture."""
+"""Edits of scenes whose true results are known, each case under every setting, measured in the picture."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from torch import Tensor
 from dragsa import ddim, editing, pictures
 from dragsa.config import EditConfig
 from dragsa.editing import Branch, Drag, Source
-from dragsa.evaluation import cases, distances, figures, runs, scenes
-from dragsa.evaluation.cases import Case
+from dragsa.evaluation import distances, lists, runs, warp
+from dragsa.evaluation.edits import Edit
 from dragsa.evaluation.runs import CAPTION, Setting
 from dragsa.loading import StableDiffusion
 
@@ -51,11 +51,6 @@ def reconstruct(sd: StableDiffusion, source: Source, level: int | None = None) -
     return pictures.restore(pictures.to_picture(sd.decode(z)), source.picture)
 
 
-def in_words(scene: scenes.Scene) -> str:
-    """Return a caption that says all it can of where an object is and where a face looks."""
-    return scenes.caption(scene, place=True, looking=True)
-
-
 class Result(NamedTuple):
     """One case under one setting: the picture, and every figure as values for JSON."""
 
@@ -67,14 +62,15 @@ Shared = dict[Any, Any]  # what settings of one case have in common, sources and
 
 
 def run_case(
-    sd: StableDiffusion, case: Case, settings: Sequence[Setting], published: bool = True, explain: bool = True
+    sd: StableDiffusion, case: Edit, settings: Sequence[Setting], published: bool = True, explain: bool = True
 ) -> dict[str, Result]:
     """Run a case under every setting. Inversion, drag and the source's K/V are done once where settings share them.
 
     `published`: with the published metrics too. `explain`: where the first of the drags leaves more than half of the
     distance, with what the model makes of the true result (see `drawable`).
     """
-    first = next((setting.name for setting in settings if setting.handles in ("one", "five")), None)
+    dragging = (setting.name for setting in settings if setting.config and setting.handles in ("one", "five"))
+    first = next(dragging, None)
     shared: Shared = {}
     metrics = _published(sd, case) if published else None
     results = {}
@@ -84,7 +80,10 @@ def run_case(
         if config is not None:
             picture, course = _edit(of_type(sd, setting.dtype), case, setting, config, shared)
             row |= course
-        row |= figures.measure(picture, case)
+        elif setting.handles is not None:
+            picture, spent = _warped(case, setting.handles)
+            row |= spent
+        row |= lists.measure(picture, case)
         if metrics is not None:
             row["published"] = metrics(picture)
         if explain and config is not None and setting.name == first and row["share"] > 0.5:
@@ -93,9 +92,9 @@ def run_case(
     return results
 
 
-def _edit(sd: StableDiffusion, case: Case, setting: Setting, config: EditConfig, shared: Shared) -> Result:
+def _edit(sd: StableDiffusion, case: Edit, setting: Setting, config: EditConfig, shared: Shared) -> Result:
     """Edit a case under one setting; the figures are the drag's course, if any, and the seconds."""
-    prompt = in_words(case.before) if setting.handles == CAPTION else case.prompt
+    prompt = case.caption(case.before, full=True) if setting.handles == CAPTION else case.prompt
     numbers = config.steps, config.variant, config.fixed_point, config.size, config.lora_steps
     inversion = (*numbers, prompt, setting.dtype)
     if inversion not in shared:
@@ -106,7 +105,7 @@ def _edit(sd: StableDiffusion, case: Case, setting: Setting, config: EditConfig,
     if setting.handles is None:
         picture = reconstruct(sd, source)
     elif setting.handles == CAPTION:
-        picture = editing.edit(sd, source, target_prompt=in_words(case.after), config=config).image
+        picture = editing.edit(sd, source, target_prompt=case.caption(case.after, full=True), config=config).image
     else:
         key, drags = (inversion, config.drag, config.drag_step, setting.handles), case.drags(setting.handles)
         branch = editing.leave(sd, source, drags=drags, mask=case.mask, config=config)
@@ -121,6 +120,13 @@ def _edit(sd: StableDiffusion, case: Case, setting: Setting, config: EditConfig,
     return Result(picture, {**found, "seconds": {**seconds, "all": sum(seconds.values())}})
 
 
+def _warped(case: Edit, handles: str) -> Result:
+    """Warp a case's own pixels; the figures are the seconds."""
+    begin = time.perf_counter()
+    picture = pictures.to_picture(warp.warped(pictures.to_tensor(case.source)[0], case.drags(handles), case.mask))
+    return Result(picture, {"seconds": {"all": time.perf_counter() - begin}})
+
+
 def of_type(sd: StableDiffusion, dtype: str) -> StableDiffusion:
     """Return the model with networks of that type, a copy of a float32 one where the type is another."""
     if dtype == "float32":
@@ -129,7 +135,7 @@ def of_type(sd: StableDiffusion, dtype: str) -> StableDiffusion:
     return replace(sd, **networks)
 
 
-def _published(sd: StableDiffusion, case: Case) -> Callable[[Image.Image], dict[str, Any]]:
+def _published(sd: StableDiffusion, case: Edit) -> Callable[[Image.Image], dict[str, Any]]:
     """Return a function for the published metrics of a case's results, all by the same handles: the five."""
 
     def features(picture: Image.Image, which: str) -> Tensor:
@@ -147,10 +153,10 @@ def _published(sd: StableDiffusion, case: Case) -> Callable[[Image.Image], dict[
     return measured
 
 
-def drawable(sd: StableDiffusion, case: Case, config: EditConfig) -> dict[str, Any]:
+def drawable(sd: StableDiffusion, case: Edit, config: EditConfig) -> dict[str, Any]:
     """Return figures of the true result itself, inverted to the drag's level and denoised from there."""
     source = editing.prepare(sd, case.truth, case.prompt, config=replace(config, lora_steps=0))
-    found = figures.measure(reconstruct(sd, source, config.steps - config.drag_step), case)
+    found = lists.measure(reconstruct(sd, source, config.steps - config.drag_step), case)
     return {name: found[name] for name in ("share", "overlap", "truth_db")}
 
 
@@ -190,7 +196,7 @@ def why_failed(row: Mapping[str, Any], uncontrolled: Mapping[str, Any] | None = 
 
 def run(
     folder: Path,
-    listed: Sequence[Case],
+    listed: Sequence[Edit],
     settings: Sequence[Setting],
     model: Path,
     workers: int = 1,
@@ -201,7 +207,7 @@ def run(
 
     Raises ValueError as `runs.claim` does.
     """
-    runs.claim(folder, settings, model)
+    runs.claim(folder, settings, model, list=lists.name_of(listed))
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     missing = [case for case in listed[rank::ranks] if not (folder / case.name / "case.json").exists()]
     work = partial(_do, folder=folder, settings=settings, published=published, explain=explain)
@@ -211,13 +217,13 @@ def run(
 
 def run_as_asked(options: Any, settings: Sequence[Setting], explain: bool = True) -> bool:
     """Do what is missing of a run by a command line with the options of `runs.add_options`. Returns as `run` does."""
-    listed = cases.cases(options.cases, options.limit, options.size)
+    listed = lists.cases_of(options.list, options.cases, options.limit, options.size)
     workers = options.workers or runs.default_workers()
     return run(options.folder, listed, settings, options.weights, workers, options.published, explain)
 
 
 def _do(
-    sd: StableDiffusion, case: Case, folder: Path, settings: Sequence[Setting], published: bool, explain: bool
+    sd: StableDiffusion, case: Edit, folder: Path, settings: Sequence[Setting], published: bool, explain: bool
 ) -> str:
     """Do one case, write it to the run's folder, and return the line that says so."""
     begin = time.perf_counter()
@@ -227,7 +233,7 @@ def _do(
     return f"{case.name}  {time.perf_counter() - begin:.1f} s  {shares}"
 
 
-def save(folder: Path, case: Case, results: Mapping[str, Result]) -> None:
+def save(folder: Path, case: Edit, results: Mapping[str, Result]) -> None:
     """Write a finished case, whole or not at all."""
     images = {**case.pictures, **{name: result.picture for name, result in results.items()}}
     runs.save(folder / case.name, images, {"case": case.to_json(), **{n: row for n, (_, row) in results.items()}})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,23 +13,28 @@ from typing import Any
 from PIL import Image
 
 from dragsa import files, pictures
-from dragsa.evaluation import cases, distances, runs, sheets, tables, truth
-from dragsa.evaluation.cases import Case
-from dragsa.evaluation.runs import MAIN, NO_EDIT, Results
+from dragsa.evaluation import art_cases, distances, lists, runs, sheets, tables, truth
+from dragsa.evaluation.edits import Edit
+from dragsa.evaluation.runs import MAIN, NO_EDIT, RECONSTRUCTION, WARPED, Results
 from dragsa.evaluation.sheets import Panel, Row
 from dragsa.evaluation.tables import Figures
 from dragsa.evaluation.truth import REASONS
 
-COLUMNS: dict[str, tuple[str, int]] = {  # heading -> figure, digits
+COLUMNS: dict[str, tuple[str, int]] = {  # heading -> figure, digits; each list of cases has some of them
     "distance left, share": ("share", 2),
     "left, px": ("left", 1),
     "IoU with the truth": ("overlap", 2),
     "object's colour, of 255": ("object_colour", 1),
     "object's tint, of 255": ("object_tint", 1),
+    "style kept, share": ("style_kept", 2),
+    "style's margin, dB": ("style_margin", 1),
+    "thing kept, share": ("identity_kept", 2),
+    "thing's margin, dB": ("identity_margin", 1),
     "shape kept, IoU": ("shape", 2),
     "background, of 255": ("background_error", 2),
     "background, dB": ("background_db", 1),
     "outside of the mask, of 255": ("outside_error", 2),
+    "hole, of 255": ("hole_error", 1),
     "truth, dB": ("truth_db", 1),
     "truth, SSIM": ("truth_ssim", 3),
 }
@@ -37,23 +42,34 @@ COLUMNS: dict[str, tuple[str, int]] = {  # heading -> figure, digits
 
 METHODS = {  # setting of a run of the rivals -> the method in words
     NO_EDIT: "no edit",
+    RECONSTRUCTION: "reconstruction, no edit",
     "ours": "ours",
+    "no-control": "ours without K/V control",
+    "as-printed": "the paper's numbers, as printed",
     "dragdiffusion-first": "DragDiffusion, first version (no K/V control), without LoRA",
     "dragdiffusion-first-lora": "the same with LoRA",
     "dragdiffusion": "DragDiffusion with K/V control, without LoRA",
     "dragdiffusion-lora": "the same with LoRA",
     "masactrl": "MasaCtrl, asked by the prompt alone",
+    WARPED: "warped pixels, no network",
 }
 OF_METHODS = {  # heading -> figure, digits
     "distance left, px": ("left", 1),
     "distance left, share": ("share", 2),
+    "style kept, share": ("style_kept", 2),
+    "thing kept, share": ("identity_kept", 2),
+    "hole, of 255": ("hole_error", 1),
     "background error, of 255": ("background_error", 2),
     "error from the truth, dB": ("truth_db", 1),
 }
 STAYING = {  # heading -> kind, figure
     "turn: share of the angle left": ("turn", "yaw_left"),
     "turn: head moved, px": ("turn", "centre_moved"),
+    "rotate: share of the angle left": ("rotate", "angle_left"),
+    "rotate: centre moved, px": ("rotate", "centre_moved"),
+    "resize: share of the change left": ("resize", "size_left"),
     "resize: centre moved, px": ("resize", "centre_moved"),
+    "part: centre moved, px": ("part", "centre_moved"),
     "protect: neighbour moved, px": ("protect", "neighbour_moved"),
     "protect: neighbour changed, of 255": ("protect", "neighbour_error"),
 }
@@ -65,17 +81,31 @@ def text_of(results: Results) -> str:
     def table(cells: Callable[[Figures], Mapping[str, str]]) -> str:
         return tables.markdown([{"setting": name, **cells(of_case)} for name, of_case in results.items()])
 
-    def by_kind(figure: str) -> str:
-        return table(lambda row: {kind: tables.mean(tables.of_kind(row, kind), figure) for kind in cases.KINDS})
+    def by(groups: Sequence[str], figure: str, key: str = "kind") -> str:
+        return table(lambda row: {name: tables.mean(tables.of_kind(row, name, key), figure) for name in groups})
+
+    def by_novelty(figure: str) -> str:
+        return by(art_cases.NOVELTIES, figure, "novelty")
+
+    kinds, named = kinds_of(results), figures_of(results)
+    staying = {head: of for head, of in STAYING.items() if of[0] in kinds and of[1] in named}
 
     parts = {
-        "All cases": table(_overall),
-        "Share of the distance left, by kind": by_kind("share"),
-        "Overlap with the truth (IoU), by kind": by_kind("overlap"),
+        "All cases": table(lambda of_case: _overall(of_case, named)),
+        "Share of the distance left, by kind": by(kinds, "share"),
+        "Overlap with the truth (IoU), by kind": by(kinds, "overlap"),
         "What should stay, and the turn itself": table(
-            lambda row: {head: tables.mean(tables.of_kind(row, kind), key) for head, (kind, key) in STAYING.items()}
+            lambda row: {head: tables.mean(tables.of_kind(row, kind), key) for head, (kind, key) in staying.items()}
         ),
     }
+    if "novelty" in named:
+        parts |= {
+            "Style kept, by kind": by(kinds, "style_kept"),
+            "Hole, of 255, by kind": by(kinds, "hole_error"),
+            "Share of the distance left, by what training showed": by_novelty("share"),
+            "Style kept, by what training showed": by_novelty("style_kept"),
+            "Thing kept, by what training showed": by_novelty("identity_kept"),
+        }
     if any("published" in row for of_case in results.values() for row in of_case.values()):
         reason = distances.why_no_fidelity()
         parts["Published metrics"] = table(_published) + (f"\n\nNo image fidelity: {reason}." if reason else "")
@@ -86,9 +116,22 @@ def text_of(results: Results) -> str:
     return "\n\n".join(f"## {heading}\n\n{part}" for heading, part in parts.items()) + "\n"
 
 
-def _overall(of_case: Figures) -> dict[str, str]:
+def kinds_of(results: Results) -> list[str]:
+    """Return the kinds of a run's cases."""
+    there = {row["kind"] for of_case in results.values() for row in of_case.values()}
+    return [kind for kind in lists.KINDS if kind in there]
+
+
+def figures_of(results: Results) -> set[str]:
+    """Return the names of the figures that any case of a run has."""
+    return {name for of_case in results.values() for row in of_case.values() for name in row}
+
+
+def _overall(of_case: Figures, named: Set[str]) -> dict[str, str]:
     cells = {"cases": str(len(of_case))}
     for heading, (figure, digits) in COLUMNS.items():
+        if figure not in named:
+            continue
         cells[heading] = tables.mean(of_case, figure, digits)
         if figure == "share":
             cells["the same per handle"] = tables.text(tables.summary(of_case, figure).per_handle, digits)
@@ -114,17 +157,20 @@ def _published(of_case: Figures) -> dict[str, str]:
 
 def compared(results: Results) -> str:
     """Return a Markdown row for each method that a run of the rivals has, and a note on what the rows are of."""
-    rows = []
+    rows, named = [], figures_of(results)
+    columns = {heading: of for heading, of in OF_METHODS.items() if of[0] in named}
+    scenes = "scenes of artwork" if "novelty" in named else "drawn scenes"
     for words, of_case in ((words, results[name]) for name, words in METHODS.items() if results.get(name)):
         spent = [row["seconds"] for row in of_case.values() if "seconds" in row]
         whole, lora = (sum(one.get(key, 0.0) for one in spent) / max(1, len(spent)) for key in ("all", "lora"))
         seconds = f"{whole:.1f}" + (f", LoRA {lora:.1f}" if lora else "")
-        rows.append({"method": words, **tables.means(of_case, OF_METHODS), "seconds": seconds if spent else "–"})
+        rows.append({"method": words, **tables.means(of_case, columns), "seconds": seconds if spent else "–"})
     return (
         f"{tables.markdown(rows)}\n\n"
-        f"Means over {len(results['ours'])} held-out drawn scenes with 95 % bootstrap intervals; seconds of a whole "
+        f"Means over {len(results['ours'])} held-out {scenes} with 95 % bootstrap intervals; seconds of a whole "
         "edit, inversion and LoRA included, one thread. Every method is a setting of the same editor, with the same "
-        "tap, level, learning rate and updates: rows differ in the method alone. Where the prompt stays, control "
+        "tap, level, learning rate and updates: rows differ in the method alone, but for the paper's numbers as "
+        "printed and for warped pixels where these have a row. Where the prompt stays, control "
         "before the drag changes nothing, so that ours and DragDiffusion with K/V control and without LoRA are nearly "
         "one method: they differ in the schedule's clean end. DragGAN has no row: its part, motion supervision and "
         "point tracking, is the drag loop of every row that drags."
@@ -136,7 +182,7 @@ def failures(results: Results) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for name, of_case in results.items():
         edited = {case: row for case, row in of_case.items() if "drag" in row}
-        without = results.get("no-control", {}) if name == MAIN else {}
+        without = results.get("no-control", {}) if name in (MAIN, "ours") else {}
         reasons = {case: truth.why_failed(row, without.get(case)) for case, row in edited.items()}
         if edited:
             found[name] = {case: reason for case, reason in reasons.items() if reason is not None}
@@ -150,7 +196,7 @@ def _failure_rows(results: Results) -> list[dict[str, str]]:
         cells = {"setting": name, "failed": str(len(why)), **{reason: str(counts[reason]) for reason in REASONS}}
         if rows:
             cells["model cannot draw it"] = "–"
-        cells["of the kinds"] = ", ".join(f"{kind} {kinds[kind]}" for kind in cases.KINDS if kinds[kind]) or "–"
+        cells["of the kinds"] = ", ".join(f"{kind} {kinds[kind]}" for kind in lists.KINDS if kinds[kind]) or "–"
         rows.append(cells)
     return rows
 
@@ -161,7 +207,7 @@ def summaries(results: Results) -> dict[str, Any]:
     figures += sorted({figure for _, figure in STAYING.values()})
     found: dict[str, Any] = {}
     for name, of_case in results.items():
-        for kind in ("all", *cases.KINDS):
+        for kind in ("all", *kinds_of(results)):
             mine = tables.of_kind(of_case, kind)
             if mine:
                 of_kind = {figure: asdict(tables.summary(mine, figure)) for figure in figures}
@@ -184,15 +230,15 @@ def write_tables(folder: Path, rows: int = 4) -> str:
 def sheet(folder: Path, settings: Sequence[str], rows: int = 4) -> Image.Image:
     """Return the first `rows` cases of each kind, one a row: source with its handles, truth, each setting's result."""
     columns = ["source", "truth", *(name for name in settings if name != NO_EDIT)]
-    finished = [cases.load(file.parent) for file in folder.glob("[!.]*/case.json")]
+    finished = [lists.load(file.parent) for file in folder.glob("[!.]*/case.json")]
     shown = [case for case in finished if case.number < rows]
-    shown.sort(key=lambda case: (cases.KINDS.index(case.kind), case.number))
+    shown.sort(key=lambda case: (lists.KINDS.index(case.kind), case.number))
     return sheets.sheet(
         "", columns, [Row(case.name, [_panel(folder, case, name) for name in columns]) for case in shown]
     )
 
 
-def _panel(folder: Path, case: Case, name: str) -> Panel:
+def _panel(folder: Path, case: Edit, name: str) -> Panel:
     file, figures = (folder / case.name / f"{name}.{ending}" for ending in ("png", "json"))
     if not file.is_file():
         return Panel(None)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dragsa.evaluation import cases, scenes, truth
+from dragsa.evaluation import cases, edits, scenes, truth
 from dragsa.pictures import images
 
 LISTS = {which: cases.cases(which) for which in ("figures", "settings")}
@@ -74,7 +74,7 @@ def test_the_mask_holds_both_places_and_every_handle_and_keeps_off_a_protected_n
             beside = scenes.object_mask(case.before.neighbour)
             assert (case.mask[beside > 0] == 0).all()
             # What is kept of the neighbour's surroundings is all that the object may lose.
-            assert (case.mask[(places > 0.5) & (cases.dilated(beside, cases.ROOM_BESIDE) == 0)] == 1).all()
+            assert (case.mask[(places > 0.5) & (edits.dilated(beside, edits.ROOM_BESIDE) == 0)] == 1).all()
         else:
             assert (case.mask[places > 0.5] == 1).all()
         assert set(case.mask.unique().tolist()) == {0.0, 1.0}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dragsa.evaluation import cases, figures, fit, quality, scenes
+from dragsa.evaluation import cases, edits, figures, fit, quality, scenes
 from dragsa.pictures import images
 
 ONE_OF_EACH = cases.cases("figures", limit=1)
@@ -86,7 +86,7 @@ def test_what_becomes_of_a_protected_neighbour_is_told() -> None:
 
 def test_the_backgrounds_error_leaves_both_places_out() -> None:
     case = BY_KIND["move"]
-    inside = cases.dilated(torch.maximum(*(scenes.object_mask(s) for s in (case.before, case.after))), 2 / 128) > 0
+    inside = edits.dilated(torch.maximum(*(scenes.object_mask(s) for s in (case.before, case.after))), 2 / 128) > 0
     truth = images.to_tensor(case.truth)[0]
     spoilt = images.to_picture(torch.where(inside, -truth, truth))
     assert figures.measure(spoilt, case)["background_error"] == 0

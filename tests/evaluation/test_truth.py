@@ -203,7 +203,7 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
         assert spent["all"] == pytest.approx(sum(value for name, value in spent.items() if name != "all"))
     assert len({result.picture.tobytes() for result in results.values()}) == 4
     (words,) = asked
-    assert words == (truth.in_words(case.before), truth.in_words(case.after))
+    assert words == (case.caption(case.before, full=True), case.caption(case.after, full=True))
     assert " at the " in words[0] and "drag" not in results["prompt"].figures
 
 

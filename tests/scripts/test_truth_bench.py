@@ -65,3 +65,19 @@ def test_exported_cases_are_whole(tmp_path: Path) -> None:
     assert truth_bench.main(["export", str(tmp_path / "cases"), "--limit", "1", "--cases", "settings"]) == 0
     found = [cases.load(tmp_path / "cases" / f"{kind}-00") for kind in cases.KINDS]
     assert found == cases.cases("settings", limit=1)
+
+
+def test_artwork_is_a_list_of_its_own(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    asked = ["run", str(run), "--list", "artwork", "--settings", "warped", "--limit", "1", "--no-published"]
+    assert truth_bench.main([*asked, "--weights", str(model), "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    heads, _, *rows = [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")][:4]
+    table = {row[0].strip("| "): dict(zip(heads, row, strict=True)) for row in rows}
+    assert table["no-edit"]["distance left, share"].startswith("1.0") and table["no-edit"]["cases"] == "6"
+    assert float(table["warped"]["distance left, share"][:4]) < 0.5 and "style kept, share" in heads
+    assert "hole, of 255" in heads and "object's tint, of 255" not in heads
+    assert "## Share of the distance left, by what training showed" in printed
+    with_drawn = ["run", str(run), "--settings", "warped", "--limit", "1", "--weights", str(model)]
+    assert truth_bench.main(with_drawn) == 2
+    assert "a run with other list; give another folder" in capsys.readouterr().err

@@ -1,0 +1,172 @@
+"""Finding the things of an artwork scene in any picture: where they are, how large, how turned, and how far pulled.
+
+`fit` places the things' own drawings over the scene's ground until that agrees with the picture. It starts from the
+edit's source and from what the picture shows, never from the truth. Differences are bounded, so that a ghost left
+behind or a spoilt patch weighs no more than it covers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dragsa.evaluation import art_scenes, artwork, least_squares
+from dragsa.evaluation.art_scenes import ArtScene, Pull, Thing
+from dragsa.evaluation.least_squares import Numbers
+
+GRID = 64  # pixels of the pictures that are compared in the fit
+COARSE = 32  # and of those in which starts are looked for
+STARTS = 3
+STEPS = {"x": 0.004, "y": 0.004, "size": 0.004, "rotation": 0.02, "share": 0.04}  # of the finite differences
+FURTHEST = {"x": 0.08, "y": 0.08, "size": 0.08, "rotation": 0.3, "share": 0.4}  # that one iteration may go
+SMALLER, LARGER = 0.4, 2.2  # of the source's size, and nothing beyond is looked for
+MOST_TURNED = math.pi / 2  # from the source's rotation
+MOST_PULLED = 1.3  # of the way that was asked
+BOUND = 0.4  # of a pixel's difference, colours in [-1, 1]
+SHOWN = 0.5  # a thing is there if its drawing leaves less than so much of what the bare ground leaves unexplained
+OPAQUE = 0.9
+SIZES_TRIED = (0.6, 0.8, 1.0, 1.25, 1.6)
+TURNS_TRIED = tuple(math.radians(angle) for angle in (-50, -25, 0, 25, 50))
+
+
+class ArtFit(NamedTuple):
+    """`scene`: the source's, with things as they were found. The rest says whether they were there to be found."""
+
+    scene: ArtScene
+    found: bool
+    neighbour_found: bool  # False where the scene has none
+    share: float | None  # of the asked pull's way; None where no part is pulled
+
+
+Names = Sequence[tuple[bool, str]]  # of the numbers that are fitted: whether it is the neighbour's, and its name
+
+
+def fit(picture: Tensor, before: ArtScene, pull: Pull | None = None) -> ArtFit:
+    """Return the scene of a picture (3, H, H) in [-1, 1] that shows `before`, but elsewhere and otherwise turned.
+
+    `pull`: what was asked of a part of the thing; how far it went is found with the rest.
+    """
+    names = fitted(before, pull)
+    seen = F.interpolate(picture[None], size=(GRID, GRID), mode="area")[0]
+    ground = art_scenes.draw_ground(before.ground, GRID)  # (3, G, G)
+
+    def residuals(rows: Tensor) -> Tensor:
+        drawn = drawn_over([placed(before, names, row, pull) for row in rows.tolist()], ground)
+        apart = drawn - seen  # (B, 3, G, G)
+        return (apart / (1 + apart.square().sum(dim=1, keepdim=True) / BOUND**2).sqrt()).flatten(1)
+
+    rows = starts(before, names, picture, pull)
+    rows = rows[residuals(rows).square().sum(dim=1).argsort()[:STARTS]]
+    least, most = limits(before, names)
+    steps, furthest = (torch.tensor([one[name] for _, name in names]) for one in (STEPS, FURTHEST))
+    rows, cost = least_squares.descend(residuals, rows, Numbers(steps, furthest, least, most))
+    row = rows[cost.argmin()].tolist()
+    scene = placed(before, names, row, pull)
+    there = [shown(thing, seen, ground) for thing in scene.things]
+    return ArtFit(scene, there[-1], len(there) > 1 and there[0], None if pull is None else row[-1])
+
+
+def fitted(scene: ArtScene, pull: Pull | None) -> Names:
+    """Return place, size and rotation of each thing, and the share of the pull."""
+    names = [(beside, name) for beside in (False, True)[: len(scene.things)] for name in ("x", "y", "size", "rotation")]
+    return names if pull is None else [*names, (False, "share")]
+
+
+def placed(scene: ArtScene, names: Names, row: Sequence[float], pull: Pull | None) -> ArtScene:
+    """Return the scene with other values of the numbers that are fitted."""
+    own: dict[bool, dict[str, float]] = {False: {}, True: {}}
+    for (beside, name), value in zip(names, row, strict=True):
+        own[beside][name] = value
+    share = own[False].pop("share", 0.0)
+    gone = None if pull is None else replace(pull, dx=share * pull.dx, dy=share * pull.dy)
+    neighbour = None if scene.neighbour is None else replace(scene.neighbour, **own[True])
+    return ArtScene(replace(scene.thing, **own[False], pull=gone), scene.ground, neighbour)
+
+
+def values(scene: ArtScene, names: Names, share: float = 0.0) -> list[float]:
+    things = {False: scene.thing, True: scene.neighbour}
+    return [share if name == "share" else getattr(things[beside], name) for beside, name in names]
+
+
+def limits(before: ArtScene, names: Names) -> Tensor:
+    """Return the least and the greatest values that are looked at: (2, P)."""
+    spans = []
+    for (_, name), value in zip(names, values(before, names), strict=True):
+        of_name = {
+            "size": (SMALLER * value, LARGER * value),
+            "rotation": (value - MOST_TURNED, value + MOST_TURNED),
+            "share": (0.0, MOST_PULLED),
+        }
+        spans.append(of_name.get(name, (0.0, 1.0)))
+    return torch.tensor(spans).T
+
+
+def drawn_over(scenes: Sequence[ArtScene], ground: Tensor) -> Tensor:
+    """Return the scenes' things over one given ground (3, G, G): (B, 3, G, G) in [-1, 1].
+
+    The scenes differ in numbers alone. A sprite is drawn from its mean over as many of its pixels as the picture's own
+    are apart, so that one look at it per pixel is enough.
+    """
+    size = ground.shape[-1]
+    side = (torch.arange(size) + 0.5) / size
+    drawn = ground.expand(len(scenes), -1, -1, -1)
+    for things in zip(*(scene.things for scene in scenes), strict=True):
+        coordinates = [torch.stack(art_scenes.to_sprite(one, side[None, :], side[:, None]), dim=-1) for one in things]
+        sprite = artwork.shipped().picture(things[0].name, things[0].style)
+        small = F.avg_pool2d(sprite, max(1, artwork.SIDE * 2 // GRID))  # (4, s, s)
+        looked = F.grid_sample(small.expand(len(things), -1, -1, -1), 2 * torch.stack(coordinates), align_corners=False)
+        colours, alpha = looked[:, :3], looked[:, 3:]
+        drawn = 2 * colours - alpha + (1 - alpha) * drawn  # premultiplied colours in [0, 1], to [-1, 1]
+    return drawn
+
+
+def starts(before: ArtScene, names: Names, picture: Tensor, pull: Pull | None) -> Tensor:
+    """Return starts of the fit, (B, P): everything as in the source, or where the picture shows a thing best."""
+    alone = replace(before, neighbour=None)
+    places = [before, *(replace(before, thing=found) for found in best_places(before.thing, alone, picture))]
+    if before.neighbour is not None:
+        beside = best_places(before.neighbour, alone, picture)[:STARTS]
+        places = [
+            replace(place, neighbour=other) for place in places[: STARTS + 1] for other in (before.neighbour, *beside)
+        ]
+    shares = (0.0,) if pull is None else (0.0, 0.5, 1.0)
+    return torch.tensor([values(place, names, share) for place in places for share in shares])
+
+
+def best_places(thing: Thing, scene: ArtScene, picture: Tensor) -> list[Thing]:
+    """Return the thing in several sizes and rotations, each where it explains most of the picture, the best first.
+
+    With c - g = o - a g for a thing o of alpha a over the ground g, and d the picture less the ground, it takes
+    Σ 2 d·(o - a g) - |o - a g|² from the squared error, which is a few correlations.
+    """
+    ground = (art_scenes.draw_ground(scene.ground, COARSE) + 1) / 2
+    apart = (F.interpolate(picture[None], size=(COARSE, COARSE), mode="area")[0] + 1) / 2 - ground  # d
+    maps = torch.cat([apart, (ground * apart).sum(0, True), ground, ground.square().sum(0, True)])  # (8, C, C)
+    tried = [
+        replace(thing, x=0.5, y=0.5, size=share * thing.size, rotation=thing.rotation + turn)
+        for share in SIZES_TRIED
+        for turn in TURNS_TRIED
+    ]
+    drawn = torch.stack([art_scenes.draw_thing(one, artwork.shipped(), COARSE) for one in tried])  # (T, 4, C, C)
+    colours, alpha = drawn[:, :3], drawn[:, 3:]
+    kernels = torch.cat([-2 * colours, 2 * alpha, -2 * alpha * colours, alpha.square()], dim=1)  # (T, 8, C, C)
+    error = F.conv2d(maps[None], kernels, padding=COARSE // 2)[0]  # (T, C + 1, C + 1): i is the place i / C
+    error = error + colours.square().sum(dim=(1, 2, 3))[:, None, None]
+    least, where = error.flatten(1).min(dim=1)
+    order = least.argsort().tolist()
+    rows, columns = where // (COARSE + 1), where % (COARSE + 1)
+    return [replace(tried[n], x=columns[n].item() / COARSE, y=rows[n].item() / COARSE) for n in order]
+
+
+def shown(thing: Thing, seen: Tensor, ground: Tensor) -> bool:
+    """Return True if a picture (3, G, G) shows the thing at its place."""
+    drawn = art_scenes.draw_thing(thing, artwork.shipped(), seen.shape[-1])
+    inside = drawn[3] > OPAQUE
+    own, bare = (apart[:, inside].square().sum() for apart in (2 * drawn[:3] - 1 - seen, ground - seen))
+    return bool(inside.any()) and bool(own < SHOWN * bare)
