@@ -88,7 +88,7 @@ def _carried(picture: Tensor, handles: Tensor, targets: Tensor, groups: Sequence
             way = torch.lerp(places, places @ matrix.T + shift, n / WAY)
             mine &= _looked_up(mask[None].double(), way, "nearest")[0] > 0.5
         back = (places - shift) @ torch.linalg.inv(matrix).T
-        here = _looked_up(mine[None].double(), back, "nearest")[0] > 0.5
+        here = (mask > 0.5) & (_looked_up(mine[None].double(), back, "nearest")[0] > 0.5)
         result = torch.where(here, _looked_up(picture.double(), back, "bicubic").to(picture), result)
         left, landed = left | mine, landed | here
     return filled(result, left & ~landed).clamp(-1, 1)

@@ -28,13 +28,11 @@ def test_handles_that_go_apart_are_parted() -> None:
     left = torch.tensor([[20.0, 40], [30, 40], [25, 50]], dtype=torch.float64)
     right = left + torch.tensor([60.0, 0])
     handles = torch.cat([left, right])
-    one_way, two_ways = (
-        handles + torch.tensor([9.0, 0]),
-        torch.cat([left + torch.tensor([0, 20.0]), right + torch.tensor([0, -20.0])]),
-    )
-    bent = two_ways + torch.tensor([[0.0, 6], [0, -6], [6, 0]] * 2)  # no rotation of the six brings these about
-    assert warp.grouped(handles, one_way, 3) == [[0, 1, 2, 3, 4, 5]]
-    assert sorted(map(sorted, warp.grouped(handles, bent, 8))) == [[0, 1, 2], [3, 4, 5]]
+    one_way = handles + torch.tensor([9.0, 0])
+    two_ways = torch.cat([left + torch.tensor([0, 20.0]), right + torch.tensor([0, -20.0])])
+    assert warp.grouped(handles, one_way, near=1) == [[0, 1, 2, 3, 4, 5]]
+    assert sorted(map(sorted, warp.grouped(handles, two_ways, near=1))) == [[0, 1, 2], [3, 4, 5]]
+    assert warp.grouped(handles, two_ways, near=20) == [[0, 1, 2, 3, 4, 5]]  # nearly a rotation of the six
 
 
 def test_a_hole_in_a_ramp_is_the_ramp() -> None:
@@ -74,6 +72,4 @@ def test_a_part_is_bent_and_the_rest_is_held() -> None:
     assert torch.equal(result[:, :, :64], source[:, :, :64])
     red = (result - torch.tensor([0.72, -0.76, -0.72])[:, None, None]).norm(dim=0) < 0.3
     assert red[64, 102] and not red[64, 107]  # the outline was at 95
-    assert (
-        red[20:108, 64].sum() == (draw(Scene("disc", "red", 0.5, 0.5, 0.5, ground="blue"))[0, 20:108, 64] > 0.3).sum()
-    )
+    assert abs(red[:, 64].sum() - (source[0, :, 64] > 0.3).sum()) <= 2
