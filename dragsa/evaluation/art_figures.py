@@ -31,8 +31,8 @@ def measure(result: Image.Image, case: ArtCase) -> dict[str, Any]:
 
     What `figures.of_any` returns, and: `overlap`, of what is not the ground in result and truth. `hole_error`: inside
     of the mask, where things were and are no more. `object_colour`: of the things where they are found, against their
-    own colours there. `style_kept`: 1 if of the three styles' drawings of the thing, at the place that was found, the
-    source's own is the nearest to the result, else 0; `style_margin`: dB to it, less dB to the nearer of the others.
+    own colours there. `style_kept`: 1 if of the three styles' drawings of the thing, near the place that was found,
+    the source's own is nearest to the result, else 0; `style_margin`: dB to it, less dB to the nearer of the others.
     `identity_kept` and `identity_margin`: the same against `OTHERS` other things in the same style. `neighbour_*`: what
     became of a protected neighbour. `centre_moved`: where the thing should stay, how far it went. `angle_left`: of a
     rotation, the share of the angle. `size_left`: of a resize, the share of the change.
@@ -44,8 +44,10 @@ def measure(result: Image.Image, case: ArtCase) -> dict[str, Any]:
         for name, point in case.points(found.scene).items()
         if (found.neighbour_found if name.startswith(NEIGHBOUR) else found.found)
     }
-    here = [found.scene.thing, *([found.scene.neighbour] if case.kind == "two" and found.scene.neighbour else [])]
-    judged = [_thing_figures(picture, thing, found.scene) for thing in here]
+    scenes = [found.scene]
+    if case.kind == "two" and found.scene.neighbour is not None:
+        scenes.append(replace(found.scene, thing=found.scene.neighbour, neighbour=found.scene.thing))
+    judged = [_thing_figures(picture, scene) for scene in scenes]
     return {
         "novelty": case.novelty,
         "found": found.found and (case.kind != "two" or found.neighbour_found),
@@ -78,8 +80,9 @@ def _ground_figures(picture: Tensor, truth: Tensor, case: ArtCase) -> dict[str, 
     }
 
 
-def _thing_figures(picture: Tensor, thing: Thing, scene: ArtScene) -> dict[str, float | None]:
-    """Return colour, style and identity of a thing that was found at its place in the scene."""
+def _thing_figures(picture: Tensor, scene: ArtScene) -> dict[str, float | None]:
+    """Return colour, style and identity of a scene's thing, which was found there."""
+    thing = scene.thing
     own = _drawing(thing, scene, picture.shape[-1])
     core = art_scenes.draw_thing(thing, artwork.shipped(), picture.shape[-1])[3] > 0.99
     colour = figures.error(picture, own[0], core) if core.any() else None
@@ -95,11 +98,13 @@ def _thing_figures(picture: Tensor, thing: Thing, scene: ArtScene) -> dict[str, 
 
 
 def nearness(picture: Tensor, thing: Thing, rivals: Sequence[Thing], scene: ArtScene) -> float:
-    """Return dB of a picture (3, H, W) to a thing's drawing, less dB to the nearest of its rivals' at the same place.
+    """Return dB of a picture (3, H, W) to a thing's drawing, less dB to the nearest of its rivals' there.
 
-    All are compared over the same pixels, those that any of them covers.
+    Drawings fill their squares differently, so each is brought to its own best place, size and rotation near the
+    thing's. All are compared over the same pixels, those that any of them covers.
     """
-    drawings = [_drawing(one, scene, picture.shape[-1]) for one in (thing, *rivals)]
+    placed = [art_fit.refined(picture, replace(scene, thing=one)).thing for one in (thing, *rivals)]
+    drawings = [_drawing(one, scene, picture.shape[-1]) for one in placed]
     covered = torch.stack([alpha for _, alpha in drawings]).amax(dim=0) > COVERED
     own, *theirs = (quality.decibels(picture[:, covered, None], drawn[:, covered, None]) for drawn, _ in drawings)
     return own - max(theirs)

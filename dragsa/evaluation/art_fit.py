@@ -22,7 +22,9 @@ from dragsa.evaluation.least_squares import Numbers
 
 GRID = 64  # pixels of the pictures that are compared in the fit
 COARSE = 32  # and of those in which starts are looked for
-STARTS = 3
+STARTS = 4  # that are followed, of those looked at
+PLACES, TURNS = 3, 2  # where starts are looked for: so many places, each in so many rotations
+APART = 5  # coarse pixels between such places
 STEPS = {"x": 0.004, "y": 0.004, "size": 0.004, "rotation": 0.02, "share": 0.04}  # of the finite differences
 FURTHEST = {"x": 0.08, "y": 0.08, "size": 0.08, "rotation": 0.3, "share": 0.4}  # that one iteration may go
 SMALLER, LARGER = 0.4, 2.2  # of the source's size, and nothing beyond is looked for
@@ -31,7 +33,7 @@ MOST_PULLED = 1.3  # of the way that was asked
 BOUND = 0.4  # of a pixel's difference, colours in [-1, 1]
 SHOWN = 0.5  # a thing is there if its drawing leaves less than so much of what the bare ground leaves unexplained
 OPAQUE = 0.9
-SIZES_TRIED = (0.6, 0.8, 1.0, 1.25, 1.6)
+SIZES_TRIED = (0.5, 0.63, 0.8, 1.0, 1.25, 1.6, 2.0)
 TURNS_TRIED = tuple(math.radians(angle) for angle in (-50, -25, 0, 25, 50))
 
 
@@ -53,23 +55,38 @@ def fit(picture: Tensor, before: ArtScene, pull: Pull | None = None) -> ArtFit:
     `pull`: what was asked of a part of the thing; how far it went is found with the rest.
     """
     names = fitted(before, pull)
-    seen = F.interpolate(picture[None], size=(GRID, GRID), mode="area")[0]
-    ground = art_scenes.draw_ground(before.ground, GRID)  # (3, G, G)
+    row = _descended(picture, before, names, starts(before, names, picture, pull), pull)
+    scene = placed(before, names, row, pull)
+    seen, ground = _small(picture), art_scenes.draw_ground(before.ground, GRID)
+    there = [shown(thing, seen, ground) for thing in scene.things]
+    return ArtFit(scene, there[-1], len(there) > 1 and there[0], None if pull is None else row[-1])
+
+
+def refined(picture: Tensor, scene: ArtScene) -> ArtScene:
+    """Return the scene with its thing moved, resized and turned from where it is to where the picture agrees best."""
+    names = fitted(replace(scene, neighbour=None), None)
+    return placed(scene, names, _descended(picture, scene, names, torch.tensor([values(scene, names)]), None), None)
+
+
+def _small(picture: Tensor) -> Tensor:
+    return F.interpolate(picture[None], size=(GRID, GRID), mode="area")[0]
+
+
+def _descended(picture: Tensor, before: ArtScene, names: Names, rows: Tensor, pull: Pull | None) -> list[float]:
+    """Return the row of numbers by which the scene agrees best with the picture, from the best of the starts on."""
+    seen, ground = _small(picture), art_scenes.draw_ground(before.ground, GRID)  # (3, G, G) each
 
     def residuals(rows: Tensor) -> Tensor:
         drawn = drawn_over([placed(before, names, row, pull) for row in rows.tolist()], ground)
         apart = drawn - seen  # (B, 3, G, G)
         return (apart / (1 + apart.square().sum(dim=1, keepdim=True) / BOUND**2).sqrt()).flatten(1)
 
-    rows = starts(before, names, picture, pull)
     rows = rows[residuals(rows).square().sum(dim=1).argsort()[:STARTS]]
     least, most = limits(before, names)
     steps, furthest = (torch.tensor([one[name] for _, name in names]) for one in (STEPS, FURTHEST))
     rows, cost = least_squares.descend(residuals, rows, Numbers(steps, furthest, least, most))
-    row = rows[cost.argmin()].tolist()
-    scene = placed(before, names, row, pull)
-    there = [shown(thing, seen, ground) for thing in scene.things]
-    return ArtFit(scene, there[-1], len(there) > 1 and there[0], None if pull is None else row[-1])
+    best: list[float] = rows[cost.argmin()].tolist()
+    return best
 
 
 def fitted(scene: ArtScene, pull: Pull | None) -> Names:
@@ -84,7 +101,7 @@ def placed(scene: ArtScene, names: Names, row: Sequence[float], pull: Pull | Non
     for (beside, name), value in zip(names, row, strict=True):
         own[beside][name] = value
     share = own[False].pop("share", 0.0)
-    gone = None if pull is None else replace(pull, dx=share * pull.dx, dy=share * pull.dy)
+    gone = scene.thing.pull if pull is None else replace(pull, dx=share * pull.dx, dy=share * pull.dy)
     neighbour = None if scene.neighbour is None else replace(scene.neighbour, **own[True])
     return ArtScene(replace(scene.thing, **own[False], pull=gone), scene.ground, neighbour)
 
@@ -129,18 +146,15 @@ def drawn_over(scenes: Sequence[ArtScene], ground: Tensor) -> Tensor:
 def starts(before: ArtScene, names: Names, picture: Tensor, pull: Pull | None) -> Tensor:
     """Return starts of the fit, (B, P): everything as in the source, or where the picture shows a thing best."""
     alone = replace(before, neighbour=None)
-    places = [before, *(replace(before, thing=found) for found in best_places(before.thing, alone, picture))]
-    if before.neighbour is not None:
-        beside = best_places(before.neighbour, alone, picture)[:STARTS]
-        places = [
-            replace(place, neighbour=other) for place in places[: STARTS + 1] for other in (before.neighbour, *beside)
-        ]
+    things = [before.thing, *best_places(before.thing, alone, picture)]
+    beside = [None] if before.neighbour is None else [before.neighbour, *best_places(before.neighbour, alone, picture)]
+    places = [ArtScene(thing, before.ground, other) for thing in things for other in beside]
     shares = (0.0,) if pull is None else (0.0, 0.5, 1.0)
     return torch.tensor([values(place, names, share) for place in places for share in shares])
 
 
 def best_places(thing: Thing, scene: ArtScene, picture: Tensor) -> list[Thing]:
-    """Return the thing in several sizes and rotations, each where it explains most of the picture, the best first.
+    """Return the thing at the places where it explains most of the picture, in its best size, in several rotations.
 
     With c - g = o - a g for a thing o of alpha a over the ground g, and d the picture less the ground, it takes
     Σ 2 d·(o - a g) - |o - a g|² from the squared error, which is a few correlations.
@@ -158,10 +172,17 @@ def best_places(thing: Thing, scene: ArtScene, picture: Tensor) -> list[Thing]:
     kernels = torch.cat([-2 * colours, 2 * alpha, -2 * alpha * colours, alpha.square()], dim=1)  # (T, 8, C, C)
     error = F.conv2d(maps[None], kernels, padding=COARSE // 2)[0]  # (T, C + 1, C + 1): i is the place i / C
     error = error + colours.square().sum(dim=(1, 2, 3))[:, None, None]
-    least, where = error.flatten(1).min(dim=1)
-    order = least.argsort().tolist()
-    rows, columns = where // (COARSE + 1), where % (COARSE + 1)
-    return [replace(tried[n], x=columns[n].item() / COARSE, y=rows[n].item() / COARSE) for n in order]
+    found = []
+    for _ in range(PLACES):
+        row, column = divmod(int(error.amin(dim=0).argmin()), COARSE + 1)
+        here = error[:, row, column].view(len(SIZES_TRIED), -1).amin(dim=0).argsort()[:TURNS]  # the best rotations
+        for turn in here.tolist():
+            size = int(error[:, row, column].view(len(SIZES_TRIED), -1)[:, turn].argmin())
+            best = tried[size * len(TURNS_TRIED) + turn]
+            found.append(replace(best, x=column / COARSE, y=row / COARSE))
+        rows, columns = (slice(max(0, i - APART), i + APART + 1) for i in (row, column))
+        error[:, rows, columns] = math.inf
+    return found
 
 
 def shown(thing: Thing, seen: Tensor, ground: Tensor) -> bool:
