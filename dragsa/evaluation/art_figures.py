@@ -92,19 +92,19 @@ def _thing_figures(picture: Tensor, scene: ArtScene) -> dict[str, float | None]:
     others = [replace(thing, name=names[(number + n) % len(names)]) for n in range(1, OTHERS + 1)]
     figures_of = {"object_colour": colour}
     for word, rivals in (("style", styles), ("identity", others)):
-        margin = nearness(picture, thing, rivals, scene)
+        margin = nearness(picture, scene, rivals)
         figures_of |= {f"{word}_kept": float(margin > 0), f"{word}_margin": margin}
     return figures_of
 
 
-def nearness(picture: Tensor, thing: Thing, rivals: Sequence[Thing], scene: ArtScene) -> float:
-    """Return dB of a picture (3, H, W) to a thing's drawing, less dB to the nearest of its rivals' there.
+def nearness(picture: Tensor, scene: ArtScene, rivals: Sequence[Thing]) -> float:
+    """Return dB of a picture (3, H, W) to a scene's own thing, less dB to the nearest of its rivals' drawings.
 
-    Drawings fill their squares differently, so each is brought to its own best place, size and rotation near the
-    thing's. All are compared over the same pixels, those that any of them covers.
+    The thing is where it was found. Drawings fill their squares differently, so each rival is brought to its own best
+    place, size and rotation near there. All are compared over the same pixels, those that any of them covers.
     """
-    placed = [art_fit.refined(picture, replace(scene, thing=one)).thing for one in (thing, *rivals)]
-    drawings = [_drawing(one, scene, picture.shape[-1]) for one in placed]
+    placed = [art_fit.refined(picture, replace(scene, thing=rival)).thing for rival in rivals]
+    drawings = [_drawing(one, scene, picture.shape[-1]) for one in (scene.thing, *placed)]
     covered = torch.stack([alpha for _, alpha in drawings]).amax(dim=0) > COVERED
     own, *theirs = (quality.decibels(picture[:, covered, None], drawn[:, covered, None]) for drawn, _ in drawings)
     return own - max(theirs)

@@ -2,7 +2,7 @@
 
 `fit` places the things' own drawings over the scene's ground until that agrees with the picture. It starts from the
 edit's source and from what the picture shows, never from the truth. Differences are bounded, so that a ghost left
-behind or a spoilt patch weighs no more than it covers.
+behind or a spoilt patch weighs no more than it covers; loosely at first, since what is bounded has no slope to follow.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from dragsa.evaluation.least_squares import Numbers
 
 GRID = 64  # pixels of the pictures that are compared in the fit
 COARSE = 32  # and of those in which starts are looked for
-STARTS = 4  # that are followed, of those looked at
+STARTS = 3  # that are followed, of those looked at
 PLACES, TURNS = 3, 2  # where starts are looked for: so many places, each in so many rotations
 APART = 5  # coarse pixels between such places
 STEPS = {"x": 0.004, "y": 0.004, "size": 0.004, "rotation": 0.02, "share": 0.04}  # of the finite differences
@@ -30,7 +31,7 @@ FURTHEST = {"x": 0.08, "y": 0.08, "size": 0.08, "rotation": 0.3, "share": 0.4}  
 SMALLER, LARGER = 0.4, 2.2  # of the source's size, and nothing beyond is looked for
 MOST_TURNED = math.pi / 2  # from the source's rotation
 MOST_PULLED = 1.3  # of the way that was asked
-BOUND = 0.4  # of a pixel's difference, colours in [-1, 1]
+LOOSE, BOUND = 1.5, 0.4  # of a pixel's difference, colours in [-1, 1]: on the way, and at the end
 SHOWN = 0.5  # a thing is there if its drawing leaves less than so much of what the bare ground leaves unexplained
 OPAQUE = 0.9
 SIZES_TRIED = (0.5, 0.63, 0.8, 1.0, 1.25, 1.6, 2.0)
@@ -63,9 +64,11 @@ def fit(picture: Tensor, before: ArtScene, pull: Pull | None = None) -> ArtFit:
 
 
 def refined(picture: Tensor, scene: ArtScene) -> ArtScene:
-    """Return the scene with its thing moved, resized and turned from where it is to where the picture agrees best."""
+    """Return the scene with its thing moved, resized and turned to where the picture agrees with it best."""
     names = fitted(replace(scene, neighbour=None), None)
-    return placed(scene, names, _descended(picture, scene, names, torch.tensor([values(scene, names)]), None), None)
+    things = [scene.thing, *best_places(scene.thing, scene, picture)]
+    rows = torch.tensor([values(replace(scene, thing=thing), names) for thing in things])
+    return placed(scene, names, _descended(picture, scene, names, rows, None), None)
 
 
 def _small(picture: Tensor) -> Tensor:
@@ -76,16 +79,19 @@ def _descended(picture: Tensor, before: ArtScene, names: Names, rows: Tensor, pu
     """Return the row of numbers by which the scene agrees best with the picture, from the best of the starts on."""
     seen, ground = _small(picture), art_scenes.draw_ground(before.ground, GRID)  # (3, G, G) each
 
-    def residuals(rows: Tensor) -> Tensor:
+    def residuals(rows: Tensor, bound: float) -> Tensor:
         drawn = drawn_over([placed(before, names, row, pull) for row in rows.tolist()], ground)
         apart = drawn - seen  # (B, 3, G, G)
-        return (apart / (1 + apart.square().sum(dim=1, keepdim=True) / BOUND**2).sqrt()).flatten(1)
+        return (apart / (1 + apart.square().sum(dim=1, keepdim=True) / bound**2).sqrt()).flatten(1)
 
-    rows = rows[residuals(rows).square().sum(dim=1).argsort()[:STARTS]]
     least, most = limits(before, names)
     steps, furthest = (torch.tensor([one[name] for _, name in names]) for one in (STEPS, FURTHEST))
-    rows, cost = least_squares.descend(residuals, rows, Numbers(steps, furthest, least, most))
-    best: list[float] = rows[cost.argmin()].tolist()
+    numbers = Numbers(steps, furthest, least, most)
+    for bound, count in ((LOOSE, STARTS), (BOUND, 1)):
+        bounded = partial(residuals, bound=bound)
+        rows = rows[bounded(rows).square().sum(dim=1).argsort()[:count]]
+        rows, _ = least_squares.descend(bounded, rows, numbers)
+    best: list[float] = rows[0].tolist()
     return best
 
 

@@ -42,7 +42,7 @@ def test_another_style_and_another_thing_are_told() -> None:
     names = artwork.shipped().names
     other = names[(names.index(thing.name) + 2) % len(names)]
     exchanged = case.drawn(replace(case.after, thing=replace(thing, name=other)))
-    assert art_figures.nearness(exchanged, thing, [replace(thing, name=other)], case.after) < -3
+    assert art_figures.nearness(exchanged, case.after, [replace(thing, name=other)]) < -3
 
 
 def test_the_hole_is_where_the_thing_was_and_is_no_more() -> None:
