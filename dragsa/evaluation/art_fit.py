@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,7 @@ def fitted(scene: ArtScene, pull: Pull | None) -> Names:
 
 def placed(scene: ArtScene, names: Names, row: Sequence[float], pull: Pull | None) -> ArtScene:
     """Return the scene with other values of the numbers that are fitted."""
-    own: dict[bool, dict[str, float]] = {False: {}, True: {}}
+    own: dict[bool, dict[str, Any]] = {False: {}, True: {}}
     for (beside, name), value in zip(names, row, strict=True):
         own[beside][name] = value
     share = own[False].pop("share", 0.0)
