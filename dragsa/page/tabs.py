@@ -134,7 +134,7 @@ class Teller:
         if isinstance(event, DragProgress):
             self.dragged = True
         if self.task.ended or (self.task.stopping and not self.dragged):  # nothing is there yet that could be kept
-            raise Ended
+            raise Ended("stopped before there was anything to keep")
         if isinstance(event, StageProgress):
             self.tab.log.tell("stage", stage=event.stage, done=event.done, total=event.total)
         elif self.source is not None:
@@ -266,6 +266,7 @@ class Editor:
                 continue
             if task is self.worker.running and not task.stopping:
                 task.stopping = True
+                tab.log.tell("stopping")  # told when it is so: of what is told later, one update at most is the drag's
             else:
                 self.worker.end(task)
                 if task is not self.worker.running:
