@@ -90,6 +90,7 @@ class DragConfig:
     checkpoint: bool = False  # gradient checkpointing: less memory, a third more time
     compile: Compile = "auto"  # the update: "off" eager, "whole" or "regions" compiled; "auto" is eager today
     loss: Loss = "mean"  # over the C channels of F, as DragDiffusion's program has it; "sum": as the paper prints it
+    drag_guidance: float = 1.0  # s of the loop's own passes, from 1: DragDiffusion's for generated pictures; 1 is none
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,10 @@ EDIT: dict[str, Rows] = {
         ("--reach CELLS", "arrival threshold: a handle nearer than this to its target has arrived"),
         ("--optimizer", "adam-mini: one scale for all; sgd: the paper's plain descent"),
         ("--loss", "over the features' channels: their mean, DragDiffusion's, or their sum, as the paper prints it"),
+        (
+            "--drag-guidance SCALE",
+            "of the drag's own passes, from 1: DragDiffusion's for generated pictures; 1 is none",
+        ),
         ("--reference", "tracking looks for the feature of h^0 or of h^k"),
         ("--patience N", "stop after N updates without a move, or 'never'"),
         ("--lost-patience N", "stop after N updates that lose a handle, or 'never'"),
