@@ -20,6 +20,7 @@ import dragsa
 from dragsa import drag, hooks, motion, pictures, schedule, tracking
 from dragsa.evaluation import cases, figures, quality
 from dragsa.model.unet import UNet
+from dragsa.pictures import looking
 
 ROOT = Path.cwd() if (Path.cwd() / "weights" / "small").is_dir() else Path.cwd().parent
 OUT = Path(sys.argv[1]) if len(sys.argv) == 2 and not sys.argv[1].startswith("-") else Path("out/walk")
@@ -59,6 +60,7 @@ K = T - S  # the level of the drag
 levels, context = dragsa.Schedule(T), sd.embed(["a red disc on a cyan ground"])
 bars, grid = levels.alpha_bars, (64, 64)
 LOOP = dragsa.DragConfig(updates=16, optimizer="sgd", loss="sum", patience=None)  # as printed
+looking.timeline_picture(dragsa.EditConfig.paper(steps=T, drag_step=S, control_step=S, drag=LOOP)).save(OUT / "00.png")
 
 # %% [markdown]
 # ## 1. Rasters
