@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dragsa.config import Variant, is_whole
-from dragsa.model.noise import TRAINING_STEPS, training_alpha_bars
+from dragsa.model.unet import TRAINING_STEPS, training_alpha_bars
 
 VARIANTS = get_args(Variant)
 
