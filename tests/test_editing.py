@@ -554,7 +554,7 @@ def test_guidance_in_the_drag_is_of_the_negative_prompt_and_the_targets(sd, pict
         asked.append(task.context)
         return drag.motion_supervision(run, task, first_pass, lap)
 
-    told = {"prompt": "a cat", "negative_prompt": "a dog", "supervision": supervise}
+    told: dict[str, Any] = {"prompt": "a cat", "negative_prompt": "a dog", "supervision": supervise}
     for scale, prompts in ((1.0, ["a cat"]), (3.0, ["a dog", "a cat"])):
         config = replace(CONFIG, drag=replace(CONFIG.drag, updates=1, drag_guidance=scale))
         dragsa.edit(sd, picture, DRAGS, config=config, **told)

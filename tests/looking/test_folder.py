@@ -197,7 +197,7 @@ def test_the_maps_of_attention_are_of_the_handles_place(sd: dragsa.StableDiffusi
     at = pictures.to_grid([trace.tracked[1]], (72, 64), (36, 32))[0].tolist()
     maps = looking.attention_from(guided, pair, t, 14, at, control)
     grounds = (edited.result.image, maps.own), (edited.result.source, maps.controlled)
-    x, y = pictures.from_grid([at], (256, 228), (36, 32))[0].tolist()
+    x, y = pictures.from_grid(torch.tensor([at]), (256, 228), (36, 32))[0].tolist()
     for (_, picture), (ground, map_) in zip(figures[6:8], grounds, strict=True):
         plain = drawn.with_points(drawn.over_picture(folder.small(ground), map_), {"": [(x, y)]})
         apart = np.abs(np.asarray(picture).astype(int) - np.asarray(plain)).max(axis=2)
