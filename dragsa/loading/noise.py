@@ -1,4 +1,4 @@
-"""What a file says of the noise its model was trained on, and of what the model predicts."""
+"""Read from a file which noise its model was trained on, and what the model predicts."""
 
 from __future__ import annotations
 

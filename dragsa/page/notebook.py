@@ -93,7 +93,7 @@ class DragWidget(anywidget.AnyWidget):
 
     @property
     def mask(self) -> Image.Image | None:
-        """What was painted, white on black in the picture's size; None where nothing was."""
+        """The painted mask, white on black in the picture's size; None where nothing was painted."""
         return pictures.open_picture(Image.open(io.BytesIO(self._mask_file))) if self._mask_file else None
 
     def edit(self, target_prompt: str | None = None) -> EditResult:

@@ -1,4 +1,4 @@
-"""What one tab of the browser has on the server: its picture, its source, its last result, and what it is told."""
+"""One tab of the browser, as the server has it: its picture, its source, its last result, and what it is told."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Refused(ValueError):
 
 
 class Log:
-    """What a tab is told, numbered from 1, so that a stream which broke off goes on where it was."""
+    """The events that a tab is told, numbered from 1, so that a stream which broke off goes on where it was."""
 
     def __init__(self) -> None:
         self._events: list[tuple[int, dict[str, Any]]] = []

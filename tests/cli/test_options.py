@@ -34,10 +34,10 @@ def test_every_number_has_an_option() -> None:
             "140",
         ),
         *("--control", "masked", "--object-words", "disc,star", "--mask-blocks", "14-16", "--mask-threshold", "0.5"),
-        *("--lora-steps", "15"),
+        *("--lora-steps", "15", "--drag-guidance", "17"),
         *("--compile", "regions", "--checkpoint", "--source-kv", "inversion", "--source-kv-memory", "16"),
     )
-    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5, True, "regions", "sum")
+    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5, True, "regions", "sum", 17.0)
     masked: dict[str, Any] = {
         "control": "masked",
         "object_words": ("disc", "star"),
@@ -72,7 +72,7 @@ def test_python_and_the_command_line_take_the_same_preset_and_help_prints_its_nu
     assert edit.suits(edit.SMALL / "nowhere") == suiting(UNetConfig().widths) == "sd15"
     (command,) = (one for one in cli.build_parser()._subparsers._group_actions)  # type: ignore[union-attr]
     helped = " ".join(command.choices["edit"].format_help().split())  # type: ignore[index]
-    assert "S, the denoising steps before the drag, which is at level T - S [15; 30]" in helped
+    assert "S: the drag is at level T - S, so many denoising steps from z_T [15; 30]" in helped
     assert "half the side of the tracking window [3]" in helped
 
 
