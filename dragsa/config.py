@@ -90,6 +90,7 @@ class DragConfig:
     checkpoint: bool = False  # gradient checkpointing: less memory, a third more time
     compile: Compile = "auto"  # the update: "off" eager, "whole" or "regions" compiled; "auto" is eager today
     loss: Loss = "mean"  # over the C channels of F, as DragDiffusion's program has it; "sum": as the paper prints it
+    drag_guidance: float = 1.0  # s of the loop's own passes, from 1: DragDiffusion's for generated pictures; 1 is none
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class EditConfig:
     drag: DragConfig = field(default_factory=DragConfig)
     steps: int = 50  # T
     variant: Variant = "restored"  # schedule variant, see ddim.Schedule
-    drag_step: int = 10  # S: the latent is optimised after so many denoising steps, at level T - S
-    control_step: int | None = 10  # A: control acts from this denoising step on; None never does
+    drag_step: int = 10  # S: the latent is optimised so many denoising steps from z_T, at level T - S
+    control_step: int | None = 10  # A: control acts from this denoising step on, counted from z_T; None never does
     control_blocks: tuple[int, ...] = CONTROL_BLOCKS  # blocks whose K and V come from the source
     # What the edit attends to there: "mutual", the source; "union", the source and itself; "masked", of the source the
     # object from the object and the ground from the ground, told apart by where the prompts' words look.

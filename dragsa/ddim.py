@@ -151,7 +151,7 @@ def invert(
 
     `attention` is given to every pass. `record` is told the K/V of `record_blocks` in the step to z_k, for one latent
     (B = 1). They are those of z_{k-1}, where sampling would have those of z_k at the same timestep: an approximation of
-    a sampling pass that costs none.
+    a sampling pass that costs none. The plain twin is the first loop of `edit` in scripts/plain.py.
     """
     guided, telling = Guided(unet, context, uncond, guidance), recorder(record, record_blocks, z0)
     return _ascend(guided, z0, schedule, steps, telling, progress, attention=attention).latents
@@ -323,6 +323,8 @@ def sample_controlled(
     hook_at: HookAt | None = None,
 ) -> Tensor:
     """Denoise source and target side by side, the target's self-attention on the source's K and V (section 3.1).
+
+    The plain twin is the last loop of `edit` in scripts/plain.py.
 
     z_source and z_target are (1, C, h, w) at level `start`; context (2, n, C') is source's and target's. Control acts
     from the `control_step`-th step run here (counted from 0; None: never) in `control_blocks`. With guidance, the

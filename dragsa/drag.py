@@ -43,7 +43,7 @@ class Task(NamedTuple):
 
     latent: Tensor  # z_k (1, 4, h, w), float32 or float64
     noise: Noise  # of z_k
-    context: Tensor  # (1, tokens, C')
+    context: Tensor  # (1, tokens, C'); with guidance (2, tokens, C'), the unconditional one first
     handles: Tensor  # (n, 2)
     targets: Tensor  # (n, 2)
     frozen: Tensor | None = None  # (h, w), 1 - mask; None leaves the mask term out
@@ -207,11 +207,14 @@ def drag_latent(
 ) -> DragResult:
     """Optimise z_k until the features under the handles have come to the targets.
 
-    z: (1, 4, h, w) at `level` k, 1 … T; it is left as it is. context: (1, tokens, C'). handles, targets: (n, 2) on the
-    supervision grid (4h, 4w). mask: (4h, 4w) in [0, 1], 1 may move; None, or all black, switches its term off. observe:
-    called after every update; where it returns "stop" the loop ends with that. Latent, optimiser and loss are float32
-    (float64 for a float64 latent), whatever the network's type. It may be called under `torch.no_grad` and
-    `torch.inference_mode`, and of a module whose parameters want a gradient: none is taken for them.
+    The plain twin is the second loop of `edit` in scripts/plain.py.
+
+    z: (1, 4, h, w) at `level` k, 1 … T; it is left as it is. context: (1, tokens, C'), with `config.drag_guidance` two
+    rows, the empty prompt's first. handles, targets: (n, 2) on the supervision grid (4h, 4w). mask: (4h, 4w) in [0, 1],
+    1 may move; None, or all black, switches its term off. observe: called after every update; where it returns "stop"
+    the loop ends with that. Latent, optimiser and loss are float32 (float64 for a float64 latent), whatever the
+    network's type. It may be called under `torch.no_grad` and `torch.inference_mode`, and of a module whose parameters
+    want a gradient: none is taken for them.
 
     attention: a hook for every pass. supervision: in place of `motion_supervision`, with its parameters and its result;
     of the map it finds all cells where it calls `run` without a size. optimizer: in place of the config's, a function

@@ -256,6 +256,12 @@ class Branch:
         one = ddim.PAIR[1:]
         return self.guided._replace(context=self.guided.context[1:], scale=self.config.guidance, rows=one)
 
+    @property
+    def drag_context(self) -> Tensor:
+        """The context of the drag's passes, (1, n, C'); with guidance there (2, n, C'), the unconditional one first."""
+        of_target, uncond = self.guided.context[1:], self.guided.uncond
+        return of_target if self.config.drag.drag_guidance == 1 or uncond is None else torch.cat([uncond, of_target])
+
 
 def leave(
     sd: StableDiffusion,
@@ -313,7 +319,7 @@ def drag_source(
     optimizer: Descend | None = None,
 ) -> DragResult:
     """Drag the branch's target: optimise its latent until the features under the handles have come to the targets."""
-    size, context = branch.source.picture.size, branch.target_guided.context
+    size, context = branch.source.picture.size, branch.drag_context
     handles, targets, asked = pictures.drags_to_grid(drags, size, branch.grid)
     unet: Any = branch.guided.unet
     asks: dict[str, Any] = {"observe": observe, "supervision": supervision, "optimizer": optimizer}

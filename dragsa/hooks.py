@@ -1,10 +1,14 @@
-"""What can be read from the UNet and what can be written into it: sites, the attention hook, the region hook.
+"""Taps and hooks: reading a UNet's pass, and changing it.
 
 A *tap* reads. It is a name given to the forward pass, and the activation comes back with the result, still attached to
 the graph. A *hook* writes. It is one callable that every attention layer calls in place of its plain attention; where
 it has a method `region`, every ResBlock and transformer is called through that. Both are arguments: nothing is
 registered on a module, and nothing counts calls. The site says where the hook is and what the batch's rows are; the
 caller, who owns the loop over timesteps, says when, by passing a hook or none.
+
+A hook enters an edit by `edit(control=hook_at)`, a function from the denoising step, counted from z_T, to the hook of
+that step or None; a pass by `unet(z, t, context, attention=hook)`; samplers, inversion and the drag by their argument
+`attention`. A tap is added by yielding its name and value in `UNet.walk` and listing it in `model.blocks.ACTIVATIONS`.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ class MutualSelfAttention:
 
     The batch is pairs of rows (source, target), or with guidance (source, target) unconditional and then (source,
     target) conditional. In the self-attention of `blocks` both rows of a pair take Key and Value from its source row:
-    softmax(Q_target K_sourceᵀ / √d) V_source. The source row is thereby unchanged.
+    softmax(Q_target K_sourceᵀ / √d) V_source. The source row is thereby unchanged. The plain twin is `control` in
+    scripts/plain.py.
     """
 
     blocks: tuple[int, ...] = CONTROL_BLOCKS

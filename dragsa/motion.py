@@ -10,8 +10,7 @@ handles. (The paper sums |·| over channels and Ω, C times as much; factor and 
 `DragConfig.loss` chooses.)
 
 `motion_supervision_loss` computes this and its gradient from the few native cells under the patches
-(`kernels/patch_loss.py`); `motion_supervision_loss_reference` makes the whole map and slices it, handle by handle; and
-`motion_supervision` in scripts/plain.py is the double sum as printed.
+(`kernels/patch_loss.py`); `motion_supervision_loss_reference` makes the whole map and slices it, handle by handle.
 
 Points are (x, y) on the supervision grid, cell centres at integers.
 """
@@ -45,9 +44,10 @@ def motion_supervision_loss(
     of sg F(q), such as `patches` of other features; no gradient goes there.
 
     Differentiable in `features`, once. bfloat16 and float16 features are accumulated in float32, and so is what several
-    handles give to one cell of the gradient. Equal to the reference but for the gradient at the last row and column of
-    native cells, where the border makes the map flat: the dense map blends such a cell with itself, and there the sign
-    of its rounding decides. Raises ValueError for a wrong shape, or a point outside of the grid.
+    handles give to one cell of the gradient. Its plain twins are the reference, and `motion_supervision` in
+    scripts/plain.py. It is equal to them but for the gradient at the last row and column of native cells, where the
+    border makes the map flat: the dense map blends such a cell with itself, and there the sign of its rounding decides.
+    Raises ValueError for a wrong shape, or a point outside of the grid.
     """
     height, width = grid = checks.motion(features, handles, targets, radius, grid, target_patch)
     radius = kernels.windows.within(radius, grid)
@@ -110,7 +110,10 @@ def direction(handles: Tensor, targets: Tensor) -> Tensor:
 
 
 def upsampled(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Bring the whole map to the grid, (1, C, h, w) -> (1, C, H, W): bilinear, align_corners=False, edges clamped."""
+    """Bring the whole map to the grid, (1, C, h, w) -> (1, C, H, W): bilinear, align_corners=False, edges clamped.
+
+    Its plain twin is `on_grid` in scripts/plain.py.
+    """
     return F.interpolate(features.to(_accumulated(features)), size=grid, mode="bilinear", align_corners=False)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dragsa.config import Variant, is_whole
-from dragsa.model.noise import TRAINING_STEPS, training_alpha_bars
+from dragsa.model.unet import TRAINING_STEPS, training_alpha_bars
 
 VARIANTS = get_args(Variant)
 
@@ -65,7 +65,7 @@ class Schedule:
 
 
 class Noise(NamedTuple):
-    """How noisy a latent z_k is, as 0-dimensional tensors: its timestep, and ᾱ of z_k and of z_{k-1}."""
+    """The noise level of a latent z_k, as 0-dimensional tensors: its timestep, and ᾱ of z_k and of z_{k-1}."""
 
     timestep: Tensor
     alpha_bar: Tensor
@@ -82,7 +82,8 @@ def noise_at(schedule: Schedule, level: int, device: torch.device) -> Noise:
 def ddim(z: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Tensor:
     """Take the deterministic DDIM step from ᾱ to ᾱ', up or down (Song et al. 2021, equation 12 with σ = 0).
 
-    z' = √ᾱ' (z - √(1-ᾱ) ε) / √ᾱ + √(1-ᾱ') ε. The ᾱ are scalars (0-dimensional tensors).
+    z' = √ᾱ' (z - √(1-ᾱ) ε) / √ᾱ + √(1-ᾱ') ε. The ᾱ are scalars (0-dimensional tensors). The plain twin is `step` in
+    scripts/plain.py.
     """
     z_0 = (z - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
     return alpha_bar_to.sqrt() * z_0 + (1 - alpha_bar_to).sqrt() * eps
@@ -91,7 +92,7 @@ def ddim(z: Tensor, eps: Tensor, alpha_bar: Tensor, alpha_bar_to: Tensor) -> Ten
 def step_down(
     z: Tensor, eps: Tensor, schedule: Schedule, level: int, eta: float = 0.0, noise: Tensor | None = None
 ) -> Tensor:
-    """Step down, z_k -> z_{k-1}, with eps = ε(z_k, τ_k) and k = `level` ≥ 1.
+    """Step down, z_k -> z_{k-1}, with eps = ε(z_k, τ_k) and k = `level` ≥ 1. Plain: `step` in scripts/plain.py.
 
     eta: η of Song et al.'s equation 16; over 0 the step is stochastic and takes `noise`, standard normal, of z's shape.
     """

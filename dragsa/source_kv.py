@@ -1,4 +1,7 @@
-"""The store of the source's self-attention K/V, and its latents, by level: one denoising leaves them to later edits.
+"""Keep the source's self-attention K/V and latents by level, so that one denoising serves later edits, too.
+
+The substitution itself is not here. It is `hooks.MutualSelfAttention` where source and target are denoised side by
+side, and `stock.ReplayKV` where K/V that were kept stand in for the source's row.
 
 The target of an edit attends to the source's K and V (section 3.1), and these do not depend on the target. They depend
 on the network, the source's prompt and its latents. A source's latents at one level differ with the pass that made
@@ -214,7 +217,7 @@ class EarlierPass(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Where denoising takes the source's K/V: from an earlier pass, or from this one, which then stores them."""
+    """The pass from which denoising takes the source's K/V: an earlier one, or this one, which then stores them."""
 
     earlier: EarlierPass | None
     record: ddim.Record | None

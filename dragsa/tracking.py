@@ -4,8 +4,7 @@
 
 Ω being the square of radius r₂ about int(h), cut at the border, and F the features on the supervision grid. The first
 minimum in reading order wins. `track` samples the windows alone, for all handles at once, without a host sync
-(`kernels/tracking.py`); `track_points_reference` makes the whole map and searches it handle by handle, and so does
-`track` in scripts/plain.py, as printed.
+(`kernels/tracking.py`); `track_points_reference` makes the whole map and searches it handle by handle.
 
 Points are (x, y) on the grid.
 """
@@ -31,7 +30,7 @@ class Track(NamedTuple):
 def track_points(
     features: Tensor, reference: Tensor, handles: Tensor, radius: int = 3, grid: tuple[int, int] | None = None
 ) -> Tensor:
-    """Return the handles' new places (n, 2), as `track` finds them."""
+    """Return the handles' new places (n, 2), as `track` finds them. The plain twin is `track` in scripts/plain.py."""
     return track(features, reference, handles, radius, grid).points
 
 
@@ -42,7 +41,8 @@ def track(
     """Look for `reference` in the features about each handle.
 
     features: (1, C, h, w) at any resolution. reference: (n, C), what to look for. handles: (n, 2). radius: r₂. grid:
-    (H, W), by default that of the features. Raises ValueError for a wrong shape.
+    (H, W), by default that of the features. Raises ValueError for a wrong shape. The plain twin is `track` in
+    scripts/plain.py.
     """
     height, width = grid = checks.tracking(features, reference, handles, radius, grid)
     return Track(*kernels.search(features, reference, handles, kernels.windows.within(radius, grid), height, width))
@@ -68,7 +68,8 @@ def track_points_reference(
 def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
     """Return the features at any points of the grid: (1, C, h, w) and (n, 2) -> (n, C), differentiable in the features.
 
-    Between cells of the grid they are bilinear, beyond its border those of the border.
+    Between cells of the grid they are bilinear, beyond its border those of the border. The plain twin is `bilinear` in
+    scripts/plain.py, of a map that `on_grid` made.
     """
     return kernels.sample_points(features, points, checks.points_of(features, points, 0, grid))
 

@@ -1,7 +1,7 @@
 """Checks the page and the widget at length, in the system's browser, and prints a table.
 
 python scripts/check_page.py OUT
-python scripts/check_page.py OUT --only story,stop,edits,notebook
+python scripts/check_page.py OUT --only story,stop,large,notebook
 
 It needs the extras `ui` and `notebook`, Playwright, Debian's `chromium`, and for the last check the package `notebook`.
 Screenshots go to the folder OUT.
@@ -10,7 +10,9 @@ Screenshots go to the folder OUT.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import re
 import signal
@@ -21,24 +23,39 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("story", "stop", "edits", "tabs", "notebook")
+PARTS = ("story", "stop", "large", "edits", "tabs", "notebook")
 DISC = ROOT / "scripts" / "demo" / "disc.png"
 QUICK = {"size": "64", "steps": "10", "drag_step": "6", "control_step": "1", "updates": "10", "patience": "never"}
 ENDLESS = {**QUICK, "updates": "100000", "lost_patience": "never", "stall": "never", "reach": "0"}
 NOTEBOOK = (
+    "from dataclasses import replace\n"
     'import dragsa\nfrom dragsa import pictures\nsd = dragsa.load("{weights}")\n'
     "config = dragsa.EditConfig.small(size=64, steps=10, drag_step=6, control_step=1)\n"
+    "config = replace(config, drag=replace(config.drag, updates=12))\n"
+    "without = dict(patience=None, lost_patience=None, stall=None, reach=0)\n"
+    "endless = replace(config, drag=replace(config.drag, updates=100_000, **without))\n"
     'w = dragsa.widget(sd, "{disc}", "a red disc on a cyan ground", config)\nw',
     'r = w.edit()\npictures.save_picture(r.image, "{out}", overwrite=True)\nprint(w.drags)\nr',
+    'w.config = endless\nprint("by interrupt:", w.edit().trace.stop)',
+    'print("by Stop:", w.result.trace.stop)',
 )
+# Each frame that the browser shows, by its time.
+FRAMES = """() => {
+    window.frames_shown = [];
+    const shown = (time) => { window.frames_shown.push(time); requestAnimationFrame(shown); };
+    requestAnimationFrame(shown);
+}"""
+LARGE = 4472  # pixels of each side: 20 million
 Row = tuple[str, str]
 
 
@@ -76,11 +93,11 @@ def at(page: Page, x: float, y: float, size: int = 128, board: str = "#board can
     return left + (x + 0.5) * scale, top + (y + 0.5) * scale
 
 
-def pull(page: Page, *points: tuple[float, float], board: str = "#board canvas") -> None:
-    page.mouse.move(*at(page, *points[0], board=board))
+def pull(page: Page, *points: tuple[float, float], size: int = 128, board: str = "#board canvas") -> None:
+    page.mouse.move(*at(page, *points[0], size, board))
     page.mouse.down()
     for point in points[1:]:
-        page.mouse.move(*at(page, *point, board=board), steps=8)
+        page.mouse.move(*at(page, *point, size, board), steps=8)
     page.mouse.up()
 
 
@@ -158,16 +175,104 @@ def stop(browser: Browser, out: Path) -> list[Row]:
             urllib.request.urlopen(f"{url}about").read()
             times.append(1000 * (time.perf_counter() - begin))
             time.sleep(0.05)
-        count = int((page.text_content("#stage-count") or "0").split()[0])
-        page.click("#stop")
-        said = finished(page)
-        after = int(re.findall(r"After (\d+)", said)[0])
+        after = []
+        for n in range(5):
+            page.wait_for_timeout(73 * n)
+            page.click("#stop")
+            finished(page)
+            kinds = [event["kind"] for event in told(page, url)]
+            after.append(kinds[len(kinds) - kinds[::-1].index("stopping") :].count("update"))
+            page.click("#run")
+            page.wait_for_selector("#curve:not([hidden])")
     worst = statistics.quantiles(times, n=20)[-1]
     answers = f"median {statistics.median(times):.0f} ms, 95 % within {worst:.0f} ms"
     return [
         ("a request answered while an edit runs", answers),
-        ("updates counted on the page from the press of Stop", str(after - count)),
+        ("updates made after a stop has come to the server, in five stops", f"at most {max(after)}"),
     ]
+
+
+def told(page: Page, url: str) -> list[dict[str, Any]]:
+    """Return what the server has told a page."""
+    asked = page.evaluate("performance.getEntriesByType('resource').map(({ name }) => name)")
+    tab = next(address.partition("tab=")[2] for address in asked if "tab=" in address)
+    events: list[dict[str, Any]] = []
+    with suppress(TimeoutError), urllib.request.urlopen(f"{url}events?tab={tab}", timeout=1) as stream:
+        events.extend(json.loads(line[6:]) for line in stream if line.startswith(b"data: "))
+    return events
+
+
+def large(browser: Browser, out: Path) -> Iterator[Row]:
+    """A picture of 20 megapixels: opened, zoomed, moved, pulled, masked and edited."""
+    from PIL import Image
+
+    with served() as (url, _), tempfile.TemporaryDirectory() as folder:
+        picture = Path(folder) / "large.jpg"
+        Image.open(DISC).convert("RGB").resize((LARGE, LARGE)).save(picture, quality=92)
+        page = opened(browser, url)
+        given(page, **QUICK)
+        page.fill("#prompt", "a red disc on a cyan ground")
+        begin = time.monotonic()
+        page.set_input_files("#files", str(picture))
+        page.wait_for_selector(f'#name:has-text("{LARGE}×{LARGE}")')
+        yield ("a picture of 20 megapixels is shown after", f"{time.monotonic() - begin:.1f} s")
+        page.evaluate(FRAMES)
+        handle, target = (1500, 2800), (2500, 2100)
+        pull(page, handle, target, size=LARGE)
+        page.mouse.move(*at(page, *target, LARGE))
+        for _ in range(16):
+            page.mouse.wheel(0, -100)
+            page.wait_for_timeout(30)
+        scale = page.evaluate("document.querySelector('#board canvas').clientHeight")  # see `at`
+        zoomed = (scale - 56) / LARGE * math.exp(0.0015 * 1600)
+        page.mouse.down()
+        page.mouse.move(at(page, *target, LARGE)[0] + 100, at(page, *target, LARGE)[1] - 50, steps=8)
+        page.mouse.up()
+        page.screenshot(path=out / "10-large-zoomed.png")
+        expected = (target[0] + 100 / zoomed, target[1] - 50 / zoomed)
+        page.click('[data-name="pan"]')
+        pull(page, handle, target, size=LARGE)
+        page.click('[data-name="fit"]')
+        page.click('[data-name="brush"]')
+        pull(page, (900, 2800), (2400, 2800), (2400, 2000), size=LARGE)
+        page.wait_for_timeout(200)
+        yield ("the longest wait for a frame meanwhile", frames(page))
+        (drag,) = saved_job(page)["drag"]
+        off = [
+            max(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in zip(drag, (handle, expected), strict=True)
+        ]
+        yield ("its handle and, moved when zoomed, its target are off by", f"{off[0]:.0f} and {off[1]:.1f} px")
+        page.screenshot(path=out / "11-large.png")
+        page.evaluate(FRAMES)
+        begin = time.monotonic()
+        page.click("#run")
+        said = finished(page)
+        yield ("its edit is done after", f"{time.monotonic() - begin:.1f} s ({said})")
+        yield ("the longest wait for a frame meanwhile", frames(page))
+        page.evaluate(FRAMES)
+        page.mouse.move(*at(page, 2236, 2236, LARGE))
+        page.mouse.down()
+        page.mouse.move(*at(page, 3000, 2236, LARGE), steps=20)
+        page.mouse.up()
+        page.click('[data-view="heat"]')
+        page.wait_for_timeout(500)
+        yield ("the longest wait for a frame while its result is looked at", frames(page))
+        page.screenshot(path=out / "12-large-heat.png")
+
+
+def frames(page: Page) -> str:
+    """Return what the times of the frames since the last call of `FRAMES` say."""
+    shown = page.evaluate("window.frames_shown")
+    waits = [after - before for before, after in itertools.pairwise(shown)]
+    return f"{max(waits):.0f} ms, median {statistics.median(waits):.0f} ms"
+
+
+def saved_job(page: Page) -> dict[str, Any]:
+    with page.expect_download() as download:
+        page.click("#save-job")
+    with zipfile.ZipFile(download.value.path()) as folder:
+        job: dict[str, Any] = json.loads(folder.read("job.json"))
+    return job
 
 
 def edits(browser: Browser, out: Path) -> list[Row]:
@@ -223,25 +328,50 @@ def notebook(browser: Browser, out: Path) -> list[Row]:
         page = browser.new_context(viewport={"width": 1100, "height": 1500}).new_page()
         page.set_default_timeout(180_000)
         page.goto(f"{url}/notebooks/drag.ipynb")
-        page.locator(".jp-CodeCell .cm-content").first.click()
-        page.keyboard.press("Shift+Enter")
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')  # what is run before is lost
+        run_cell(page, 0)
         board = ".dragsa-widget .board canvas"
         page.wait_for_selector(board)
         page.wait_for_timeout(1500)
         pull(page, (42, 79), (70, 59), board=board)
+        page.keyboard.press("b")  # a key of the canvas, and of the notebook's: a new cell
         page.wait_for_timeout(500)
-        page.locator(".jp-CodeCell .cm-content").nth(1).click()
-        page.keyboard.press("Shift+Enter")
+        count = page.locator(".jp-CodeCell").count()
+        run_cell(page, 1)
         page.wait_for_selector(".jp-OutputArea svg image")
         page.wait_for_timeout(1500)
         page.screenshot(path=out / "9-notebook.png")
         config = dragsa.EditConfig.small(size=64, steps=10, drag_step=6, control_step=1)
-        said = page.locator(".jp-OutputArea-output pre").last.text_content() or "[]"
-        drags = [((x0, y0), (x1, y1)) for (x0, y0), (x1, y1) in json.loads(said)]
+        config = replace(config, drag=replace(config.drag, updates=12))
+        drawn = page.locator(".jp-OutputArea-output pre").last.text_content() or "[]"
+        drags = [((x0, y0), (x1, y1)) for (x0, y0), (x1, y1) in json.loads(drawn)]
         sd = dragsa.load(weights)
         result = dragsa.edit(sd, DISC, drags, prompt="a red disc on a cyan ground", config=config)
         same = pictures.picture_bytes(result.image, "made.png") == made.read_bytes()
-    return [("a drag drawn in a notebook", said.strip()), ("its picture's bytes are those of Python", str(same))]
+        running, printed = ".dragsa-widget .said >> text=/drag, [0-9]+ of/", ".jp-OutputArea-output pre"
+        run_cell(page, 2)
+        page.wait_for_selector(running)
+        page.click('[data-command="notebook:interrupt-kernel"]')
+        page.wait_for_selector(f"{printed}:has-text('by interrupt')")
+        page.click(".dragsa-widget .run")
+        page.wait_for_selector(running)
+        page.click(".dragsa-widget .stop")
+        page.wait_for_selector(".dragsa-widget .said:has-text('stopped')")
+        run_cell(page, 3)
+        page.wait_for_selector(f"{printed}:has-text('by Stop')")
+        page.screenshot(path=out / "13-notebook-stopped.png")
+        stops = [text.strip() for text in page.locator(printed).all_text_contents()[-2:]]
+    return [
+        ("a drag drawn in a notebook", drawn.strip()),
+        ("its picture's bytes are those of Python", str(same)),
+        ("cells after a key on the canvas", f"{count} of {len(NOTEBOOK)}"),
+        ("a drag without end is stopped", ", ".join(stops)),
+    ]
+
+
+def run_cell(page: Page, number: int) -> None:
+    page.locator(".jp-CodeCell .cm-content").nth(number).click()
+    page.keyboard.press("Shift+Enter")
 
 
 @contextmanager
@@ -297,7 +427,14 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), metavar="PARTS")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    checks = {"story": story, "stop": stop, "edits": edits, "tabs": tabs, "notebook": notebook}
+    checks: dict[str, Callable[[Browser, Path], Iterable[Row]]] = {
+        "story": story,
+        "stop": stop,
+        "large": large,
+        "edits": edits,
+        "tabs": tabs,
+        "notebook": notebook,
+    }
     print("| check | found |\n| --- | --- |", flush=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])

@@ -34,7 +34,7 @@ BASE = dragsa.EditConfig.paper(
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one drag gave, lengths in pixels."""
+    """The result of one drag, measured, lengths in pixels."""
 
     picture: Image.Image
     left: float  # from the middle of what is red to the target; infinite where nothing is
@@ -126,12 +126,19 @@ EXERCISES = (
 )
 
 
-def make(sd: dragsa.StableDiffusion, base: dragsa.EditConfig, exercise: Exercise | None = None) -> Outcome:
-    """Make the drag as it is, or as an exercise changes it."""
+Sources = dict[str, dragsa.Source]  # the picture, inverted once by each schedule variant
+
+
+def make(
+    sd: dragsa.StableDiffusion, base: dragsa.EditConfig, sources: Sources, exercise: Exercise | None = None
+) -> Outcome:
+    """Make the drag as it is, or as an exercise changes it. A source that is missing is added to `sources`."""
     asked = exercise or Exercise("", "", lambda base, new: True)
     config = replace(base, drag=replace(base.drag, **asked.drag), **asked.edit)
     drags = [((HANDLE[0] + x, HANDLE[1] + y), (TARGET[0] + x, TARGET[1] + y)) for x, y in FIVE[: asked.handles]]
-    result = dragsa.edit(sd, pictures.open_picture(DISC), drags, MASK if asked.masked else None, config=config)
+    if config.variant not in sources:
+        sources[config.variant] = dragsa.prepare(sd, DISC, config=config)
+    result = dragsa.edit(sd, sources[config.variant], drags, MASK if asked.masked else None, config=config)
     left = max(result.trace.distances_of(result.trace.tracked)[0])
     return outcome_of(result.image, len(result.trace.losses), left)
 
@@ -148,11 +155,12 @@ def outcome_of(picture: Image.Image, updates: int, tracked_left: float) -> Outco
 
 def answers(sd: dragsa.StableDiffusion, base: dragsa.EditConfig = BASE) -> list[tuple[str, Image.Image]]:
     """Make every exercise, and print it; return captions and pictures, the source and the drag as it is first."""
-    first = make(sd, base)
+    sources: Sources = {}
+    first = make(sd, base, sources)
     panels = [("The source", pictures.open_picture(DISC)), (f"The drag as it is: {told(first)}", first.picture)]
     for n, exercise in enumerate(EXERCISES, start=1):
         own = replace(base, drag=replace(base.drag, **exercise.both))
-        new, beside = make(sd, own, exercise), make(sd, own) if exercise.both else first
+        new, beside = make(sd, own, sources, exercise), make(sd, own, sources) if exercise.both else first
         verdict = "as expected" if exercise.check(beside, new) else "not as expected"
         panels.append((f"{n}. {exercise.question} {exercise.answer} {told(new)}: {verdict}", new.picture))
     for caption, _ in panels:

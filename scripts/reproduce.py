@@ -12,8 +12,9 @@ truth is known. `--weights` takes SD 1.5, and `--images JOBS.json` your own pict
 which image, from_noise, seed, prompt, target_prompt, drag, mask and object_words count.
 
 Each writes FOLDER/<name>.png and FOLDER/<name>.json, with every number and setting, and whether our numbers bear out
-what the paper says of its own. A finished picture is a folder that is there whole or not at all: an interrupted run is
-continued by running it again. A run with other settings, weights, seed or pictures is refused.
+what the paper says of its own. scripts/README.md has what came out, under "The paper's figures again". A
+finished picture is a folder that is there whole or not at all: an interrupted run is continued by running it again. A
+run with other settings, weights, seed or pictures is refused.
 """
 
 from __future__ import annotations

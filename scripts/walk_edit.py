@@ -1,4 +1,4 @@
-"""Which files an edit leads through: those that one edit of a picture with a mask enters, and what the core borrows.
+"""Count the files that one edit of a picture with a mask enters, and the names that the core takes from other rooms.
 
 python scripts/walk_edit.py
 """

@@ -3,7 +3,7 @@
 #
 # A script and a notebook: `python scripts/walkthrough.py out/walk`, or open it where `# %%` begins a cell. Each station
 # has the paper's statement in short, the formula, the symbol of the package, shapes, one number computed plainly and by
-# the package, and a picture. T is 20 here, in place of 50, so that all of it takes a minute.
+# the package, and a picture. T is 12 here, in place of 50, so that all of it takes half a minute.
 
 # %%
 import math
@@ -20,6 +20,7 @@ import dragsa
 from dragsa import drag, hooks, motion, pictures, schedule, tracking
 from dragsa.evaluation import cases, figures, quality
 from dragsa.model.unet import UNet
+from dragsa.pictures import looking
 
 ROOT = Path.cwd() if (Path.cwd() / "weights" / "small").is_dir() else Path.cwd().parent
 OUT = Path(sys.argv[1]) if len(sys.argv) == 2 and not sys.argv[1].startswith("-") else Path("out/walk")
@@ -54,11 +55,12 @@ def show(number: int, *panels: tuple[str, Image.Image]) -> None:
 sd = dragsa.load(ROOT / "weights" / "small")
 disc = pictures.open_picture(ROOT / "scripts" / "demo" / "disc.png")
 DRAG = (42, 79), (70, 59)
-T, S = 20, 4
+T, S = 12, 2
 K = T - S  # the level of the drag
 levels, context = dragsa.Schedule(T), sd.embed(["a red disc on a cyan ground"])
 bars, grid = levels.alpha_bars, (64, 64)
 LOOP = dragsa.DragConfig(updates=16, optimizer="sgd", loss="sum", patience=None)  # as printed
+looking.timeline_picture(dragsa.EditConfig.paper(steps=T, drag_step=S, control_step=S, drag=LOOP)).save(OUT / "00.png")
 
 # %% [markdown]
 # ## 1. Rasters
@@ -245,7 +247,7 @@ for name, loop in (
     ("0.1 beside the sum", LOOP),
     ("0.1 beside the mean, Adam", mean),
 ):
-    told = replace(loop, updates=8)
+    told = replace(loop, updates=5)
     kept = dragsa.drag_latent(sd.unet, zs[K], K, context, levels, handles, targets, may_move, told).latent
     change = (kept - zs[K]).abs().mean(dim=1)[0]
     inside, outside = ((change * where).sum() / where.sum() for where in (1 - frozen, frozen))
@@ -296,8 +298,8 @@ show(
 # %%
 print("10. truth")
 (case,) = cases.cases("settings", limit=1)[:1]
-small = dragsa.EditConfig.small(steps=T, drag_step=12, control_step=2)
-whole = replace(small.drag, updates=60)
+small = dragsa.EditConfig.small(steps=T, drag_step=7, control_step=1)
+whole = replace(small.drag, lr=0.1, updates=30, reach=1.0)
 small_patch = replace(whole, radius=1, anchor=0.0, reach=2.0, stall=None)
 source = dragsa.prepare(sd, case.source, case.prompt, config=small)
 panels = [("picture", case.source), ("truth", case.truth)]

@@ -38,7 +38,7 @@ from torch import Tensor
 from dragsa import loading, methods
 from dragsa.loading import names
 from dragsa.loading.tokenizer import load_tokenizer
-from dragsa.model.noise import training_alpha_bars
+from dragsa.model.unet import training_alpha_bars
 
 State = dict[str, Tensor]
 Numbers = dict[str, Tensor]

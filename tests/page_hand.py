@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import threading
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from dragsa.cli.ui import desk_of
@@ -91,19 +93,39 @@ class Hand:
             self.page.mouse.move(*self.at(*point), steps=4)
         self.page.mouse.up()
 
+    def paste(self, data: bytes) -> str:
+        """Copy a PNG picture and paste it, as from another program; return what the page says of it."""
+        self.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+        copy = """async (data) => {
+            const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
+            const file = new Blob([bytes], { type: "image/png" });
+            await navigator.clipboard.write([new ClipboardItem({ "image/png": file })]);
+        }"""
+        self.page.evaluate(copy, base64.b64encode(data).decode())
+        self.page.keyboard.press("Control+v")
+        return self.name()
+
+    def drop(self, *files: Path) -> None:
+        """Pull files over the picture and let go, as from a file manager."""
+        x, y = self.page.viewport_size["width"] / 3, self.page.viewport_size["height"] / 2  # type: ignore[index]
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        devtools = self.page.context.new_cdp_session(self.page)
+        for kind in ("dragEnter", "dragOver", "drop"):
+            devtools.send("Input.dispatchDragEvent", {"type": kind, "x": x, "y": y, "data": data})
+
     def tool(self, name: str) -> None:
         self.page.click(f'[data-name="{name}"]')
 
     def set(self, **settings: str) -> None:
-        """Give settings, those that are folded away, too."""
-        if not self.page.locator("#rest[open]").count():
-            self.page.click("#rest summary")
-        for name, value in settings.items():
-            field = self.page.locator(f"#{name}")
-            if field.evaluate("field => field.tagName") == "SELECT":
-                field.select_option(value)
-            else:
-                field.fill(value)
+        """Give settings at once, those that are folded away, too."""
+        given = """(settings) => {
+            for (const [name, value] of Object.entries(settings)) {
+                const field = document.getElementById(name);
+                field.value = value;
+                for (const kind of ["input", "change"]) field.dispatchEvent(new Event(kind, { bubbles: true }));
+            }
+        }"""
+        self.page.evaluate(given, settings)
 
     def run(self) -> str:
         """Run the edit to its end; return what the page says of it."""
@@ -130,13 +152,11 @@ class Hand:
         """Return the drags of the job that the page would save."""
         return self.job()[0].get("drag", [])
 
-    def seen(self, x: float, y: float) -> tuple[int, ...]:
-        """Return the colour that the screen has at a pixel of the picture."""
-        shot = Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")
-        left, top = self.at(x, y)
-        colour = shot.getpixel((round(left), round(top)))
-        assert isinstance(colour, tuple)
-        return tuple(int(value) for value in colour)
+    def seen(self, *points: tuple[float, float]) -> list[tuple[int, ...]]:
+        """Return the colours that the screen has at pixels of the picture."""
+        shot = np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB"))
+        places = [self.at(*point) for point in points]
+        return [tuple(int(value) for value in shot[round(top), round(left)]) for left, top in places]
 
 
 @contextmanager

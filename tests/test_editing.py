@@ -547,6 +547,20 @@ def test_guidance_leads_away_from_the_negative_prompt(sd):
         dragsa.edit(sd, away, target_prompt="a dot", config=config, negative_prompt="a dog")
 
 
+def test_guidance_in_the_drag_is_of_the_negative_prompt_and_the_targets(sd, picture) -> None:
+    asked: list[Tensor] = []
+
+    def supervise(run, task, first_pass=None, lap=drag.no_lap):
+        asked.append(task.context)
+        return drag.motion_supervision(run, task, first_pass, lap)
+
+    told: dict[str, Any] = {"prompt": "a cat", "negative_prompt": "a dog", "supervision": supervise}
+    for scale, prompts in ((1.0, ["a cat"]), (3.0, ["a dog", "a cat"])):
+        config = replace(CONFIG, drag=replace(CONFIG.drag, updates=1, drag_guidance=scale))
+        dragsa.edit(sd, picture, DRAGS, config=config, **told)
+        torch.testing.assert_close(asked.pop(), sd.embed(prompts))
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -16,7 +16,7 @@ SIGNATURES = {
     "DragConfig": (
         "tap='block14', updates=80, lr=0.01, radius=1, track_radius=3, lam=0.1, reach=2.0, optimizer='adam', "
         "reference='first', patience=30, lost_patience=5, stall=None, anchor=0.0, checkpoint=False, "
-        "compile='auto', loss='mean'"
+        "compile='auto', loss='mean', drag_guidance=1.0"
     ),
     "DragResult": "latent, losses, handles, distances, final_handles, reason",
     "EditConfig": (
@@ -89,7 +89,7 @@ OPTIONS = {
         "--drag-step --dtype --fixed-point --force --from-noise --guidance --help --job --json --keep-going "
         "--lam --loss --lora-steps --lost-patience --lr --mask --mask-blocks --mask-threshold --no-blend "
         "--no-keep-going --no-paste --object-words --optimizer --out --paste --path --patience "
-        "--preset --prompt --quiet --radius --reach --reference --seed "
+        "--drag-guidance --preset --prompt --quiet --radius --reach --reference --seed "
         "--sheet --size --skip-existing --source --source-kv --source-kv-memory --stall --steps --tap --target-prompt "
         "--threads --track-radius --updates --variant --weights --clip-skip --embedding --ema --lora "
         "--negative-prompt --no-ema --text-encoder --vae --every --explain --frames --trace"

@@ -1,4 +1,4 @@
-"""Whether what is asked for fits together: a ValueError in one line, before any work is done, where it does not."""
+"""Check that what is asked for fits together: a ValueError in one line, before any work is done, where it does not."""
 
 from dragsa.checks.requests import configured, functions, generation, request, settings, words
 from dragsa.checks.tensors import drag_on, drag_settings, looked_at, mask_on, motion, points_of, tracking

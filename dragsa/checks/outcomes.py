@@ -1,4 +1,4 @@
-"""What came of a drag: where the handles' surroundings are in the result, and what to say where it fell short."""
+"""Find out what came of a drag: where the handles' surroundings are now, and what to say where it fell short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether every setting is of its annotation and within its range."""
+"""Check that every setting is of its annotation and within its range."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dragsa.config import DragConfig, EditConfig, is_whole
 
-# Settings that are whole numbers, with the least of them; numbers from 0; and shares of something.
+# Settings that are whole numbers, and those that are numbers, each with the least of them; and shares of something.
 _WHOLE = {"updates": 0, "radius": 0, "track_radius": 0, "patience": 1, "lost_patience": 1, "stall": 1, "drag_step": 0}
 _WHOLE |= {"control_step": 0, "fixed_point": 0, "lora_steps": 0, "source_kv_memory": 0}
-_NUMBERS = ("lr", "lam", "reach", "guidance")
+_NUMBERS = {"lr": 0, "lam": 0, "reach": 0, "guidance": 0, "drag_guidance": 1}
 _SHARES = ("anchor", "mask_threshold")
 
 
@@ -24,8 +24,8 @@ def check(config: DragConfig | EditConfig) -> None:
         problem = misfit(value, get_args(kind)[0] if may_be_none else kind)
         if name in _WHOLE and (problem or value < _WHOLE[name]):
             problem = f"a whole number from {_WHOLE[name]}"
-        if name in _NUMBERS and (problem or not 0 <= value < math.inf):
-            problem = "a number from 0"
+        if name in _NUMBERS and (problem or not _NUMBERS[name] <= value < math.inf):
+            problem = f"a number from {_NUMBERS[name]}"
         if name in _SHARES and (problem or not 0 <= value <= 1):
             problem = "a number from 0 to 1"
         if problem:

@@ -1,4 +1,4 @@
-"""What `dragsa edit` shows of an edit's inside: --explain, --frames and --trace."""
+"""Show an edit's inside on the command line: --explain, --frames and --trace."""
 
 from __future__ import annotations
 

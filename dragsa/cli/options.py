@@ -117,7 +117,7 @@ EDIT: dict[str, Rows] = {
         ("--size PX", "working size: a longer side above it is reduced to it; from noise PX or WIDTHxHEIGHT", extent),
     ),
     "control": (
-        ("--control-step A", "denoising step from which Key and Value are the source's, or 'never'"),
+        ("--control-step A", "denoising step, counted from z_T, from which Key and Value are the source's; or 'never'"),
         ("--control-blocks BLOCKS", "in these transformer blocks, such as 11,12,15 or 11-16"),
         ("--control", "attend to the source, to source and edit, or object to object"),
         ("--object-words WORDS", "for masked: the prompts' words for the object, such as disc,star"),
@@ -129,7 +129,7 @@ EDIT: dict[str, Rows] = {
     ),
     "LoRA": (("--lora-steps N", "steps that train a LoRA on the picture first: 80 in DragDiffusion, 0 for none"),),
     "drag": (
-        ("--drag-step S", "S, the denoising steps before the drag, which is at level T - S"),
+        ("--drag-step S", "S: the drag is at level T - S, so many denoising steps from z_T"),
         ("--tap NAME", "features F: block01 … block16, decoder1 … or a sum such as block14+block15"),
         ("--updates N", "at most this many updates of the latent"),
         ("--lr ETA", "η, the learning rate"),
@@ -143,6 +143,10 @@ EDIT: dict[str, Rows] = {
         ("--reach CELLS", "arrival threshold: a handle nearer than this to its target has arrived"),
         ("--optimizer", "adam-mini: one scale for all; sgd: the paper's plain descent"),
         ("--loss", "over the features' channels: their mean, DragDiffusion's, or their sum, as the paper prints it"),
+        (
+            "--drag-guidance SCALE",
+            "of the drag's own passes, from 1: DragDiffusion's for generated pictures; 1 is none",
+        ),
         ("--reference", "tracking looks for the feature of h^0 or of h^k"),
         ("--patience N", "stop after N updates without a move, or 'never'"),
         ("--lost-patience N", "stop after N updates that lose a handle, or 'never'"),

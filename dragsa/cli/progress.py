@@ -121,7 +121,7 @@ def first_interrupt_ends_the_drag(progress: Progress) -> Iterator[None]:
 
 
 class Failed(Exception):
-    """What was asked rightly and could not be done: a full disk, memory, numbers that are not finite."""
+    """Raised where what was rightly asked could not be done: a full disk, memory, numbers that are not finite."""
 
 
 @contextmanager

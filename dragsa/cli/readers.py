@@ -1,4 +1,4 @@
-"""How the text of an option's value is read: each function returns the value, or raises argparse's error."""
+"""Readers of the options' texts: each function returns the value, or raises argparse's error."""
 
 from __future__ import annotations
 

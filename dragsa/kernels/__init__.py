@@ -1,4 +1,4 @@
-"""What makes the method fast, in torch and in Triton alone: nothing here knows a network or an edit.
+"""Kernels that make the method fast, in torch and in Triton alone: nothing here knows a network or an edit.
 
 `attend`, `Convolution` and `gated` are layers' arithmetic; `pull` and `search` are motion supervision's loss and point
 tracking, fused; `patches`, `sample_points` and `between` sample a feature map where it is wanted; `kept` holds on to

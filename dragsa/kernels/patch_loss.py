@@ -40,7 +40,7 @@ def pull(
     """Return the loss, a scalar, its gradient as the native cells that it reaches, and where these are.
 
     handles and directions: (n, 2) float32 or float64, and the loss and the gradient (n, C, K, L) likewise. height,
-    width: of the grid. Where they are is row and column of the first of each handle's K × L cells, (n, 2) int64. Its
+    width: of the grid. Where they are is row and column of the first of each handle's K × L cells, (n, 2) int64. The
     plain twin is `motion_supervision` in scripts/plain.py.
     """
     grid, (_, c, h, w) = (height, width), features.shape

@@ -199,7 +199,7 @@ def _spread(
     CELLS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ) -> None:
-    """What all handles give to the cells of one. Handles that share a cell store the same number there."""
+    """Add up what all handles give to the cells of one. Handles that share a cell store the same number there."""
     handle = tl.program_id(0)
     cell = tl.arange(0, CELLS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

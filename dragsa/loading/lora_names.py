@@ -60,7 +60,7 @@ _CONTEXTS = {2048: "a LoRA of Stable Diffusion XL (SDXL)", 1024: "a LoRA of Stab
 
 
 class Place(NamedTuple):
-    """Where a LoRA's tensor belongs: a network's layer, by diffusers' name, and as what (`DOWN`, …)."""
+    """The place of a LoRA's tensor: a network's layer, by diffusers' name, and as what (`DOWN`, …)."""
 
     network: str
     layer: str

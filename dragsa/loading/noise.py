@@ -1,4 +1,4 @@
-"""What a file says of the noise its model was trained on, and of what the model predicts."""
+"""Read from a file which noise its model was trained on, and what the model predicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from dragsa.layouts.fitting import WeightsError
 from dragsa.loading.safetensors import DTYPES, TensorInfo, read_tensors
 from dragsa.loading.settings import read_settings
-from dragsa.model.noise import TRAINING_STEPS, training_alpha_bars
+from dragsa.model.unet import TRAINING_STEPS, training_alpha_bars
 
 EPSILON, V = "epsilon", "v_prediction"
 # The words for either, in any program's files.

@@ -38,7 +38,7 @@ def open_one(path: Path, component: str, wanted: Wanted) -> Network:
 
 
 class _Layout(NamedTuple):
-    """How a file names a network's tensors: from its names, None for another network's, and back."""
+    """A file's names of a network's tensors: from its names to ours, None for another network's, and back."""
 
     ours: Callable[[str], str | None]
     spell: Callable[[str], str]

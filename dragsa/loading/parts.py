@@ -23,7 +23,7 @@ SCALES = (".scale_weight", ".scale_input", ".weight_scale", ".input_scale")
 
 
 class Wanted(NamedTuple):
-    """What is asked for of a file or folder."""
+    """The form in which the networks of a file or folder are wanted."""
 
     dtype: torch.dtype = torch.float32
     ema: bool | None = None  # the UNet's running mean; None: of the published file alone

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dragsa import editing, pictures, tracking
+from dragsa import ddim, editing, passes, pictures, tracking
 from dragsa.editing import Branch, Drag, EditResult, Mask, Source
 from dragsa.hooks import MutualSelfAttention
 from dragsa.loading import StableDiffusion
@@ -186,12 +186,13 @@ def tracked(branch: Branch, z: Tensor, edited: Edited) -> list[Figure]:
     if not edited.latents:
         return []
     loop, size = branch.config.drag, (grid[1], grid[0])
-    taps = loop.tap.split("+")
-    first, last = (
-        torch.stack([*features_at(branch, one, taps).values()]).sum(dim=0) for one in (branch.z_target, z)
-    )  # (1, C, h, w) each
-    figures = []
     handles, _, asked = pictures.drags_to_grid(trace.drags, trace.picture_size, grid)
+    with torch.no_grad():
+        noise = ddim.noise_at(branch.source.schedule, branch.level, z.device)
+        unet: Any = branch.guided.unet
+        run = passes.prepare(unet, noise, branch.drag_context, loop)
+        first, last = (run(one, handles, False).features for one in (branch.z_target, z))  # (1, C, h, w) each
+    figures = []
     found = pictures.to_grid(trace.tracked, trace.picture_size, grid) + (handles - asked)
     for n, (handle, at) in enumerate(zip(handles, found, strict=True)):
         reference = tracking.sample_points(first, handle[None].to(first.device), size)[0]

@@ -1,4 +1,4 @@
-"""What is inside an edit, as tensors: predicted pictures, distances that tracking compares, attention from a point."""
+"""Look inside an edit, as tensors: predicted pictures, distances that tracking compares, attention from a point."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def trajectory(
 
 
 class DistanceMap(NamedTuple):
-    """How far the features of every cell are from those that are looked for, and the two best matches.
+    """The distance of every cell's features from those that are looked for, and the two best matches.
 
     distances: (H, W) on the supervision grid, Σ_channels |F(q) - reference|. best: the cell (x, y) that tracking takes.
     second: the best one of those further than `apart` cells from it; None where the window has none.
@@ -84,7 +84,7 @@ def distance_map(
 
 
 class AttentionFrom(NamedTuple):
-    """Where a point of the edit looks in one block: two maps (h, w), each of the sum 1."""
+    """The cells that a point of the edit looks at in one block: two maps (h, w), each of the sum 1."""
 
     own: Tensor  # in its own picture, under plain attention
     controlled: Tensor  # under control, whose keys and values are the source's

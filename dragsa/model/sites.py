@@ -1,4 +1,4 @@
-"""Where the UNet calls a hook, and with what: sites of attention, and regions.
+"""Sites at which the UNet calls a hook, of attention and of regions, and the forms of what is called there.
 
 What hooks there are, and how one is written, is told in `dragsa.hooks`.
 """
@@ -30,7 +30,7 @@ class KV(NamedTuple):
 
 
 class Site(NamedTuple):
-    """Where an attention layer stands: a transformer block (1 … 16), its self- or cross-attention, and its grid."""
+    """The place of an attention layer: a transformer block (1 … 16), its self- or cross-attention, and its grid."""
 
     block: int
     kind: str  # "self" or "cross"

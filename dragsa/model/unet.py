@@ -17,7 +17,6 @@ from dragsa import layouts
 from dragsa.config import UNetConfig
 from dragsa.model.blocks import DECODER, ENCODER, MIDDLE, REGIONS, Stage, block_name, check_taps
 from dragsa.model.layers import Downsample, GroupNorm, ResBlock, TimeEmbedding, Transformer, Upsample
-from dragsa.model.noise import eps_of_v, training_alpha_bars
 from dragsa.model.sites import KV, AttentionHook, RegionHook
 
 
@@ -284,3 +283,21 @@ def read(
         behind = next(name for name in taps if name not in found)
         raise ValueError(f"tap {behind!r} lies behind the pass's end {until!r}")
     return UNetOutput(activation.to(dtype) if until is None else None, found)
+
+
+TRAINING_STEPS = 1000
+
+
+def training_alpha_bars() -> Tensor:
+    """Return ᾱ of the timesteps 0 … 999 of SD 1.5's training, float64 (1000,): β scaled-linear, 0.00085 to 0.012."""
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, TRAINING_STEPS, dtype=torch.float64) ** 2
+    return torch.cumprod(1 - beta, dim=0)
+
+
+def eps_of_v(v: Tensor, z: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Return ε = √ᾱ v + √(1 - ᾱ) z, where v = √ᾱ ε - √(1 - ᾱ) z_0 (Salimans and Ho 2022, appendix D).
+
+    v, z: (B, C, h, w). alpha_bar: (B,), of z.
+    """
+    alpha_bar = alpha_bar.to(z)[:, None, None, None]  # (B, 1, 1, 1)
+    return alpha_bar.sqrt() * v.to(z.dtype) + (1 - alpha_bar).sqrt() * z

@@ -1,4 +1,4 @@
-"""What a page is opened with: the models to choose from, its form, and how a job is read."""
+"""Things that a page is opened with: the models to choose from, its form, and how a job is read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Desk:
-    """What the program that opens the page lays out on it.
+    """Things that the program which opens the page lays out on it.
 
     `models`: how each is loaded, by the name that the page shows. `form`: groups of settings and the presets' values,
     for the page to draw. `read(model, job)` gives what a job asks for; `jobs_in(value, model)` the jobs of a job file's

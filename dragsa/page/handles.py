@@ -1,4 +1,4 @@
-"""Where a drag's handles are while it runs."""
+"""Tell where a drag's handles are while it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one tab of the browser has on the server: its picture, its source, its last result, and what it is told."""
+"""One tab of the browser, as the server has it: its picture, its source, its last result, and what it is told."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Refused(ValueError):
 
 
 class Log:
-    """What a tab is told, numbered from 1, so that a stream which broke off goes on where it was."""
+    """The events that a tab is told, numbered from 1, so that a stream which broke off goes on where it was."""
 
     def __init__(self) -> None:
         self._events: list[tuple[int, dict[str, Any]]] = []
@@ -134,7 +134,7 @@ class Teller:
         if isinstance(event, DragProgress):
             self.dragged = True
         if self.task.ended or (self.task.stopping and not self.dragged):  # nothing is there yet that could be kept
-            raise Ended
+            raise Ended("stopped before there was anything to keep")
         if isinstance(event, StageProgress):
             self.tab.log.tell("stage", stage=event.stage, done=event.done, total=event.total)
         elif self.source is not None:
@@ -266,6 +266,7 @@ class Editor:
                 continue
             if task is self.worker.running and not task.stopping:
                 task.stopping = True
+                tab.log.tell("stopping")  # told when it is so: of what is told later, one update at most is the drag's
             else:
                 self.worker.end(task)
                 if task is not self.worker.running:

@@ -23,7 +23,8 @@ def widget(
     picture, prompt, config, seed, negative_prompt: as `edit` takes them. Of what comes back `.drags` is what was
     pulled, [[[x, y], [x, y]], …] in pixels of the picture, and can be set; `.mask` is what was painted, a picture or
     None; `.edit(target_prompt=None)` makes the edit, shows it on the canvas, and returns the `EditResult`, which stays
-    as `.result`. The button Run does the same. The picture is inverted once.
+    as `.result`. The button Run does the same beside the cells. Its Stop, or of a cell the kernel's interrupt, ends
+    the drag with its next update, and the picture is finished. The picture is inverted once.
 
     Raises ImportError where the extra `notebook` is not installed, and ValueError for a picture that cannot be read.
     """

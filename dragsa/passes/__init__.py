@@ -1,4 +1,4 @@
-"""How the drag loop does an update: its passes, prepared, at the cells it looks at, compiled or not; its end."""
+"""Do the drag loop's updates: passes that are prepared, end near the handles, are compiled or not; and the end."""
 
 from dragsa.passes.compiling import CompileError, whole
 from dragsa.passes.course import STOP, Course, DragResult, Observe, Update

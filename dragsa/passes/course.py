@@ -73,7 +73,7 @@ class Nearest(NamedTuple):
 
 
 class Course:
-    """What a loop's updates have come to so far, and the reason to end it, if there is one yet."""
+    """The state that a loop's updates have come to so far, and the reason to end it, if there is one yet."""
 
     def __init__(self, latent: Tensor, handles: Tensor, targets: Tensor, config: DragConfig) -> None:
         self.config, self.targets = config, targets

@@ -1,6 +1,7 @@
 """The optimisers of an update: plain descent as the paper has it, Adam as DragDiffusion does, and Adam-mini.
 
-Adam is written out because `torch.optim.Adam` rounds otherwise: in the last bits, which a drag makes much of.
+Adam is written out because `torch.optim.Adam` rounds otherwise: in the last bits, which a drag makes much of. That and
+plain descent have their plain twins in the loop of `edit` in scripts/plain.py.
 """
 
 from __future__ import annotations

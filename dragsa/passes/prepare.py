@@ -58,22 +58,27 @@ def prepare(
     Of a UNet, the time embedding and cross-attention's K/V are computed here, once for all updates. Any other callable
     is called as it is. mode: "off" is eager; "regions" compiles each ResBlock and transformer now; "whole" is the
     caller's to compile. attention: a hook for every pass, which then computes all cells. Raises ValueError where
-    another callable than a UNet is to be compiled or checkpointed, and for a module whose weights are such that no
-    gradient passes through it.
+    another callable than a UNet is to be compiled or checkpointed, for a module whose weights are such that no gradient
+    passes through it, and for a context of other rows than `config.drag_guidance` asks for.
+
+    context: (1, n, C'), or with `config.drag_guidance` (2, n, C'), the unconditional one first: see `as_one`.
     """
+    rows = 1 if config.drag_guidance == 1 else 2
+    if context.shape[0] != rows:
+        raise ValueError(f"drag_guidance {config.drag_guidance:g} needs a context of {rows} rows, came {len(context)}")
     if isinstance(unet, nn.Module) and any(parameter.is_inference() for parameter in unet.parameters()):
         raise ValueError(
             "the network was loaded under torch.inference_mode, and no gradient passes through such weights: load it "
             "outside of that"
         )
-    hook = None if attention is None else Named(attention, ("target",))
+    hook = None if attention is None else Named(attention, ("target uncond", "target")[-rows:])
     if not isinstance(unet, UNet):
         if config.checkpoint or mode != "off":
             what = "checkpoint" if config.checkpoint else "compile"
             raise ValueError(f"drag: {what} is for dragsa's own UNet, came {type(unet).__name__}")
         network: Any = unet
         hooked = network if hook is None else partial(network, attention=hook)
-        return Plain(hooked, noise, context, taps_of(config))
+        return Plain(hooked, noise, context, config)
     run = compiling.regions() if mode == "regions" else networks.call
     if config.checkpoint:
         run = partial(checkpointed, run)
@@ -88,12 +93,13 @@ class Plain:
     unet: FeatureExtractor
     noise: Noise
     context: Tensor
-    taps: tuple[str, ...]
+    config: DragConfig
 
     def __call__(self, latent: Tensor, handles: Tensor, whole: bool, size: tuple[int, int] | None = None) -> Pass:
-        until = None if whole else self.taps[-1]
-        out = self.unet(latent, self.noise.timestep, self.context, taps=self.taps, until=until)
-        return Pass(summed(out.taps, self.taps), out.eps)
+        taps = taps_of(self.config)
+        z, until = latent.expand(len(self.context), -1, -1, -1), None if whole else taps[-1]
+        out = self.unet(z, self.noise.timestep, self.context, taps=taps, until=until)
+        return as_one(Pass(summed(out.taps, taps), out.eps), self.config.drag_guidance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,15 +113,34 @@ class Conditioned:
     hook: AttentionHook | None
 
     def __call__(self, latent: Tensor, handles: Tensor, whole: bool, size: tuple[int, int] | None = None) -> Pass:
-        taps, run = taps_of(self.config), self.run
-        if not whole and size is not None and len(taps) == 1 and self.hook is None:
+        taps, run, guidance = taps_of(self.config), self.run, self.config.drag_guidance
+        if not whole and size is not None and len(taps) == 1 and self.hook is None and guidance == 1:
             grid = motion.CELLS * latent.shape[2], motion.CELLS * latent.shape[3]
             cells = near.looked_at(handles, size, grid, self.config.radius, self.config.track_radius)
             if cells.cells.rows.numel() * cells.cells.columns.shape[1] <= near.MOST * size[0] * size[1]:
                 run = near.run_near(run, taps[0], cells)
-        activations = self.unet.walk(latent, self.conditioning, self.hook, run)
+        z = latent if guidance == 1 else latent.expand(2, -1, -1, -1)
+        activations = self.unet.walk(z, self.conditioning, self.hook, run)
         out = networks.read(activations, latent.dtype, taps, None if whole else taps[-1])
-        return Pass(summed(out.taps, taps), out.eps)
+        return as_one(Pass(summed(out.taps, taps), out.eps), guidance)
+
+
+def as_one(rows: Pass, scale: float) -> Pass:
+    """Return a pass of two rows, the unconditional and the conditional one, as that of one latent under guidance s.
+
+    eps is ε_∅ + s (ε - ε_∅). Features are both rows' side by side, (2, C, h, w) -> (1, 2 C, h, w), the unconditional
+    one's weighted by (s - 1) / (2 s - 1) and the conditional one's by s / (2 s - 1), the ratio of their shares in eps:
+    so DragDiffusion's program does it for generated pictures. The mean over channels is then over 2 C. At 1 there is
+    one row, which is returned as it is.
+    """
+    if scale == 1:
+        return rows
+    uncond, cond = rows.features.chunk(2)
+    features = torch.cat([(scale - 1) * uncond, scale * cond], dim=1) / (2 * scale - 1)  # (1, 2 C, h, w)
+    if rows.eps is None:
+        return Pass(features, None)
+    eps_uncond, eps = rows.eps.chunk(2)
+    return Pass(features, eps_uncond + scale * (eps - eps_uncond))
 
 
 def taps_of(config: DragConfig) -> tuple[str, ...]:

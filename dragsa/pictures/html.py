@@ -1,4 +1,4 @@
-"""How results show themselves in a notebook: a picture with its path, and curves, as HTML and SVG without a script."""
+"""Show results in a notebook: a picture with its path, and curves, as HTML and SVG without a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of what is inside an edit: features, maps over a picture, curves. Tensors and numbers in, pictures out."""
+"""Draw what is inside an edit: features, maps over a picture, curves, a time line. Values in, pictures out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from dragsa.config import EditConfig
 from dragsa.pictures import images
 from dragsa.pictures.images import Point, Size
 
@@ -125,4 +126,50 @@ def curve_picture(curves: Mapping[str, Sequence[float]], size: Size = (480, 240)
             draw.ellipse((px - 2, py - 2, px + 2, py + 2), fill=ink)
         draw.text((x, 4), name, fill=ink, font=font)
         x += font.getlength(name) + 16
+    return picture
+
+
+def timeline_picture(config: EditConfig, prompt: bool = False, size: Size = (960, 330)) -> Image.Image:
+    """Return the time line of a drag, z_T … z_0 from the left: inversion, source and edit, each on a line of its own.
+
+    T, S and A are the config's, to scale. prompt: it changes, too, so that the edit leaves its source at z_T and
+    not where the drag begins.
+    """
+    (width, height), font, small = size, ImageFont.load_default(15), ImageFont.load_default(13)
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    steps, at_drag, control = config.steps, config.steps - config.drag_step, config.control_step
+    begin = steps if prompt else at_drag  # the level at which the edit leaves its source
+    left, right, (inversion, source, edit) = 100, width - 70, (0.22 * height, 0.45 * height, 0.65 * height)
+
+    def x(level: int) -> float:
+        return right - (right - left) * level / steps
+
+    def arrow(y: float, start: int, end: int, ink: str) -> None:
+        tip, back = x(end), x(end) + (9 if end > start else -9)
+        draw.line([(x(start), y), (back, y)], fill=ink, width=3)
+        draw.polygon([(tip, y), (back, y - 5), (back, y + 5)], fill=ink)
+
+    if control is not None and control < steps:
+        draw.rectangle((x(min(begin, steps - control)), source, right, edit), fill="#d8e6fa")
+        middle, said = (source + edit) / 2, "control from step A: the source's K and V"
+        draw.text((right - 8, middle), said, fill=INKS[1], font=small, anchor="rm")
+    draw.line([(x(begin), inversion), (x(begin), edit)], fill="#909090", width=2)
+    rows = (("inversion", inversion, 0, steps), ("source", source, begin, 0), ("edit", edit, begin, 0))
+    for n, (name, y, start, end) in enumerate(rows):
+        draw.text((8, y), name, fill=INKS[(5, 1, 0)[n]], font=font, anchor="lm")
+        arrow(y, start, end, INKS[(5, 1, 0)[n]])
+    draw.text((x(begin) + 6, inversion + 6), f"z_{begin}", fill="black", font=small)
+    for y, words in ((inversion, "z_0"), (source, "z_0"), (edit, "z'_0")):
+        draw.text((right + 8, y), words, fill="black", font=small, anchor="lm")
+    draw.text((left, inversion - 10), f"z_T, T = {steps}", fill="black", font=small, anchor="ld")
+    draw.ellipse((x(at_drag) - 8, edit - 8, x(at_drag) + 8, edit + 8), fill=INKS[0], outline="white", width=2)
+    updates = f"the drag: at most {config.drag.updates} updates of z'_{at_drag}"
+    draw.text((x(at_drag) - 6, edit + 12), updates, fill=INKS[0], font=small)
+    brackets = [(f"S = {config.drag_step} steps before the drag", config.drag_step, INKS[0])]
+    brackets += [] if control is None else [(f"A = {control} steps without control", control, INKS[1])]
+    for n, (words, count, ink) in enumerate(brackets):
+        y = height - 46 + 26 * n
+        draw.line([(left, y - 6), (left, y), (x(steps - count), y), (x(steps - count), y - 6)], fill=ink, width=2)
+        draw.text((x(steps - count) + 8, y), words, fill=ink, font=small, anchor="lm")
     return picture

@@ -1,7 +1,10 @@
 """The baseline: the drag loop as DragDiffusion's program does it, on this package's UNet.
 
 Every update is a whole pass with PyTorch's own convolutions and attention, in float32 and eager. The feature map is
-brought to the supervision grid whole, and patches and windows are sliced from it handle by handle.
+brought to the supervision grid whole, and patches and windows are sliced from it handle by handle. These are the plain
+twins of the fast functions, as sliced tensors: `tracked` of `track`, and `pull` of `motion_supervision` in
+scripts/plain.py, where the formulas stand as printed. A package imports no script, so the two are written twice;
+tests/scripts/test_plain.py holds them equal, function by function.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is measured in a process of its own, so that no task finds memory as another left it."""
+"""Measure in a process of its own each, so that no task finds memory as another left it."""
 
 from __future__ import annotations
 

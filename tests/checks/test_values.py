@@ -34,7 +34,8 @@ def is_of(value: Any, annotation: Any) -> bool:
 @pytest.mark.parametrize(("kind", "name", "value"), CASES)
 def test_a_value_of_another_type_is_refused_by_name(kind: Any, name: str, value: Any) -> None:
     settings = replace(kind(), **{name: value})
-    if is_of(value, get_type_hints(kind)[name]) and value != -1 and value == value:
+    least = 1 if name == "drag_guidance" else 0
+    if is_of(value, get_type_hints(kind)[name]) and value != -1 and value == value and not (value == 0.5 < least):
         values.check(settings)
     elif name not in ("steps", "size") or value != -1:  # their ranges are the schedule's and the picture's
         with pytest.raises(ValueError, match=f"^{name} must be "):

@@ -34,10 +34,10 @@ def test_every_number_has_an_option() -> None:
             "140",
         ),
         *("--control", "masked", "--object-words", "disc,star", "--mask-blocks", "14-16", "--mask-threshold", "0.5"),
-        *("--lora-steps", "15"),
+        *("--lora-steps", "15", "--drag-guidance", "17"),
         *("--compile", "regions", "--checkpoint", "--source-kv", "inversion", "--source-kv-memory", "16"),
     )
-    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5, True, "regions", "sum")
+    drag = DragConfig("block13", 1, 2.0, 3, 4, 5.0, 6.0, "sgd", "current", 7, 8, 14, 0.5, True, "regions", "sum", 17.0)
     masked: dict[str, Any] = {
         "control": "masked",
         "object_words": ("disc", "star"),
@@ -72,7 +72,7 @@ def test_python_and_the_command_line_take_the_same_preset_and_help_prints_its_nu
     assert edit.suits(edit.SMALL / "nowhere") == suiting(UNetConfig().widths) == "sd15"
     (command,) = (one for one in cli.build_parser()._subparsers._group_actions)  # type: ignore[union-attr]
     helped = " ".join(command.choices["edit"].format_help().split())  # type: ignore[index]
-    assert "S, the denoising steps before the drag, which is at level T - S [15; 30]" in helped
+    assert "S: the drag is at level T - S, so many denoising steps from z_T [15; 30]" in helped
     assert "half the side of the tracking window [3]" in helped
 
 
@@ -82,7 +82,11 @@ def test_drags_are_read() -> None:
 
 
 ROOT = Path(__file__).parents[2]
-SHORT = ("--steps", "4", "--drag-step", "1", "--updates", "1")
+# The tests' model has the widths of no preset's: it would draw 512 pixels.
+SHORT = {
+    "edit": ("--steps", "4", "--drag-step", "1", "--updates", "1", "--size", "128"),
+    "generate": ("--steps", "4", "--size", "128"),
+}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -101,6 +105,6 @@ def test_a_help_ends_with_two_commands_that_work(
         assert program == "dragsa" and asked["command"] == command
         if command in ("bench", "fetch", "ui"):  # minutes, gigabytes, and a page: the options are parsed
             continue
-        code = run(*words, *(SHORT if command == "edit" else SHORT[:2] if command == "generate" else ()))
+        code = run(*words, *SHORT.get(command, ()))
         assert code == (1 if asked.get("verify") else 0)  # the tests' model is no published one
         assert all(asked[name].is_file() for name in ("out", "frames") if name in asked)

@@ -18,6 +18,6 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 @pytest.mark.skipif(memory._glibc() is None or "LD_PRELOAD" in os.environ, reason="of glibc's allocator alone")
 @pytest.mark.skipif(HUGE_PAGES.exists() and "[always]" in HUGE_PAGES.read_text(), reason="pages are not counted")
 def test_in_a_fresh_process() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(CASES)]
     run = subprocess.run(command, cwd=CASES.parents[2], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

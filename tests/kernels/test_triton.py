@@ -22,7 +22,7 @@ CASES = Path(__file__).with_name("triton_interpreted.py")
 
 def test_in_the_interpreter():
     """In a process of its own: Triton decides at its import whether to interpret, and the compiler imports it too."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES)]
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", str(CASES)]
     run = subprocess.run(
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=CASES.parents[2], capture_output=True, text=True
     )

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dragsa import loading
-from dragsa.model.noise import training_alpha_bars
+from dragsa.model.unet import training_alpha_bars
 
 
 def written(path, extra: dict[str, Tensor] | None = None, words: dict[str, str] | None = None, yaml: str | bytes = ""):

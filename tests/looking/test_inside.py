@@ -40,8 +40,8 @@ def test_a_trajectory_has_a_picture_of_each_level_and_of_what_it_is_taken_for(ti
     assert [moment.level for moment in moments] == [4, 0]
     assert moments[1].latent.tobytes() == moments[1].predicted.tobytes() and moments[0].latent.size == (64, 64)
     assert moments[0].latent.tobytes() != moments[0].predicted.tobytes()
-    (frame,) = looking.frames(sd, guided, [latents[4]], schedule, 4)
-    assert frame.tobytes() == moments[0].predicted.tobytes()
+    frames = looking.frames(sd, guided, [latents[4], latents[3]], schedule, 4)
+    assert frames[0].tobytes() == moments[0].predicted.tobytes() != frames[1].tobytes()
 
 
 def test_the_best_match_is_trackings_and_the_second_stands_apart() -> None:
@@ -73,6 +73,9 @@ def test_attention_from_a_point_under_control_is_the_sources() -> None:
     alone = Maps(kind="self", blocks=(12,))
     unet(pair[1:], t, context[1:], attention=alone)
     torch.testing.assert_close(found.own, alone.found[0].weights[0, 1, 2].view(4, 4))  # (20, 9) of 32 × 32 cells
+    for x, same_cell in ((15.6, True), (23.4, True), (15.4, False), (23.6, False)):
+        near = looking.attention_from(guided, pair, t, 12, (x, 9.0), control)
+        assert torch.equal(near.own, found.own) is same_cell
     # Another source changes where it looks under control, and not where it looks without.
     other = looking.attention_from(guided, torch.cat([pair[:1] + 1, pair[1:]]), t, 12, (20.0, 9.0), control)
     torch.testing.assert_close(other.own, found.own)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dragsa
+
 CHROMIUM = "/usr/bin/chromium"
 
 
@@ -20,6 +22,11 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pictures") / "square.png"
     Image.fromarray(levels.astype(np.uint8)).save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def sd(tiny_folder: Path) -> dragsa.StableDiffusion:
+    return dragsa.load(tiny_folder)
 
 
 @pytest.fixture(scope="session")
@@ -42,20 +49,31 @@ def browser() -> Iterator[Any]:
         yield browser
 
 
-@pytest.fixture
-def hand(served: Any, browser: Any) -> Iterator[Any]:
-    """A hand on a page of its own. Its browser's log is looked at in the end: no error, and no other host."""
-    import page_hand
-
+@pytest.fixture(scope="session")
+def window(browser: Any) -> Any:
+    """A page of the browser, with the hosts that it has asked and the errors that its log has."""
     context = browser.new_context(viewport={"width": 1200, "height": 760})
     page, hosts, wrong = context.new_page(), set(), []
     page.set_default_timeout(30_000)
     context.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     page.on("pageerror", lambda error: wrong.append(str(error)))
+    return page, hosts, wrong
+
+
+@pytest.fixture
+def hand(served: Any, window: Any) -> Iterator[Any]:
+    """A hand on the page, just loaded, with quick settings. The browser's log is looked at in the end."""
+    import page_hand
+
+    page, hosts, wrong = window
     page.goto(served.url)
     page.wait_for_selector("body[data-ready]")
-    yield page_hand.Hand(page)
+    hand = page_hand.Hand(page)
+    hand.set(**page_hand.QUICK)
+    yield hand
     page.goto("about:blank")  # the page says that it is left, and its tab is closed
-    context.close()
-    assert hosts - {""} == {urlsplit(served.url).netloc}, "the page asked another host"
-    assert not wrong
+    asked, said = set(hosts), list(wrong)
+    hosts.clear()
+    wrong.clear()
+    assert asked - {""} == {urlsplit(served.url).netloc}, "the page asked another host"
+    assert not said

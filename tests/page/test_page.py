@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from page_hand import QUICK, Hand, saved
 from PIL import Image
+from waiting import until
 
 import dragsa
 from dragsa import cli, pictures
@@ -56,9 +57,42 @@ def test_a_picture_is_opened_upright_and_whole(
     hand: Hand, name: str, data: bytes, size: tuple[int, int], below: tuple[int, int, int]
 ) -> None:
     assert hand.open((name, data)) == f"{name}, {size[0]}×{size[1]}"
-    assert hand.seen(size[0] // 2, 4) == RED and hand.seen(size[0] // 2, size[1] - 4) == below
+    assert hand.seen((size[0] // 2, 4), (size[0] // 2, size[1] - 4)) == [RED, below]
     hand.pull((10, 12), (40, 50))
     assert hand.drags() == [[[10, 12], [40, 50]]]
+
+
+@pytest.mark.parametrize("size", [(500, 4), (3, 400)])
+def test_a_very_wide_or_tall_picture_is_dragged(hand: Hand, size: tuple[int, int]) -> None:
+    (width, height), (x, y) = size, (size[0] // 2, size[1] // 2)
+    hand.open(("long.png", saved(halves(width, height))))
+    hand.pull((x, y), (x - width // 4, y - height // 4))
+    ((handle, target),) = hand.drags()
+    near = max(size) / 200  # a pixel of the screen is so many of the picture
+    assert max(abs(a - b) for a, b in zip(handle, (x, y), strict=True)) <= near
+    assert max(abs(a - b) for a, b in zip(target, (x - width // 4, y - height // 4), strict=True)) <= near
+    said = hand.run()
+    assert "After 2 updates" in said
+
+
+def test_a_picture_is_pasted_and_dropped(hand: Hand, picture: Path, tmp_path: Path) -> None:
+    hand.paste(saved(halves(60, 90)))
+    hand.page.wait_for_selector('#name:has-text("60×90")')
+    hand.name()
+    assert hand.seen((30, 4), (30, 86)) == [RED, BLUE]
+    hand.drop(picture)
+    hand.page.wait_for_selector('#name:has-text("square.png, 72×64")')
+    hand.name()
+    hand.pull((20, 30), (40, 20))
+    (tmp_path / "job.json").write_text(json.dumps({"drag": "1,2:30,40", "size": 64, "steps": 4}))
+    hand.page.fill("#prompt", "of the last job")
+    hand.drop(tmp_path / "job.json", picture)
+    until(lambda: hand.page.input_value("#prompt") == "")
+    assert hand.drags() == [[[1, 2], [30, 40]]]
+    (tmp_path / "notes.txt").write_text("no picture")
+    hand.drop(tmp_path / "notes.txt")
+    hand.page.wait_for_selector('#toast:has-text("Notes.txt: not a picture in a format that can be read")')
+    assert hand.name() == "square.png, 72×64"
 
 
 def test_a_drag_is_pulled_moved_taken_back_and_deleted(hand: Hand, picture: Path) -> None:
@@ -87,6 +121,39 @@ def test_a_drag_is_pulled_moved_taken_back_and_deleted(hand: Hand, picture: Path
     assert hand.drags() == [] and hand.page.is_disabled("#run")
 
 
+def test_a_drag_is_drawn_by_keys_alone(hand: Hand, picture: Path) -> None:
+    hand.open(picture)
+    press = hand.page.keyboard.press
+    hand.page.evaluate("document.activeElement.blur()")
+    press("n")
+    (((x, y), (u, v)),) = hand.drags()
+    assert abs((x + u) / 2 - 35.5) <= 1 and y == v and u > x
+    hand.page.locator('[data-name="undo"]').focus()  # keys are the picture's where a tool has the focus, too
+    for key in ("Shift+ArrowUp", "ArrowLeft", "Enter", "ArrowDown"):
+        if key == "Enter":
+            hand.page.locator("#board canvas").focus()
+        press(key)
+    assert hand.drags() == [[[x, y + 1], [u - 1, v - 10]]]
+    press("n")
+    press(",")
+    press("Delete")
+    assert hand.drags() == [[[x, y], [u, v]]]
+    press("b")
+    assert hand.page.get_attribute('[data-name="brush"]', "aria-pressed") == "true"
+    press("Control+Enter")
+    hand.page.wait_for_selector("#stop:visible, #result:visible")
+
+
+def test_a_press_beside_the_picture_or_of_the_other_button_draws_nothing(hand: Hand, picture: Path) -> None:
+    hand.open(picture)
+    before = hand.seen((36, 4))
+    hand.page.mouse.click(*hand.at(30, 30), button="right")
+    hand.pull((20, 30), (40, 20))
+    assert hand.drags() == [[[20, 30], [40, 20]]]
+    hand.pull((-12, 30), (40, 20))
+    assert hand.drags() == [[[20, 30], [40, 20]]] and hand.seen((36, 4)) != before, "the view was moved"
+
+
 def test_a_drag_is_pulled_by_a_finger(served: Any, browser: Any, picture: Path) -> None:
     context = browser.new_context(viewport={"width": 400, "height": 800}, has_touch=True, is_mobile=True)
     page = context.new_page()
@@ -105,7 +172,7 @@ def test_a_drag_is_pulled_by_a_finger(served: Any, browser: Any, picture: Path) 
     for kind, *points in (("touchStart", (20, 30)), ("touchMove", (30, 30)), ("touchMove", (40, 20)), ("touchEnd",)):
         send(kind, *points)
     assert hand.drags() == [[[20, 30], [40, 20]]]
-    before = hand.seen(36, 4)
+    before = hand.seen((36, 4))
     for kind, *points in (
         ("touchStart", (30, 30), (40, 30)),
         ("touchMove", (20, 30), (50, 30)),
@@ -114,7 +181,7 @@ def test_a_drag_is_pulled_by_a_finger(served: Any, browser: Any, picture: Path) 
     ):
         send(kind, *points)
     assert hand.drags() == [[[20, 30], [40, 20]]], "two fingers zoom, and draw nothing"
-    assert hand.seen(36, 4) != before
+    assert hand.seen((36, 4)) != before
     context.close()
 
 
@@ -158,9 +225,19 @@ def test_a_mask_is_painted_and_erased(hand: Hand, picture: Path) -> None:
     assert mask is not None and 0 < mask.getpixel((31, 25)) < 255  # type: ignore[operator]
 
 
+def test_a_mask_is_seen_on_black_and_on_white(hand: Hand) -> None:
+    for colour in ("#000000", "#ffffff"):
+        hand.open((f"{colour[1:]}.png", saved(Image.new("RGB", (72, 64), colour))))
+        hand.tool("rectangle")
+        hand.pull((30, 0), (71, 63))
+        masked = [red for red, _, _ in hand.seen(*((x, 20) for x in range(34, 70)))]
+        veiled = [red for red, _, _ in hand.seen(*((x, 20) for x in range(2, 26)))]
+        assert len(set(masked)) == 1 and max(abs(masked[0] - one) for one in veiled) > 40
+
+
 def test_what_is_asked_is_seen_under_the_pointer(hand: Hand, picture: Path) -> None:
     hand.open(picture)
-    yellow, ground = hand.seen(20, 24), hand.seen(52, 24)
+    yellow, ground = hand.seen((20, 24), (52, 24))
     hand.tool("rectangle")
     hand.pull((12, 16), (64, 40))
     hand.tool("drag")
@@ -168,8 +245,8 @@ def test_what_is_asked_is_seen_under_the_pointer(hand: Hand, picture: Path) -> N
     hand.page.mouse.down()
     hand.page.mouse.move(*hand.at(56, 28), steps=3)
     hand.page.wait_for_timeout(100)
-    assert hand.seen(52, 24) == yellow, "the square has gone along"
-    left = hand.seen(20, 24)
+    came, left = hand.seen((52, 24), (20, 24))
+    assert came == yellow, "the square has gone along"
     assert max(abs(a - b) for a, b in zip(left, ground, strict=True)) < 120 and left != yellow, "and left ground"
     hand.page.mouse.up()
 
@@ -177,7 +254,7 @@ def test_what_is_asked_is_seen_under_the_pointer(hand: Hand, picture: Path) -> N
 def test_a_drag_runs_live_and_stops(hand: Hand, served: Any, picture: Path) -> None:
     hand.open(picture)
     hand.pull((24, 28), (50, 40))
-    hand.set(**{**QUICK, "updates": "5000", "patience": "never", "lost_patience": "never", "reach": "0", "lr": "0"})
+    hand.set(updates="5000", patience="never", lost_patience="never", reach="0", lr="0")
     hand.page.click("#run")
     hand.page.wait_for_selector('#stage-name:has-text("Dragging")')
     hand.page.wait_for_selector("#curve:not([hidden]) polyline.left", state="attached")
@@ -198,7 +275,6 @@ def test_a_drag_runs_live_and_stops(hand: Hand, served: Any, picture: Path) -> N
 
 def test_a_second_drag_needs_no_inversion(hand: Hand, served: Any, picture: Path) -> None:
     hand.open(picture)
-    hand.set(**QUICK)
     hand.page.locator("#prompt").fill("a dot")
     hand.page.locator("#prompt").press("Tab")
     hand.pull((24, 28), (50, 40))
@@ -214,13 +290,13 @@ def test_a_second_drag_needs_no_inversion(hand: Hand, served: Any, picture: Path
 
 def test_the_result_is_looked_at_and_gone_on_from(hand: Hand, picture: Path) -> None:
     hand.open(picture)
-    hand.set(**QUICK)
     hand.pull((24, 28), (50, 40))
     hand.run()
     after = Image.open(io.BytesIO(hand.saved("#save-picture"))).convert("RGB")
     source = Image.open(picture).convert("RGB")
     near = lambda colour, image, at: all(abs(a - b) < 40 for a, b in zip(colour, image.getpixel(at), strict=True))  # noqa: E731
-    assert near(hand.seen(12, 50), source, (12, 50)) and near(hand.seen(66, 50), after, (66, 50))
+    before_it, behind_it = hand.seen((12, 50), (66, 50))
+    assert near(before_it, source, (12, 50)) and near(behind_it, after, (66, 50))
     hand.page.click('[data-view="heat"]')
     assert hand.page.get_attribute('[data-view="heat"]', "aria-pressed") == "true"
     hand.page.click("#go-on")
@@ -231,14 +307,20 @@ def test_the_result_is_looked_at_and_gone_on_from(hand: Hand, picture: Path) -> 
     assert Image.open(io.BytesIO(files["square-dragged.png"])).tobytes() == after.tobytes()
 
 
-def test_a_job_gives_the_same_bytes_by_page_command_line_and_python(
-    hand: Hand, served: Any, picture: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_gives_the_same_bytes_by_page_command_line_python_and_widget(
+    hand: Hand,
+    served: Any,
+    picture: Path,
+    sd: dragsa.StableDiffusion,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DRAGSA_WEIGHTS", str(tiny_folder))
     hand.open(picture)
     hand.page.fill("#prompt", "a red dot")
     hand.page.fill("#target_prompt", "a cat")
-    hand.set(**QUICK, lam="0.2", tap="block13")
+    hand.set(lam="0.2", tap="block13")
     hand.tool("rectangle")
     hand.pull((8, 8), (60, 56))
     hand.tool("drag")
@@ -260,11 +342,15 @@ def test_a_job_gives_the_same_bytes_by_page_command_line_and_python(
     loop = dragsa.DragConfig(tap="block13", updates=2, lr=0.02, lam=0.2)
     config = dragsa.EditConfig.sd15(drag=loop, size=64, steps=4, drag_step=1, control_step=1)
     drags = [((24, 28), (50, 40))]
-    result = dragsa.edit(
-        dragsa.load(tiny_folder), picture, drags, tmp_path / "square-mask.png", "a red dot", "a cat", config=config
-    )
+    mask = tmp_path / "square-mask.png"
+    result = dragsa.edit(sd, picture, drags, mask, "a red dot", "a cat", config=config)
     pictures.save_picture(result.image, tmp_path / "python.png")
     assert (tmp_path / "python.png").read_bytes() == by_page
+
+    widget = dragsa.widget(sd, picture, "a red dot", config)
+    widget.drags, widget._mask_file = [[[24, 28], [50, 40]]], mask.read_bytes()
+    pictures.save_picture(widget.edit("a cat").image, tmp_path / "widget.png")
+    assert (tmp_path / "widget.png").read_bytes() == by_page
 
     hand.page.goto(served.url)
     hand.page.wait_for_selector("body[data-ready]")
@@ -278,11 +364,29 @@ def test_a_job_gives_the_same_bytes_by_page_command_line_and_python(
     assert hand.saved("#save-picture") == by_page
 
 
+def test_two_tabs_each_have_their_own_picture_and_drags(hand: Hand, served: Any, picture: Path) -> None:
+    hand.open(picture)
+    hand.pull((20, 30), (40, 20))
+    other = Hand(hand.page.context.new_page())
+    other.page.goto(served.url)
+    other.page.wait_for_selector("body[data-ready]")
+    assert other.open(("other.png", saved(halves(60, 90)))) == "other.png, 60×90"
+    other.pull((10, 12), (40, 50))
+    other.set(**QUICK)
+    assert "After 2 updates" in other.run() and other.job()[0]["drag"] == [[[10, 12], [40, 50]]]
+    job, files = hand.job()
+    assert job["drag"] == [[[20, 30], [40, 20]]] and files["square.png"] == picture.read_bytes()
+    assert hand.page.is_hidden("#result"), "the other's result is not this one's"
+    other.page.close()
+
+
 def test_a_job_file_is_opened_with_its_picture(hand: Hand, picture: Path, tmp_path: Path) -> None:
     job = {
         "image": "square.png",
         "drag": "20,30:40,20",
         "lr": 0.5,
+        "size": 64,
+        "steps": 4,
         "preset": "paper",
         "prompt": "a dot",
         "out": "o.png",
@@ -306,9 +410,17 @@ def test_what_is_wrong_is_a_sentence_on_the_page(hand: Hand, picture: Path) -> N
     hand.page.click("#toast button")
     hand.open(picture)
     hand.pull((24, 28), (50, 40))
-    hand.set(**{**QUICK, "lr": "fast"})
+    hand.page.fill("#lr", "fast")
     assert hand.run() == "Argument --lr: must be a number of at least 0, came 'fast'"
+    assert hand.page.locator("#lr").evaluate("field => field.matches('.wrong > :focus')"), "where it is, is seen"
     assert hand.page.is_visible("#run"), "and the next can be run"
+    hand.page.fill("#lr", "0.02")
+    hand.pull((60, 50), (50, 55))
+    assert len(hand.drags()) == 2, "the picture can be dragged on"
+    hand.page.evaluate(
+        """dispatchEvent(new DragEvent("drop", { dataTransfer: new DataTransfer(), cancelable: true }))"""
+    )
+    assert (hand.page.text_content("#toast") or "").startswith("No file was dropped")
 
 
 def test_another_sites_page_is_refused(served: Any, browser: Any) -> None:

@@ -7,13 +7,13 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import page_hand
 import pytest
 from page_hand import QUICK
+from waiting import until
 
 from dragsa.page import server, tabs, work
 
@@ -29,13 +29,6 @@ def ask(served: Any, path: str, body: Any = None, **headers: str) -> tuple[int, 
     except urllib.error.HTTPError as error:
         status, said, kind = error.code, error.read(), error.headers["content-type"]
     return status, json.loads(said) if kind.startswith("application/json") else said
-
-
-def until(true: Callable[[], Any], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -184,13 +177,14 @@ def test_a_drag_stops_within_one_update(served: Any, tab: Any) -> None:
     edit(served, tab, **ENDLESS)
     until(lambda: kinds(tab).count("update") > 3)
     ask(served, f"stop?tab={tab.id}", b"")
-    told = kinds(tab).count("update")
     until(lambda: "done" in kinds(tab))
-    assert len(tab.made.result.trace.losses) <= told + 1
+    after = kinds(tab)[kinds(tab).index("stopping") :]
+    assert after.count("update") <= 1 and tab.made.result.trace.stop == "stopped"
+    assert len(tab.made.result.trace.losses) == kinds(tab).count("update")
 
 
 def test_a_second_stop_ends_all_and_the_next_edit_runs(served: Any, tab: Any) -> None:
-    edit(served, tab, steps="60", drag_step="1", updates="1")
+    edit(served, tab, steps="30", drag_step="1", updates="1")
     until(lambda: "update" in kinds(tab))
     ask(served, f"stop?tab={tab.id}", b"")
     ask(served, f"stop?tab={tab.id}", b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from waiting import until
 
 import dragsa
 from dragsa import pictures
@@ -22,11 +24,11 @@ pytest.importorskip("anywidget", reason="the widget needs the extra notebook: pi
 LOOP = dragsa.DragConfig(updates=2, lr=0.02)
 CONFIG = dragsa.EditConfig.sd15(drag=LOOP, size=64, steps=4, drag_step=1, control_step=1)
 DRAGS = [((24, 28), (50, 40))]
+ENDLESS = replace(CONFIG, drag=dragsa.DragConfig(updates=10**5, lr=0.0, reach=0, patience=None, lost_patience=None))
 
 
-@pytest.fixture(scope="module")
-def sd(tiny_folder: Path) -> dragsa.StableDiffusion:
-    return dragsa.load(tiny_folder)
+def kinds(sent: list[Any]) -> list[str]:
+    return [content["kind"] for content, _ in sent]
 
 
 @pytest.fixture
@@ -56,14 +58,66 @@ def test_an_edit_of_the_widget_is_the_edit(
     alone = dragsa.edit(sd, picture, DRAGS, mask, "a dot", config=CONFIG)
     assert pictures.picture_bytes(result.image, "a.png") == pictures.picture_bytes(alone.image, "a.png")
     assert widget.result is result and np.array_equal(np.asarray(widget.mask.convert("L")), np.asarray(mask))
-    kinds = [content["kind"] for content, _ in sent]
-    assert kinds[0] == "begin" and kinds[-1] == "done" and kinds.count("update") == 2 and "frame" in kinds
+    said = kinds(sent)
+    assert said[0] == "begin" and said[-1] == "done" and said.count("update") == 2 and "frame" in said
     assert all(buffers for content, buffers in sent if content["kind"] in ("frame", "done"))
 
     sent.clear()
     widget._pressed(widget, "run", [])
+    until(lambda: kinds(sent)[-1:] == ["done"])
     stages = [content.get("stage") for content, _ in sent]
     assert "drag" in stages and "inversion" not in stages, "the picture is inverted once"
+
+
+def test_the_button_stop_ends_the_drag_and_keeps_what_there_is(told: Any) -> None:
+    widget, sent = told
+    widget.config, widget.drags = ENDLESS, [[[24, 28], [50, 40]]]
+    widget._pressed(widget, "run", [])
+    until(lambda: kinds(sent).count("update") > 2)
+    with pytest.raises(ValueError, match="still under way"):
+        widget.edit()
+    widget._pressed(widget, "stop", [])
+    until(lambda: kinds(sent)[-1] == "done")
+    after = kinds(sent)[kinds(sent).index("stopping") :]
+    assert after.count("update") <= 1 and widget.result.trace.stop == "stopped"
+    until(lambda: widget._task is None)
+    widget._pressed(widget, "stop", [])  # nothing runs
+    assert kinds(sent)[-1] == "done"
+
+
+def test_a_stop_before_the_drag_leaves_nothing(told: Any) -> None:
+    widget, sent = told
+
+    def send(content: Any, buffers: Any = None) -> None:
+        sent.append((content, buffers))
+        if content["kind"] == "stage" and "stopping" not in kinds(sent):
+            widget._pressed(widget, "stop", [])
+
+    widget.send, widget.drags = send, [[[24, 28], [50, 40]]]
+    widget._pressed(widget, "run", [])
+    until(lambda: "error" in kinds(sent))
+    assert sent[-1][0]["text"] == "stopped before there was anything to keep" and widget.result is None
+
+
+def test_an_interrupt_ends_the_drag_and_a_second_one_all(told: Any) -> None:
+    widget, sent = told
+    interrupts, own = 1, signal.getsignal(signal.SIGINT)
+
+    def send(content: Any, buffers: Any = None) -> None:
+        sent.append((content, buffers))
+        for _ in range(interrupts * (content.get("update") == 2)):
+            signal.raise_signal(signal.SIGINT)
+
+    widget.send, widget.config, widget.drags = send, ENDLESS, [[[24, 28], [50, 40]]]
+    result = widget.edit()
+    assert result.trace.stop == "stopped" and len(result.trace.losses) == 2
+    interrupts = 2
+    with pytest.raises(KeyboardInterrupt):
+        widget.edit()
+    assert kinds(sent)[-1] == "error" and widget.result is result and signal.getsignal(signal.SIGINT) == own
+    interrupts = 0
+    widget.config = CONFIG
+    assert widget.edit().trace.stop == "budget", "and the next can be run"
 
 
 def test_what_is_wrong_is_raised_and_said_on_the_canvas(told: Any, sd: dragsa.StableDiffusion, picture: Path) -> None:

@@ -51,14 +51,15 @@ def test_a_pass_has_one_graph_with_a_hook_and_one_without(net, graphs):
     run = torch.compile(net, fullgraph=True, backend=graphs)
     z, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
     with torch.no_grad():
-        record = {n: net(z, 401, text, taps=(f"block{n}.kv",)).taps[f"block{n}.kv"] for n in (11, 12)}
+        record = {n: net(z, 401, text, taps=(f"block{n:02d}.kv",)).taps[f"block{n:02d}.kv"] for n in (1, 2)}
 
     def off(t):
-        return run(torch.randn_like(z), torch.tensor(t), text, taps=("block14",), until="block14")
+        return run(torch.randn_like(z), torch.tensor(t), text, taps=("block02",), until="block02")
 
     def on(t):
         new = {n: KV(torch.randn_like(kv.key), torch.randn_like(kv.value)) for n, kv in record.items()}
-        return run(torch.randn_like(z), torch.tensor(t), text, attention=compose(passing, ReplayKV(new)))
+        hook = compose(passing, ReplayKV(new))
+        return run(torch.randn_like(z), torch.tensor(t), text, attention=hook, taps=("block02",), until="block02")
 
     with torch.no_grad():
         off(981), on(981)
@@ -74,11 +75,18 @@ def test_a_compiled_hook_computes_what_the_plain_one_does(net, graphs):
         torch.compile(net, fullgraph=True, backend=graphs),
         (torch.randn(2, 4, 8, 8), torch.randn(2, 5, 16)),
     )
-    arguments = {"attention": MutualSelfAttention(), "taps": ("block14", "block11.kv")}
+    arguments = {"taps": ("block03", "block02.kv"), "until": "block03"}
     with torch.no_grad():
-        eager, traced = (f(z, torch.tensor(401), text, **arguments) for f in (net, run))
-    assert torch.allclose(eager.eps, traced.eps, atol=1e-5)
-    assert torch.allclose(eager.taps["block14"], traced.taps["block14"], atol=1e-5)
+        hook = MutualSelfAttention((1, 2, 3))
+        eager, traced = (f(z, torch.tensor(401), text, attention=hook, **arguments) for f in (net, run))
+        plain = net(z, torch.tensor(401), text, **arguments)
+    for came, expected in zip(
+        (traced.taps["block03"], *traced.taps["block02.kv"]),
+        (eager.taps["block03"], *eager.taps["block02.kv"]),
+        strict=True,
+    ):
+        assert torch.allclose(came, expected, atol=1e-5)
+    assert not torch.allclose(plain.taps["block03"], eager.taps["block03"], atol=1e-4)
 
 
 def test_motion_supervision_is_traced_once_whatever_moves(net, graphs):
@@ -86,10 +94,9 @@ def test_motion_supervision_is_traced_once_whatever_moves(net, graphs):
     z, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 16)
     noise = ddim.noise_at(ddim.Schedule(50), 35, z.device)
     handles, targets = torch.tensor([[5.0, 6.0], [20.0, 12.0]]), torch.tensor([[15.0, 16.0], [10.0, 12.0]])
-    frozen = torch.rand(8, 8).round()
-    config = DragConfig()
+    config = DragConfig(tap="block05")  # without a mask the pass ends there
 
-    task = drag.Task(z, noise, text, handles, targets, frozen, config)
+    task = drag.Task(z, noise, text, handles, targets, None, config)
     prepared = passes.prepare(net, noise, text, config)
     first = run(prepared, task._replace(latent=z.clone().requires_grad_())).first_pass
     run(prepared, task._replace(latent=z.clone().requires_grad_()), first)

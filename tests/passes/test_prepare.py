@@ -4,17 +4,54 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from passes.short_drag import CONFIG, HANDLES, SCHEDULE, TARGETS, dragged, inputs
 
-from dragsa import ddim, drag
+from dragsa import ddim, drag, motion, passes
 from dragsa.drag import Task
 from dragsa.model import unet as networks
 from dragsa.model.unet import UNet
 from dragsa.passes import compiling
 from dragsa.passes.prepare import checkpointed
+
+
+def plain_rows(net: UNet, z: torch.Tensor, context: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features and ε under guidance, one row after the other."""
+    without, under = (net(z, SCHEDULE.timesteps[34], one[None], taps=("block14",)) for one in context)
+    shares = (scale - 1) / (2 * scale - 1), scale / (2 * scale - 1)
+    features = torch.cat([shares[0] * without.taps["block14"], shares[1] * under.taps["block14"]], dim=1)
+    return features, (1 - scale) * without.eps + scale * under.eps
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["UNet", "any callable"])
+def test_guidance_sees_both_rows_side_by_side(net: UNet, own: bool) -> None:
+    z, text = inputs()
+    context, noise = torch.cat([text.flip(1), text]), ddim.noise_at(SCHEDULE, 35, z.device)
+    network: Any = net if own else lambda *given, **told: net(*given, **told)
+    run = passes.prepare(network, noise, context, replace(CONFIG, drag_guidance=3.0))
+    features, eps = run(z, HANDLES, True)
+    torch.testing.assert_close((features, eps), plain_rows(net, z, context, 3.0))
+    early = run(z, HANDLES, False, (8, 8))
+    assert early.eps is None and early.features.shape == (1, 16, 8, 8)
+    torch.testing.assert_close(early.features, features)
+    alone = passes.prepare(network, noise, text, CONFIG)(z, HANDLES, True)
+    assert torch.equal(alone.features, net(z, noise.timestep, text, taps=("block14",)).taps["block14"])
+    for scale, given, rows in ((1.0, context, 1), (3.0, text, 2)):
+        with pytest.raises(ValueError, match=f"drag_guidance {scale:g} needs a context of {rows} rows"):
+            passes.prepare(network, noise, given, replace(CONFIG, drag_guidance=scale))
+
+
+def test_a_guided_update_is_a_step_down_the_loss_of_both_rows(net: UNet) -> None:
+    z, text = inputs()
+    context, config = torch.cat([text.flip(1), text]), replace(CONFIG, updates=1, optimizer="sgd", drag_guidance=3.0)
+    came = drag.drag_latent(net, z, 35, context, SCHEDULE, HANDLES, TARGETS, config=config)
+    at = z.clone().requires_grad_()
+    loss = motion.motion_supervision_loss_reference(plain_rows(net, at, context, 3.0)[0], HANDLES, TARGETS, 1, (32, 32))
+    torch.testing.assert_close(came.losses[0], loss.detach())
+    torch.testing.assert_close(came.latent, z - config.lr * torch.autograd.grad(loss, at)[0])
 
 
 def test_the_loop_computes_its_conditioning_once(net: UNet) -> None:

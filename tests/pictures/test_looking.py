@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dragsa.config import EditConfig
 from dragsa.pictures import looking
 
 
@@ -75,3 +76,24 @@ def test_curves_are_as_high_as_their_values() -> None:
     assert abs(first[:, 0].mean() - top) < 3 and abs(last[:, 0].mean() - (bottom - (bottom - top) * 2 / 8)) < 3
     with pytest.raises(ValueError, match="without a value"):
         looking.curve_picture({"loss": [math.nan], "other": []})
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+def test_the_time_line_is_to_scale(prompt: bool) -> None:
+    """Level k of T is at (T - k) / T of the way; the drag is red, control is blue, and begins where both are there."""
+    config = EditConfig.paper(steps=20, drag_step=10, control_step=4)
+    picture = levels(looking.timeline_picture(config, prompt))
+    ends = np.flatnonzero((picture == (64, 64, 64)).all(axis=2).sum(axis=0))  # of the inversion's arrow, and its name
+    assert ends.max() in (889, 890)
+    at = {level: 890 - 790 * level // 20 for level in (20, 16, 10, 0)}
+    red, blue, light = (
+        np.argwhere((picture == colour).all(axis=2)) for colour in ((192, 24, 24), (24, 80, 192), (216, 230, 250))
+    )
+    dot = [row for row in red if 207 <= row[0] <= 210 and 90 < row[1] < 870]  # above the edit's line, behind its name
+    assert {at[10] - 8 < x < at[10] + 8 for _, x in dot} == {True} and len(dot) > 20
+    assert light[:, 1].min() == pytest.approx(at[16] if prompt else at[10], abs=2) and light[:, 1].max() == 890
+    assert blue[blue[:, 0] == 148, 1][1:].min() >= 8
+    line = red[red[:, 0] == 214, 1]
+    assert line[line > 90].min() == pytest.approx(at[20] if prompt else at[10] - 7, abs=2)
+    never = levels(looking.timeline_picture(EditConfig.paper(steps=20, control_step=None), prompt))
+    assert not (never == (216, 230, 250)).all(axis=2).any()

@@ -1,22 +1,29 @@
 """What is said of the paper holds: every symbol, test and command that scripts/PAPER.md names is there."""
 
 import re
+import shlex
 from dataclasses import replace
 from functools import reduce
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from dragsa import config
+import pytest
+from PIL import Image
+
+from dragsa import checks, cli, config, pictures
 from dragsa.checks import values
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "scripts" / "PAPER.md").read_text(encoding="utf-8")
 
 
-def table(title: str) -> list[list[str]]:
+README = (ROOT / "scripts" / "README.md").read_text(encoding="utf-8")
+
+
+def table(title: str, text: str = TEXT) -> list[list[str]]:
     """Return the rows of the table under a title, without its head."""
-    lines = [line for line in TEXT.split(f"## {title}\n")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
+    lines = [line for line in text.split(f"## {title}\n")[1].split("\n## ")[0].splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
@@ -50,13 +57,33 @@ def test_settings_that_the_tables_name_are_there() -> None:
         values.check(replace(config.DragConfig(), **{name: value}))
 
 
-def test_every_experiments_script_is_there() -> None:
-    rows = table("Experiments")
-    for _, command, minutes in rows:
-        script = command.strip("`").split()[1]
-        assert (ROOT / script).is_file() and int(minutes) > 0, command
+def test_every_experiment_can_be_made_and_shows_what_comes_out() -> None:
+    rows = table("Experiments", README)
+    jobs = {path.name for path in (ROOT / "scripts" / "demo").glob("*.json")} - {"jobs.json"}
+    assert jobs == {Path(command.strip("`").split()[-1]).name for _, command, *_ in rows if "--job" in command}
+    for _, command, minutes, comes_out in rows:
+        given = shlex.split(command.strip("`"))
+        if given[0] == "dragsa":
+            assert cli.build_parser().parse_args(given[1:]).command == "edit"
+        assert (ROOT / (given[-1] if given[0] == "dragsa" else given[1])).is_file(), command
+        assert minutes == "–" or int(minutes) > 0, command
+        for picture in re.findall(r"!\[.+\]\((.+?)\)", comes_out):
+            assert (ROOT / "scripts" / picture).stat().st_size < 60_000, picture
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "scripts" / "demo").glob("*.json")), ids=lambda path: path.name)
+def test_the_job_files_that_ship_are_edits_that_can_be_made(path: Path) -> None:
+    for job in cli.read_jobs(path):
+        picture = pictures.open_picture(job["image"]) if job["image"].exists() else Image.new("RGB", (128, 128))
+        asked = cli.config_of({**job, "weights": cli.SMALL})
+        prompts = job["prompt"], job.get("negative_prompt", "")
+        checks.request(asked, picture, job.get("drag", ()), job.get("mask"), prompts, job.get("target_prompt"))
 
 
 def test_no_cell_of_a_table_is_left_out() -> None:
-    for title, width in (("What is printed, and what is done", 4), ("Words", 3), ("Experiments", 3)):
-        assert all(len(row) == width and all(row) for row in table(title)), title
+    for title, width, text in (
+        ("What is printed, and what is done", 4, TEXT),
+        ("Words", 3, TEXT),
+        ("Experiments", 4, README),
+    ):
+        assert all(len(row) == width and all(row) for row in table(title, text)), title

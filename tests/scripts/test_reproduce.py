@@ -181,33 +181,38 @@ def test_rivals_share_a_lora_and_each_pays_for_it(
 
 def test_the_table_is_by_the_papers_optimiser_and_learning_rate() -> None:
     base = replace(FAST, drag=replace(FAST.drag, optimizer="adam-mini", lr=1.0, radius=3))
-    config = steps_table.table_config(Choice(base, 2.0, 42, None, None))
-    paper = EditConfig.paper().drag
+    choice, paper = Choice(base, 2.0, 42, None, None), EditConfig.paper().drag
+    config = steps_table.table_config(choice)
+    printed = experiments.configs_of(steps_table.settings(choice))["paper"]
+    assert (printed.drag.radius, printed.drag.anchor) == (1, 0) == (paper.radius, paper.anchor)
+    assert replace(printed, drag=config.drag) == config
     assert (config.drag.optimizer, config.drag.lr) == (paper.optimizer, paper.lr) and config.drag.radius == 3
     assert "adam, learning rate 0.01" in experiments.drag_words(config)
 
 
 def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None:
     sd, (subject,) = loading.load(tiny_folder), subjects.restyled(1, 64, seed=42)
-    choice = Choice(FAST, 2.0, 42, None, None)
+    choice = Choice(replace(FAST, drag=replace(FAST.drag, radius=3)), 2.0, 42, None, None)
     configs = experiments.configs_of(steps_table.settings(choice))
     column = steps_table.do(sd, Item("table1", (subject,), 2), configs)
-    assert list(column.figures["results"]) == [steps_table.FREE, "control-1", "control-2"]
+    assert list(column.figures["results"]) == [
+        steps_table.name_of(setting, step) for setting in ("table", "paper") for step in (None, 1, 2)
+    ]
     beyond = steps_table.do(sd, Item("table1", (subject,), 3), configs)
-    assert list(beyond.figures["results"]) == ["control-2"]
+    assert list(beyond.figures["results"]) == ["table, control 2", "paper, control 2"]
     config = replace(configs["table"], drag_step=2, control_step=1, source_kv="none", paste=False)
     assert (config.drag.lr, config.drag.updates, config.guidance) == (0.01, 1, 2.0)
     alone = editing.edit(
         sd, subject.picture, subject.drags, subject.mask, subject.prompt, subject.target_prompt, config=config
     )
-    apart = np.abs(np.asarray(column.pictures["control-1"], int) - np.asarray(alone.image, int))
+    apart = np.abs(np.asarray(column.pictures["table, control 1"], int) - np.asarray(alone.image, int))
     assert apart.max() <= 1  # of another batch
     figures = column.figures["results"]
     assert subject.picture is not None
-    assert (
-        figures[steps_table.FREE][steps_table.OWN] == pytest.approx(1) and figures["control-1"][steps_table.OWN] < 0.999
-    )
-    assert figures["control-1"]["changed"] == quality.difference(subject.picture, column.pictures["control-1"])
+    free, first = (figures[steps_table.name_of("table", step)] for step in (None, 1))
+    assert free[steps_table.OWN] == pytest.approx(1) and first[steps_table.OWN] < 0.999
+    assert first["changed"] == quality.difference(subject.picture, column.pictures["table, control 1"])
+    assert column.pictures["paper, control 1"].tobytes() != column.pictures["table, control 1"].tobytes()
 
 
 def test_trips_are_the_round_trips_picture_by_picture(quick: None, tiny_folder: Path) -> None:
@@ -236,10 +241,11 @@ def test_rank_correlation() -> None:
 
 def test_table_and_settling(quick: None) -> None:
     """Figures that fall with the drag step and rise with the control step, and level off."""
-    columns = {s: {f"control-{a}": {"changed": 10 * a - 3 * s, "flat": 1.0} for a in (1, 2)} for s in (1, 2)}
-    assert steps_table.correlations({"one": columns}, "changed", "drag") == pytest.approx({"one": -1})
-    assert steps_table.correlations({"one": columns}, "changed", "control") == pytest.approx({"one": 1})
-    assert steps_table.correlations({"one": columns}, "flat", "drag") == {"one": None}
+    columns = {s: {f"table, control {a}": {"changed": 10 * a - 3 * s, "flat": 1.0} for a in (1, 2)} for s in (1, 2)}
+    found = partial(steps_table.correlations, {"one": columns}, "table")
+    assert found("changed", "drag") == pytest.approx({"one": -1})
+    assert found("changed", "control") == pytest.approx({"one": 1})
+    assert found("flat", "drag") == {"one": None}
     assert steps_table.settling({1: 10.0, 2: 6.0, 3: 5.0}) == pytest.approx(4 - 1)
 
 

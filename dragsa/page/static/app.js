@@ -1,12 +1,13 @@
 // The page: opens pictures and jobs, asks for edits, and shows what the server tells of them.
 
 import { Board } from "./canvas.js";
-import { blank } from "./mask.js";
 import { drawCurve } from "./curve.js";
+import { asked, buildForm, change, fillSelect, markWrong, take } from "./form.js";
+import { heat } from "./heat.js";
+import { pressed } from "./keys.js";
 
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.search).get("token");
-const TEXTS = ["prompt", "target_prompt", "negative_prompt", "seed"];
 const STAGES = {
   encode: "Encoding the picture", lora: "Training the picture's LoRA", inversion: "Inverting the picture",
   drag: "Dragging", denoising: "Denoising", decode: "Decoding",
@@ -16,8 +17,13 @@ const REASONS = {
   "no nearer": "the handles came no nearer", "tracking lost": "the handles were lost", stopped: "stopped by you",
   "not finite": "the numbers were no longer finite",
 };
-let tab = null, about = null, picture = null, result = null, course = null, running = false, asking = 0, jobs = [];
+const GONE = "the server does not answer: is `dragsa ui` still running?";
+let tab = null, about = null, picture = null, result = null, course = null, running = false, asking = 0, silent, jobs = [];
 const board = new Board($("board"), () => changed());
+const job = () => ({ ...asked(), drag: board.drags });
+
+// What is said to whoever sees the page.
+class Wrong extends Error {}
 
 // ---- talking to the server
 
@@ -26,15 +32,22 @@ function address(path, more = {}) {
   return `${path}?${query}`;
 }
 
-async function ask(path, body, more) {
+const ask = (path, body, more) => got(path, more, { method: "POST", body });
+
+async function got(path, more, how) {
   let response;
   try {
-    response = await fetch(address(path, more), { method: "POST", body });
+    response = await fetch(address(path, more), how);
   } catch {
-    throw new Error("the server does not answer: is `dragsa ui` still running?");
+    throw new Wrong(GONE);
   }
-  if (!response.ok) throw new Error((await response.json().catch(() => ({}))).error || `the server said ${response.status}`);
+  if (!response.ok) throw new Wrong((await response.json().catch(() => ({}))).error || `the server said ${response.status}`);
   return response;
+}
+
+// A picture of the server's.
+async function bitmap(path, more) {
+  return createImageBitmap(await (await got(path, more)).blob());
 }
 
 // Do something, and say what went wrong with it.
@@ -43,6 +56,8 @@ async function attempt(what) {
     return await what();
   } catch (error) {
     say(error.message);
+    markWrong(error.message);
+    if (!(error instanceof Wrong)) reportError(error); // a fault of the page's own is seen in the browser's log, too
   }
 }
 
@@ -51,70 +66,7 @@ function say(text) {
   $("toast").firstElementChild.textContent = text ? text[0].toUpperCase() + text.slice(1) : "";
 }
 
-// ---- the form
-
-function buildForm({ first, groups, presets, suited }) {
-  const rows = Object.fromEntries(groups.flatMap((group) => group.rows.map((row) => [row.name, row])));
-  const named = { size: "Working size", drag_step: "Drag step S", updates: "Updates", lr: "Rate η", radius: "Radius r₁", guidance: "Guidance" };
-  for (const name of first) {
-    const label = setting(rows[name], named[name] || name);
-    label.title = rows[name].help;
-    $("first").append(label);
-  }
-  for (const { title, rows } of groups) {
-    const rest = rows.filter((row) => !first.includes(row.name));
-    if (!rest.length) continue;
-    const head = document.createElement("h3");
-    head.textContent = title;
-    $("rest").append(head, ...rest.map((row) => {
-      const label = setting(row, row.name.replaceAll("_", " ")), help = document.createElement("span");
-      [label.className, help.className, help.textContent] = ["setting", "fine", row.help];
-      label.append(help);
-      return label;
-    }));
-  }
-  fillSelect($("preset"), Object.keys(presets));
-  fillSelect($("model"), about.models);
-  $("model-label").hidden = about.models.length < 2;
-  $("model").addEventListener("change", () => usePreset(suited[$("model").value]));
-  $("preset").addEventListener("change", () => usePreset($("preset").value));
-  usePreset(suited[about.models[0]]);
-}
-
-function setting({ name, words }, text) {
-  const label = document.createElement("label"), field = document.createElement(words.length ? "select" : "input");
-  label.append(text, field);
-  field.id = name;
-  field.dataset.setting = name;
-  if (words.length) fillSelect(field, words);
-  field.addEventListener("input", mark);
-  return label;
-}
-
-function fillSelect(select, words) {
-  select.replaceChildren(...words.map((word) => new Option(word, word)));
-}
-
-const settings = () => [...document.querySelectorAll("[data-setting]")];
-
-function usePreset(preset) {
-  $("preset").value = preset;
-  for (const field of settings()) field.value = about.form.presets[preset][field.id];
-  mark();
-}
-
-function mark() {
-  const own = about.form.presets[$("preset").value];
-  for (const field of settings()) field.parentElement.classList.toggle("changed", field.value.trim() !== own[field.id]);
-}
-
-// What is asked for, as a job file has it; settings only where they are not the preset's.
-function job() {
-  const own = about.form.presets[$("preset").value], asked = { preset: $("preset").value, drag: board.drags };
-  for (const name of TEXTS) if ($(name).value.trim()) asked[name] = $(name).value.trim();
-  for (const field of settings()) if (field.value.trim() !== own[field.id]) asked[field.id] = field.value.trim();
-  return asked;
-}
+// ---- what is asked
 
 async function request() {
   const file = await board.maskFile();
@@ -140,7 +92,7 @@ async function openFiles(list) {
 
 async function openPicture(file) {
   const { megabytes } = about.limits;
-  if (file.size > megabytes * 2 ** 20) throw new Error(`${file.name}: more than ${megabytes} MB: make the file smaller`);
+  if (file.size > megabytes * 2 ** 20) throw new Wrong(`${file.name}: more than ${megabytes} MB: make the file smaller`);
   const opened = await (await ask("picture", file, { name: file.name || "pasted.png" })).json();
   await showPicture(opened, file);
 }
@@ -150,7 +102,7 @@ async function showPicture(opened, file) {
   const [width, height] = opened.size;
   let image = file && (await createImageBitmap(file).catch(() => null));
   if (!image || image.width !== width || image.height !== height) {
-    image = await createImageBitmap(await (await fetch(address("picture"))).blob());
+    image = await bitmap("picture");
   }
   picture = { ...opened, image };
   [result, course, running] = [null, null, false];
@@ -161,8 +113,7 @@ async function showPicture(opened, file) {
   board.open(image, width, height);
   showView("draw");
   if (opened.prompt !== undefined) $("prompt").value = opened.prompt;
-  for (const [name, value] of Object.entries(opened.settings ?? {})) $(name).value = value;
-  mark();
+  change(opened.settings ?? {});
   prepare();
 }
 
@@ -172,7 +123,7 @@ async function openJob(file, files) {
   const named = (name) => files.find((one) => one.name === name), first = jobs[0];
   if (loaded.picture) await showPicture(loaded.picture, null);
   else if (first.image && named(first.image)) await openPicture(named(first.image));
-  else if (!picture) throw new Error(`the job's picture, ${first.image || "which it does not name"}, is not open: choose it together with the job`);
+  else if (!picture) throw new Wrong(`the job's picture, ${first.image || "which it does not name"}, is not open: choose it together with the job`);
   let mask = loaded.mask && Uint8Array.from(atob(loaded.mask), (letter) => letter.charCodeAt(0));
   mask = mask ? new Blob([mask]) : first.mask && named(first.mask);
   if (first.mask && !mask) say(`the job's mask, ${first.mask}, was not chosen with it: paint one, or choose both together`);
@@ -181,13 +132,9 @@ async function openJob(file, files) {
   useJob(first, mask ? await createImageBitmap(mask) : null);
 }
 
-function useJob(asked, mask = null) {
-  if (asked.model) $("model").value = asked.model;
-  usePreset(asked.preset || about.form.suited[$("model").value]);
-  for (const name of TEXTS) $(name).value = asked[name] ?? (name === "seed" ? "42" : "");
-  for (const field of settings()) field.value = asked[field.id] ?? field.value;
-  mark();
-  board.take(asked.drag, mask);
+function useJob(loaded, mask = null) {
+  take(loaded);
+  board.take(loaded.drag, mask);
   showView("draw");
   prepare();
 }
@@ -213,7 +160,7 @@ async function run() {
     try {
       await ask("edit", body);
     } catch (error) {
-      end();
+      finish("Not begun");
       throw error;
     }
   });
@@ -222,14 +169,14 @@ async function run() {
 function begin() {
   running = true;
   result = null;
-  course = { losses: [], left: [], handles: [], frame: null, box: null, frames: [] };
+  course = { drags: board.drags, losses: [], left: [], handles: [], frame: null, box: null, frames: [] };
   $("notes").replaceChildren();
   for (const id of ["result", "views", "curve"]) $(id).hidden = true;
   $("course").hidden = false;
   $("stop").textContent = "Stop";
   $("state").textContent = "";
   showStage("Waiting", 0, 0);
-  board.show({ mode: "live", drags: board.drags });
+  board.show({ mode: "live", drags: course.drags });
   changed();
 }
 
@@ -268,9 +215,9 @@ const TOLD = {
     showLive();
   },
   async frame({ update, box }) {
-    const here = course, response = await fetch(address("frame", { update }));
-    if (!response.ok || !running || here !== course) return;
-    [course.frame, course.box] = [await createImageBitmap(await response.blob()), box];
+    const here = course, image = running && (await bitmap("frame", { update }).catch(() => null));
+    if (!image || !running || here !== course) return;
+    [course.frame, course.box] = [image, box];
     course.frames.push({ update, box });
     showLive();
   },
@@ -279,16 +226,20 @@ const TOLD = {
     note.textContent = text[0].toUpperCase() + text.slice(1);
     $("notes").append(note);
   },
+  stopping: () => running && ($("state").textContent = "The drag ends with this update, and its picture is finished."),
   async done(told) {
+    const here = course;
+    if (!running) return; // of a picture that was left meanwhile
     end();
-    const response = await fetch(address("result"));
-    result = { ...told, image: await createImageBitmap(await response.blob()), frames: course?.frames || [] };
+    const image = await bitmap("result");
+    if (here !== course) return;
+    result = { ...told, image, frames: course.frames };
     const seconds = Object.values(told.seconds).reduce((sum, one) => sum + one, 0);
     const worst = told.left.length ? `, ${Math.max(...told.left.at(-1)).toFixed(1)} px left` : "";
     const why = told.stop ? `After ${told.losses.length} updates: ${REASONS[told.stop] || told.stop}${worst}.` : "The prompt's change is done.";
     $("outcome").textContent = `${why} ${seconds.toFixed(1)} s.`;
-    showStage("Done", 0, 0);
-    end();
+    $("stage-name").textContent = "Done";
+    $("stage-count").textContent = "";
     for (const id of ["result", "views"]) $(id).hidden = false;
     $("state").textContent = "";
     document.querySelector('[data-view="steps"]').hidden = !told.losses.length;
@@ -298,7 +249,7 @@ const TOLD = {
   ended: () => running && finish("Stopped before there was anything to keep"),
   error({ text }) {
     if (running) finish("Failed");
-    say(text);
+    throw new Wrong(text);
   },
 };
 
@@ -310,8 +261,8 @@ function finish(words) {
 
 function showLive() {
   if (!running) return;
-  const { handles, frame, box } = course;
-  board.show({ mode: "live", drags: board.drags, handles: handles.at(-1) || [], paths: handles, frame, box });
+  const { drags, handles, frame, box } = course;
+  board.show({ mode: "live", drags, handles: handles.at(-1) || [], paths: handles, frame, box });
 }
 
 // ---- looking at the result
@@ -336,42 +287,17 @@ async function showStep() {
   drawCurve($("curve"), result, n);
   const seen = result.frames.filter(({ update }) => update <= n).at(-1), paths = result.handles.slice(0, n);
   if (seen && !seen.image) {
-    const response = await fetch(address("frame", { update: seen.update }));
-    if (response.ok) seen.image = await createImageBitmap(await response.blob());
+    seen.image = await bitmap("frame", { update: seen.update }).catch(() => null);
   }
   board.show({ mode: "steps", drags: result.drags, handles: paths.at(-1), paths, frame: seen?.image, box: seen?.box });
 }
 
-// How far each pixel has changed: dark where it has not, then red, yellow and white.
-function heat(before, after) {
-  const scale = Math.min(1, 1024 / Math.max(before.width, before.height));
-  const [w, h] = [Math.max(1, Math.round(before.width * scale)), Math.max(1, Math.round(before.height * scale))];
-  const [old, now] = [before, after].map((image) => {
-    const ctx = blank(w, h).getContext("2d");
-    ctx.fillStyle = "#fff";
-    ctx.fillRect(0, 0, w, h);
-    ctx.drawImage(image, 0, 0, w, h);
-    return ctx.getImageData(0, 0, w, h).data;
-  });
-  const canvas = blank(w, h), ctx = canvas.getContext("2d"), out = ctx.createImageData(w, h);
-  for (let i = 0; i < out.data.length; i += 4) {
-    const change = Math.max(...[0, 1, 2].map((c) => Math.abs(now[i + c] - old[i + c])));
-    const grey = 0.12 * (old[i] + old[i + 1] + old[i + 2]) / 3, hot = Math.min(1, change / 128);
-    out.data[i] = grey + 255 * Math.min(1, 2.2 * hot);
-    out.data[i + 1] = grey + 255 * Math.max(0, 1.8 * hot - 0.5);
-    out.data[i + 2] = grey + 40 * hot + 215 * Math.max(0, 4 * hot - 3);
-    out.data[i + 3] = 255;
-  }
-  ctx.putImageData(out, 0, 0);
-  return canvas;
-}
-
 // ---- saving
 
-async function save(path, name, body) {
+// Save what the server answers with; `what` gives what it is to be told, if anything.
+async function save(path, name, what) {
   await attempt(async () => {
-    const response = await (body ? ask(path, body) : fetch(address(path)));
-    if (!response.ok) throw new Error((await response.json()).error);
+    const response = await (what ? ask(path, await what()) : got(path));
     const link = document.createElement("a");
     link.href = URL.createObjectURL(await response.blob());
     link.download = name;
@@ -384,13 +310,13 @@ const stem = () => picture.name.replace(/\.[^.]*$/, "");
 
 function changed() {
   if (!about) return;
-  const asked = picture && (board.drags.length > 0 || $("target_prompt").value.trim());
+  const something = picture && (board.drags.length > 0 || $("target_prompt").value.trim());
   $("run").hidden = running;
   $("stop").hidden = !running;
-  $("run").disabled = !asked;
+  $("run").disabled = !something;
+  $("run").title = something ? "Ctrl Enter" : "Open a picture and pull a point of it, or give a target prompt";
   $("save-job").disabled = !picture || running;
   $("go-on").disabled = running;
-  if (result && board.shown.mode !== "draw" && !running && board.gesture) showView("draw");
 }
 
 // ---- the beginning
@@ -409,7 +335,7 @@ function listen() {
   });
   $("save-picture").onclick = () => save("result", `${stem()}-dragged.png`);
   $("save-trace").onclick = () => save("trace", `${stem()}-dragged.json`);
-  $("save-job").onclick = async () => save("job", `${stem()}-job.zip`, await request());
+  $("save-job").onclick = () => save("job", `${stem()}-job.zip`, request);
   $("go-on").onclick = () => attempt(async () => {
     const opened = await (await ask("on")).json(), target = $("target_prompt").value.trim();
     await showPicture(opened, null);
@@ -424,30 +350,39 @@ function listen() {
   $("model").addEventListener("change", prepare);
   const stage = $("stage");
   addEventListener("paste", (event) => event.clipboardData.files.length && openFiles(event.clipboardData.files));
-  for (const name of ["dragover", "drop"]) addEventListener(name, (event) => event.preventDefault());
+  // A file that misses its place, or a link, would be opened in place of the page; text goes into its field.
+  const isText = ({ target, dataTransfer }) => /TEXTAREA|INPUT/.test(target.tagName) && !dataTransfer.types.includes("Files");
+  for (const name of ["dragover", "drop"]) addEventListener(name, (event) => isText(event) || event.preventDefault());
   stage.addEventListener("dragenter", () => stage.classList.add("over"));
   stage.addEventListener("dragleave", (event) => stage.contains(event.relatedTarget) || stage.classList.remove("over"));
   addEventListener("drop", (event) => {
     stage.classList.remove("over");
-    openFiles(event.dataTransfer.files);
+    if (event.dataTransfer.files.length) openFiles(event.dataTransfer.files);
+    else if (!isText(event)) say("no file was dropped: save the picture first, and drop that");
+  });
+  addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running && !$("run").disabled) run();
+    else if (!event.target.closest("input, textarea, select, #board")) pressed(board, event);
   });
   addEventListener("pagehide", () => navigator.sendBeacon(address("close")));
   addEventListener("pageshow", (event) => event.persisted && location.reload()); // the tab was closed on the server
 }
 
 await attempt(async () => {
-  const response = await fetch(address("about"));
-  about = await response.json();
-  if (!response.ok) throw new Error(about.error);
-  buildForm(about.form);
+  about = await (await got("about")).json();
+  buildForm(about.models, about.form);
   $("example").hidden = !about.example;
   tab = (await (await ask("tab")).json()).tab;
   const events = new EventSource(address("events"));
   events.onmessage = ({ data }) => {
     const told = JSON.parse(data);
-    TOLD[told.kind](told);
+    attempt(() => TOLD[told.kind](told));
   };
-  events.onerror = () => events.readyState === EventSource.CLOSED && say("this tab was closed on the server: load the page again");
+  events.onopen = () => (silent = clearTimeout(silent));
+  events.onerror = () => {
+    if (events.readyState === EventSource.CLOSED) say("this tab was closed on the server: load the page again");
+    else silent ??= setTimeout(() => say(GONE), 5000); // it tries again meanwhile
+  };
   listen();
   changed();
   document.body.dataset.ready = "yes";

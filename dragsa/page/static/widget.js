@@ -6,7 +6,9 @@ import { drawCurve } from "./curve.js";
 async function render({ model, el }) {
   el.classList.add("dragsa-widget");
   el.innerHTML = `<div></div><div class="below"><button type="button" class="run">Run</button>
+    <button type="button" class="stop" hidden>Stop</button>
     <button type="button" class="view" hidden>Drags</button><progress max="1" hidden></progress><span class="said"></span>
+    <span class="said hint" hidden>Interrupt the kernel (■) to end the drag and keep what there is.</span>
     <figure hidden><svg viewBox="0 0 300 90" preserveAspectRatio="none"></svg>
     <figcaption><span class="left-key"></span><span class="loss-key"></span></figcaption></figure></div>`;
   const part = (name) => el.querySelector(name), said = (text) => (part(".said").textContent = text);
@@ -24,33 +26,44 @@ async function render({ model, el }) {
     }
     model.save_changes();
   });
+  // Keys that are pressed here are not the notebook's, whose D D would delete the cell.
+  for (const one of el.querySelectorAll("canvas, button, input")) one.dataset.lmSuppressShortcuts = "true";
+  board.wheels = false; // a notebook is scrolled by the wheel
   const image = await bitmap(model.get("_picture_file"));
   const drags = model.get("drags");
   board.open(image, image.width, image.height);
   if (drags.length) board.take(drags);
 
-  const live = () => board.show({ mode: "live", drags: board.drags, handles: course.handles.at(-1) || [], paths: course.handles, ...course.seen });
+  const live = () => board.show({ mode: "live", drags: course.drags, handles: course.handles.at(-1) || [], paths: course.handles, ...course.seen });
   const look = (mode) => {
     board.show(mode === "draw" ? { mode } : { mode, image: result });
     part(".view").textContent = mode === "draw" ? "Before and after" : "Drags";
   };
+  const running = (on, inCell = false) => {
+    part(".run").hidden = on;
+    part("progress").hidden = !on;
+    part(".stop").hidden = !on || inCell; // a kernel that runs a cell hears of no button
+    part(".hint").hidden = !inCell;
+    part(".stop").textContent = "Stop";
+  };
   const ended = (text) => {
-    part("progress").hidden = true;
+    running(false);
     said(text);
     course = null;
   };
   const TOLD = {
-    begin() {
-      course = { losses: [], left: [], handles: [], seen: {} };
+    begin({ in_cell }) {
+      course = { drags: board.drags, losses: [], left: [], handles: [], seen: {} };
+      running(true, in_cell);
       part(".view").hidden = true;
       live();
     },
     stage({ stage, done, total }) {
       said(total > 1 ? `${stage}, ${done} of ${total}` : stage);
-      part("progress").hidden = false;
       part("progress").value = total ? done / total : 0;
     },
     update({ update, total, loss, handles, left }) {
+      if (!course) return; // an edit that this view of the widget has not seen begin
       course.losses.push(loss);
       course.left.push(left);
       course.handles.push(handles);
@@ -58,6 +71,9 @@ async function render({ model, el }) {
       part("figure").hidden = false;
       drawCurve(part("figure"), course);
       live();
+    },
+    stopping() {
+      part(".stop").textContent = "Stop at once";
     },
     async frame({ box }, [bytes]) {
       const frame = await bitmap(bytes);
@@ -83,6 +99,7 @@ async function render({ model, el }) {
     if (JSON.stringify(board.drags) !== JSON.stringify(model.get("drags"))) board.take(model.get("drags"));
   });
   part(".run").addEventListener("click", () => model.send("run"));
+  part(".stop").addEventListener("click", () => model.send("stop"));
   part(".view").addEventListener("click", () => look(board.shown.mode === "draw" ? "compare" : "draw"));
 }
 

@@ -90,7 +90,7 @@ def test_the_stock_parts_are_the_stock_drag(net, masked):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_compiled_they_are_the_stock_step_in_one_graph(net, graphs, masked):
-    (z, text), config = given(), DragConfig(tap="block14" if masked else "block08", compile="off")
+    (z, text), config = given(), DragConfig(tap="block14" if masked else "block05", compile="off")
     noise, frozen = ddim.noise_at(SCHEDULE, 35, z.device), torch.rand(8, 8).round() if masked else None
     step = passes.whole(drag.motion_supervision_step, "cpu", graphs)
     task = Task(z, noise, text, HANDLES, TARGETS, frozen, config)

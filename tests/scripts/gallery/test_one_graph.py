@@ -84,17 +84,37 @@ def test_a_map_that_is_read(net, graphs):
     assert len(graphs.traced) == 2
 
 
+def residuals(step: int) -> AttentionHook:
+    generator = torch.Generator().manual_seed(step)
+    down = [torch.randn(1, 8, 1, 1, generator=generator) for _ in SKIPS]
+    return Named(controlled(down, torch.randn(1, 8, 1, 1, generator=generator)), PAIRS)
+
+
+def shared(net: UNet) -> AttentionHook:
+    return PlugAndPlay(net.regions["decoder2.res2"].get_submodule("conv_shortcut"))
+
+
 def test_in_the_decoder_one_within_the_other(net, graphs):
     """Regions (FreeU, ControlNet, Plug-and-Play) and the attention of pairs (Plug-and-Play, the union)."""
-    shortcut = net.regions["decoder2.res2"].get_submodule("conv_shortcut")
 
     def hook_at(step: int) -> AttentionHook:
-        generator = torch.Generator().manual_seed(step)
-        down = [torch.randn(1, 8, 1, 1, generator=generator) for _ in SKIPS]
-        residuals = controlled(down, torch.randn(1, 8, 1, 1, generator=generator))
-        return Named(hooks.compose(freeu(), residuals, PlugAndPlay(shortcut), union), PAIRS)
+        return Named(hooks.compose(freeu(), residuals(step), shared(net), union), PAIRS)
 
     traced_once(net, graphs, hook_at, 4, taps=("block11",), until="block11")
+
+
+IN_DECODER: dict[str, Callable[[UNet, int], AttentionHook]] = {
+    "freeu": lambda net, step: freeu(),
+    "controlnet": lambda net, step: residuals(step),
+    "plug_and_play": lambda net, step: Named(shared(net), PAIRS),
+    "union": lambda net, step: Named(union, PAIRS),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IN_DECODER)
+def test_in_the_decoder(net, graphs, name):
+    traced_once(net, graphs, partial(IN_DECODER[name], net), 4, taps=("block11",), until="block11")
 
 
 def nothing(name: str, call: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
