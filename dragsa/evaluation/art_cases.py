@@ -77,11 +77,7 @@ class ArtCase(Edit):
 
     def caption(self, scene: ArtScene, full: bool = False) -> str:
         """Return a scene in words; with `full` also where its thing is."""
-        words = art_scenes.caption(scene)
-        if not full or scene.neighbour is not None:
-            return words
-        what, style, rest = words.partition(f" in {scene.thing.style} style")
-        return f"{what} at the {scenes.place_words(scene.thing.x, scene.thing.y)}{style}{rest}"
+        return art_scenes.caption(scene, place=full)
 
     def drawn(self, scene: ArtScene) -> Tensor:
         return art_scenes.draw(scene, artwork.shipped(), self.size)

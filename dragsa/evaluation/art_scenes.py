@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dragsa.evaluation import artwork
 from dragsa.evaluation.artwork import STYLES, Sprites
-from dragsa.evaluation.scenes import GREY, GREYING, PALETTE
+from dragsa.evaluation.scenes import GREY, GREYING, PALETTE, place_words
 
 PATTERNS = ("plain", "stripes", "checks", "clouds")
 STRUCTURED = ("stripes", "checks")  # must go on where an object was
@@ -30,6 +30,7 @@ MARGIN, GAP = 0.0, 0.01
 TURNED = math.radians(30)
 CLOUDS = 6  # cosines
 SHARPNESS = 4.0  # of a stripe's edge: the pattern is tanh(sharpness · sine)
+WORDS = ("a", "and", "in", *STYLES, "style", "on", "ground", *PALETTE)  # of captions, beside the things' names
 FINER = 2  # a picture is drawn so much larger and averaged
 
 
@@ -152,10 +153,16 @@ def is_clear(scene: ArtScene) -> bool:
     return inside and math.dist((one.x, one.y), (other.x, other.y)) >= (one.size + other.size) / 2 + GAP
 
 
-def caption(scene: ArtScene) -> str:
-    """Return the scene in words: "a bear in fluent style on a cyan ground"."""
-    names = [f"a {thing.name.replace('-', ' ')}" for thing in reversed(scene.things)]
-    return f"{' and '.join(names)} in {scene.thing.style} style on a {scene.ground.colour} ground"
+def caption(scene: ArtScene, style: bool = True, ground: bool = True, place: bool = False) -> str:
+    """Return the scene in words: "a bear in fluent style on a cyan ground", or without its style or ground.
+
+    With `place` also where a thing is that stands alone: "a bear at the top left in fluent style on a cyan ground".
+    """
+    words = " and ".join(f"a {thing.name.replace('-', ' ')}" for thing in reversed(scene.things))
+    if place and scene.neighbour is None:
+        words += f" at the {place_words(scene.thing.x, scene.thing.y)}"
+    words += f" in {scene.thing.style} style" if style else ""
+    return words + (f" on a {scene.ground.colour} ground" if ground else "")
 
 
 # ---------------------------------------------------------------------------------------------------------- drawing

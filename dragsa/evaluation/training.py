@@ -224,7 +224,10 @@ class Lessons:
 def captions(scene: Scene | ArtScene) -> list[str]:
     """Return four captions of a scene, the one that edits use first."""
     if isinstance(scene, ArtScene):
-        return [art_scenes.caption(scene, style, ground) for style in (True, False) for ground in (True, False)]
+        return [
+            art_scenes.caption(scene, *kind)
+            for kind in ((True, True), (False, True), (True, False), (True, True, True))
+        ]
     return [scenes.caption(scene, *kind) for kind in ((False, False), (False, True), (True, False), (True, True))]
 
 
