@@ -54,7 +54,7 @@ def window(browser: Any) -> Any:
     """A page of the browser, with the hosts that it has asked and the errors that its log has."""
     context = browser.new_context(viewport={"width": 1200, "height": 760})
     page, hosts, wrong = context.new_page(), set(), []
-    page.set_default_timeout(30_000)
+    page.set_default_timeout(60_000)  # a busy machine is no fault
     context.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     page.on("pageerror", lambda error: wrong.append(str(error)))
     return page, hosts, wrong

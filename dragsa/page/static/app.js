@@ -18,7 +18,7 @@ const REASONS = {
   "not finite": "the numbers were no longer finite",
 };
 const GONE = "the server does not answer: is `dragsa ui` still running?";
-let tab = null, about = null, picture = null, result = null, course = null, running = false, asking = 0, silent, jobs = [];
+let tab = null, about = null, picture = null, result = null, course = null, running = false, asking = 0, painting = null, silent, jobs = [];
 const board = new Board($("board"), () => changed());
 const job = () => ({ ...asked(), drag: board.drags });
 
@@ -209,10 +209,8 @@ const TOLD = {
     course.losses.push(loss);
     course.left.push(left);
     course.handles.push(handles);
-    showStage(STAGES.drag, update, total);
-    $("curve").hidden = false;
-    drawCurve($("curve"), course);
-    showLive();
+    course.stage = [STAGES.drag, update, total];
+    painting ??= setTimeout(showCourse, 80); // updates may come faster than a page can show them
   },
   async frame({ update, box }) {
     const here = course, image = running && (await bitmap("frame", { update }).catch(() => null));
@@ -257,6 +255,15 @@ function finish(words) {
   showStage(words, 0, 0);
   end();
   showView("draw");
+}
+
+function showCourse() {
+  painting = null;
+  if (!running || !course.losses.length) return;
+  showStage(...course.stage);
+  $("curve").hidden = false;
+  drawCurve($("curve"), course);
+  showLive();
 }
 
 function showLive() {
