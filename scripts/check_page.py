@@ -426,6 +426,8 @@ def main() -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--only", type=lambda text: text.split(","), default=list(PARTS), metavar="PARTS")
     options = parser.parse_args()
+    if unknown := [name for name in options.only if name not in PARTS]:
+        parser.error(f"--only: no part {unknown[0]!r}; there are {', '.join(PARTS)}")
     options.out.mkdir(parents=True, exist_ok=True)
     checks: dict[str, Callable[[Browser, Path], Iterable[Row]]] = {
         "story": story,
