@@ -23,13 +23,11 @@ ship with the benchmark (`artwork.shipped`).
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -130,6 +128,14 @@ class ArtCase(Edit):
     def to_json(self) -> dict[str, Any]:
         return {"list": "artwork", "novelty": self.novelty, **super().to_json()}
 
+    @staticmethod
+    def read_scene(value: Mapping[str, Any]) -> ArtScene:
+        def thing(value: Mapping[str, Any]) -> Thing:
+            return Thing(**{**value, "pull": value["pull"] and Pull(**value["pull"])})
+
+        ground = Ground(**{**value["ground"], "slope": tuple(value["ground"]["slope"])})
+        return ArtScene(thing(value["thing"]), ground, value["neighbour"] and thing(value["neighbour"]))
+
 
 def novelty(name: str, style: str) -> str:
     """Return which of `NOVELTIES` a drawing is."""
@@ -212,19 +218,14 @@ def _way_is_clear(before: ArtScene, after: ArtScene) -> bool:
     )
 
 
-def _moved(rng: random.Random, thing: Thing, least: float, most: float) -> Thing:
-    distance, angle = rng.uniform(least, most), rng.uniform(0, 2 * math.pi)
-    return replace(thing, x=thing.x + distance * math.cos(angle), y=thing.y + distance * math.sin(angle))
-
-
 def _move(rng: random.Random, before: ArtScene, number: int) -> ArtScene | None:
-    after = replace(before, thing=_moved(rng, before.thing, 0.1, 0.3))
+    after = replace(before, thing=scenes.moved(before.thing, rng, 0.1, 0.3))
     return after if _way_is_clear(before, after) else None
 
 
 def _two(rng: random.Random, before: ArtScene, number: int) -> ArtScene | None:
     assert before.neighbour is not None
-    thing, other = (_moved(rng, one, 0.1, 0.25) for one in (before.thing, before.neighbour))
+    thing, other = (scenes.moved(one, rng, 0.1, 0.25) for one in (before.thing, before.neighbour))
     after = replace(before, thing=thing, neighbour=other)
     return after if _way_is_clear(before, after) else None
 
@@ -267,25 +268,3 @@ _EDITS: Mapping[str, Callable[[random.Random, ArtScene, int], ArtScene | None]] 
     "protect": _move,
     "part": _part,
 }
-
-
-# ---------------------------------------------------------------------------------------------------------- as files
-
-
-def load(folder: Path) -> ArtCase:
-    """Return the case of a folder that `runs.save` wrote. Raises OSError or ValueError for a folder that holds none."""
-    try:
-        value = json.loads((folder / "case.json").read_text())
-        before, after = (_read_scene(value[name]) for name in ("before", "after"))
-        return ArtCase(value["kind"], value["number"], value["seed"], before, after, value["size"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / 'case.json'}: not a case of this benchmark ({error})") from None
-
-
-def _read_scene(value: Mapping[str, Any]) -> ArtScene:
-    ground = Ground(**{**value["ground"], "slope": tuple(value["ground"]["slope"])})
-    return ArtScene(_read_thing(value["thing"]), ground, value["neighbour"] and _read_thing(value["neighbour"]))
-
-
-def _read_thing(value: Mapping[str, Any]) -> Thing:
-    return Thing(**{**value, "pull": value["pull"] and Pull(**value["pull"])})

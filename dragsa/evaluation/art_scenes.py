@@ -26,7 +26,7 @@ SIZES = (0.36, 0.62)  # of a sprite's square
 SIZES_BESIDE = (0.32, 0.46)  # and of both, where there are two
 BESIDE = 0.3  # of all scenes have two
 PULLED = 0.2  # of all things have a part pulled
-MARGIN, GAP = 0.0, 0.01
+GAP = 0.01  # at least, between two things
 TURNED = math.radians(30)
 CLOUDS = 6  # cosines
 SHARPNESS = 4.0  # of a stripe's edge: the pattern is tanh(sharpness · sine)
@@ -134,7 +134,7 @@ def random_ground(rng: random.Random, patterns: Sequence[str] = PATTERNS) -> Gro
 
 def _placed(rng: random.Random, name: str, style: str, beside: bool) -> Thing:
     size = rng.uniform(*(SIZES_BESIDE if beside else SIZES))
-    least, most = size / 2 + MARGIN, 1 - size / 2 - MARGIN
+    least, most = size / 2, 1 - size / 2
     pull = None
     if rng.random() < PULLED:
         way, length = rng.uniform(0, 2 * math.pi), rng.uniform(0.05, 0.2)
@@ -146,7 +146,7 @@ def _placed(rng: random.Random, name: str, style: str, beside: bool) -> Thing:
 
 def is_clear(scene: ArtScene) -> bool:
     """Return True if the things' squares, unturned, lie inside the picture and the inner circles do not touch."""
-    inside = all(t.size / 2 + MARGIN <= c <= 1 - t.size / 2 - MARGIN for t in scene.things for c in (t.x, t.y))
+    inside = all(t.size / 2 <= c <= 1 - t.size / 2 for t in scene.things for c in (t.x, t.y))
     if scene.neighbour is None:
         return inside
     one, other = scene.things

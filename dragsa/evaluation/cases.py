@@ -14,13 +14,11 @@ and no common seed: "figures", whose figures are reported, and "settings", on wh
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -101,6 +99,11 @@ class Case(Edit):
     def measured(self) -> tuple[str, ...]:
         return MEASURED[self.kind]
 
+    @staticmethod
+    def read_scene(value: Mapping[str, Any]) -> Scene:
+        neighbour = None if value["neighbour"] is None else Case.read_scene(value["neighbour"])
+        return Scene(**{**value, "slope": tuple(value["slope"]), "neighbour": neighbour})
+
 
 def between(before: Scene, after: Scene) -> list[Scene]:
     """Return scenes on the straight way, both ends among them; places and sizes change, of the neighbour too."""
@@ -154,21 +157,3 @@ def _edit(kind: str, seed: int, tries: int = 300) -> tuple[Scene, Scene] | None:
         if all(scenes.is_clear(way) for way in between(*pair)):
             return pair
     return None
-
-
-# ---------------------------------------------------------------------------------------------------------- as files
-
-
-def load(folder: Path) -> Case:
-    """Return the case of a folder that `runs.save` wrote. Raises OSError or ValueError for a folder that holds none."""
-    try:
-        value = json.loads((folder / "case.json").read_text())
-        before, after = (_scene(value[name]) for name in ("before", "after"))
-        return Case(value["kind"], value["number"], value["seed"], before, after, value["size"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / 'case.json'}: not a case of this benchmark ({error})") from None
-
-
-def _scene(value: Mapping[str, Any]) -> Scene:
-    neighbour = None if value["neighbour"] is None else _scene(value["neighbour"])
-    return Scene(**{**value, "slope": tuple(value["slope"]), "neighbour": neighbour})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -72,6 +74,11 @@ class Edit(ABC):
     def measured(self) -> tuple[str, ...]:
         """The names of the points whose remaining distance is reported."""
 
+    @staticmethod
+    @abstractmethod
+    def read_scene(value: Mapping[str, Any]) -> Any:
+        """Return a scene as `to_json` wrote it. Raises KeyError or TypeError for what is none."""
+
     @property
     def name(self) -> str:
         return f"{self.kind}-{self.number:02d}"
@@ -125,6 +132,20 @@ class Edit(ABC):
         points = {"before": self.points(self.before), "after": self.points(self.after)}
         scenes = {"before": asdict(self.before), "after": asdict(self.after)}
         return {**scalars, "drags": drags, "measured": list(self.measured), "points": points, **scenes}
+
+
+def load(folder: Path, of_list: Callable[[Any], type[Edit]]) -> Edit:
+    """Return the case of a folder that `runs.save` wrote. Raises OSError or ValueError for a folder that holds none.
+
+    `of_list`: the case's class by what was written.
+    """
+    try:
+        value = json.loads((folder / "case.json").read_text())
+        kind = of_list(value)
+        before, after = (kind.read_scene(value[name]) for name in ("before", "after"))
+        return kind(value["kind"], value["number"], value["seed"], before, after, value["size"])
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / 'case.json'}: not a case of this benchmark ({error})") from None
 
 
 def dilated(mask: Tensor, reach: float) -> Tensor:

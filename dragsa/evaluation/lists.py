@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from dragsa.evaluation import art_cases, art_figures, cases, figures
+from dragsa.evaluation import art_cases, art_figures, cases, edits, figures
 from dragsa.evaluation.art_cases import ArtCase
 from dragsa.evaluation.cases import Case
 from dragsa.evaluation.edits import SIZE, Edit
@@ -49,12 +48,11 @@ def measure(result: Image.Image, case: Edit) -> dict[str, Any]:
 
 def load(folder: Path) -> Edit:
     """Return the case of a folder that `runs.save` wrote. Raises OSError or ValueError for a folder that holds none."""
-    try:
-        value = json.loads((folder / "case.json").read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / 'case.json'}: not a case of this benchmark ({error})") from None
-    artwork = isinstance(value, dict) and value.get("list") == ARTWORK
-    return art_cases.load(folder) if artwork else cases.load(folder)
+
+    def of_list(value: Any) -> type[Edit]:
+        return ArtCase if isinstance(value, dict) and value.get("list") == ARTWORK else Case
+
+    return edits.load(folder, of_list)
 
 
 def measure_folder(folder: Path) -> dict[str, dict[str, Any]]:

@@ -150,10 +150,10 @@ def translation(seed: int, least: float = 0.1, most: float = 0.3) -> tuple[Scene
     return scene, after
 
 
-def moved(scene: Scene, rng: random.Random, least: float, most: float) -> Scene:
-    """Return the scene with its object moved by `least` … `most` of the width, in any direction."""
+def moved(thing: Any, rng: random.Random, least: float, most: float) -> Any:
+    """Return an object, a scene for its own, moved by `least` … `most` of the width in any direction."""
     distance, angle = rng.uniform(least, most), rng.uniform(0, 2 * math.pi)
-    return replace(scene, x=scene.x + distance * math.cos(angle), y=scene.y + distance * math.sin(angle))
+    return replace(thing, x=thing.x + distance * math.cos(angle), y=thing.y + distance * math.sin(angle))
 
 
 def caption(scene: Scene, place: bool = False, looking: bool = False) -> str:

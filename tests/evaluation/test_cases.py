@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dragsa.evaluation import cases, edits, scenes, truth
+from dragsa.evaluation import cases, edits, lists, scenes, truth
 from dragsa.pictures import images
 
 LISTS = {which: cases.cases(which) for which in ("figures", "settings")}
@@ -88,7 +88,7 @@ def test_a_case_is_the_same_after_it_was_written_down(tmp_path: Path) -> None:
     for case in LISTS["figures"][:5]:
         truth.save(tmp_path, case, {})
         folder = tmp_path / case.name
-        assert cases.load(folder) == case
+        assert lists.load(folder) == case
         drawn = images.to_tensor(images.open_picture(folder / "truth.png"))[0]
         assert (drawn - scenes.draw(case.after)).abs().max() <= 1.01 / 255
         assert (images.open_mask(folder / "mask.png", (128, 128), (128, 128)) == case.mask).all()
@@ -97,6 +97,6 @@ def test_a_case_is_the_same_after_it_was_written_down(tmp_path: Path) -> None:
 def test_a_folder_without_a_case_is_said_to_be_none(tmp_path: Path) -> None:
     (tmp_path / "case.json").write_text('{"kind": "move"}')
     with pytest.raises(ValueError, match="not a case of this benchmark"):
-        cases.load(tmp_path)
+        lists.load(tmp_path)
     with pytest.raises(ValueError, match="no list of cases 'training'; there are figures, settings"):
         cases.cases("training")

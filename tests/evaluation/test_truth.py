@@ -17,7 +17,7 @@ import torch
 
 from dragsa import editing, loading, source_kv
 from dragsa.config import DragConfig, EditConfig
-from dragsa.evaluation import cases, runs, truth
+from dragsa.evaluation import cases, lists, runs, truth
 from dragsa.evaluation.runs import CAPTION, MAIN, Setting, rivals
 from dragsa.methods import lora
 
@@ -258,7 +258,7 @@ def test_a_run_has_every_case_once_and_goes_on_where_it_stood(finished: Path, mo
     folders = sorted(path.name for path in finished.iterdir() if path.is_dir())
     assert folders == sorted(case.name for case in LISTED)  # and no folder of a part
     for case in LISTED:
-        assert cases.load(finished / case.name) == case
+        assert lists.load(finished / case.name) == case
         assert {file.stem for file in (finished / case.name).glob("*.png")} >= {setting.name for setting in SETTINGS}
     before = {path: path.stat().st_mtime_ns for path in finished.glob("*/*.json")}
     assert truth.run(finished, LISTED, SETTINGS, model, published=False)

@@ -10,7 +10,7 @@ import pytest
 import truth_bench
 
 from dragsa.config import DragConfig, EditConfig
-from dragsa.evaluation import cases, truth
+from dragsa.evaluation import cases, lists, truth
 from dragsa.evaluation.runs import MAIN, Setting
 from dragsa.pictures import images
 
@@ -63,7 +63,7 @@ def test_no_run_is_one_line_and_exit_2(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_exported_cases_are_whole(tmp_path: Path) -> None:
     assert truth_bench.main(["export", str(tmp_path / "cases"), "--limit", "1", "--cases", "settings"]) == 0
-    found = [cases.load(tmp_path / "cases" / f"{kind}-00") for kind in cases.KINDS]
+    found = [lists.load(tmp_path / "cases" / f"{kind}-00") for kind in cases.KINDS]
     assert found == cases.cases("settings", limit=1)
 
 
