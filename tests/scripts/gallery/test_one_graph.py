@@ -65,7 +65,7 @@ IN_ENCODER: dict[str, tuple[Callable[[int], AttentionHook], int]] = {
 @pytest.mark.parametrize("name", IN_ENCODER)
 def test_in_the_encoder(net, graphs, name):
     hook_at, rows = IN_ENCODER[name]
-    traced_once(net, graphs, hook_at, rows, taps=("encoder1",), until="encoder1")
+    traced_once(net, graphs, hook_at, rows, taps=("block01",), until="block01")
 
 
 def test_a_map_that_is_read(net, graphs):
