@@ -14,12 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.filterwarnings("ignore:the drag did not arrive")
 def test_the_example_gives_edits_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(example, "LOOP", replace(example.LOOP, updates=12))
-    monkeypatch.setattr(example, "CONFIG", replace(example.CONFIG, drag=example.LOOP, steps=25, drag_step=10))
+    monkeypatch.setattr(example, "LOOP", replace(example.LOOP, updates=4))
+    monkeypatch.setattr(example, "CONFIG", replace(example.CONFIG, drag=example.LOOP, steps=10, drag_step=4))
     sd = dragsa.load(ROOT / "weights" / "small")
     disc, mask = (Image.open(ROOT / "scripts" / "demo" / name) for name in ("disc.png", "mask.png"))
     result = dragsa.edit(sd, disc, example.DRAGS, mask, config=example.CONFIG)
-    assert len(result.trace.losses) == 12
+    assert len(result.trace.losses) == 4
     assert example.main(sd, disc, mask).tobytes() == result.image.tobytes()
 
 

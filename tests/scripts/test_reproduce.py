@@ -23,7 +23,7 @@ from dragsa.evaluation.subjects import Subject
 from dragsa.methods import lora
 from dragsa.pictures import images
 
-FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=2, size=64, mask_blocks=(5, 6))
+FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=4, drag_step=2, control_step=2, size=64, mask_blocks=(5, 6))
 JOBS: list[dict[str, Any]] = [
     {
         "image": "dot.png",
