@@ -33,10 +33,10 @@ def test_colours_are_premultiplied_and_styles_differ() -> None:
 
 def test_a_folder_keeps_drawings_without_loss(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
-    alpha = torch.randint(0, 256, (2, 3, 1, 16, 16), generator=generator)
-    colours = (torch.rand(2, 3, 3, 16, 16, generator=generator) * alpha).round()
+    alpha = torch.randint(0, 256, (2, 3, 1, 8, 8), generator=generator)
+    colours = (torch.rand(2, 3, 3, 8, 8, generator=generator) * alpha).round()
     blocks = torch.cat([colours, alpha], dim=2).to(torch.uint8)
-    written = Sprites(["a", "b"], blocks.repeat_interleave(8, dim=3).repeat_interleave(8, dim=4))
+    written = Sprites(["a", "b"], blocks.repeat_interleave(16, dim=3).repeat_interleave(16, dim=4))
     artwork.write_folder(written, tmp_path)
     read = artwork.read_folder(tmp_path)
     assert read.names == written.names

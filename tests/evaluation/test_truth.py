@@ -37,11 +37,16 @@ def model(tiny_folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def sd(model: Path) -> loading.StableDiffusion:
+    return loading.load(model)
+
+
+@pytest.fixture(scope="module")
 def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three cases, begun by one process and ended by two."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    assert truth.run(folder, LISTED[:1], SETTINGS, model, published=False)
-    assert truth.run(folder, LISTED, SETTINGS, model, workers=2, published=False)
+    assert truth.run(folder, LISTED[:1], SETTINGS, model, published=False, explain=False)
+    assert truth.run(folder, LISTED, SETTINGS, model, workers=2, published=False, explain=False)
     return folder
 
 
@@ -57,8 +62,8 @@ def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["ours", "no control", "blended", "guided", "under a LoRA", "union"],
 )
-def test_a_case_is_the_packages_edit(model: Path, changes: dict[str, Any]) -> None:
-    sd, case, config = loading.load(model), LISTED[0], replace(FAST, **changes)
+def test_a_case_is_the_packages_edit(sd: loading.StableDiffusion, changes: dict[str, Any]) -> None:
+    case, config = LISTED[0], replace(FAST, **changes)
     source = editing.prepare(sd, case.source, case.prompt, config=config)
     setting = Setting("it", config, "five")
     result = truth.run_case(sd, case, [setting], published=False, explain=False)["it"]
@@ -72,9 +77,9 @@ def test_a_case_is_the_packages_edit(model: Path, changes: dict[str, Any]) -> No
 
 
 def test_later_edits_of_a_case_take_the_sources_pass_from_the_first(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    sd: loading.StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sd, case = loading.load(model), LISTED[0]
+    case = LISTED[0]
     names, replayed = ["first", "blended", "no-control"], []
     configs = [FAST, replace(FAST, blend=True), replace(FAST, control_step=None)]
     settings = [Setting(name, config, "five") for name, config in zip(names, configs, strict=True)]
@@ -94,7 +99,7 @@ def test_later_edits_of_a_case_take_the_sources_pass_from_the_first(
     assert len({result.picture.tobytes() for result in together.values()}) == 3
 
 
-def test_the_first_drag_alone_is_explained(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_drag_alone_is_explained(sd: loading.StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[EditConfig] = []
 
     def drawable(sd: object, case: object, config: EditConfig) -> dict[str, float]:
@@ -108,12 +113,12 @@ def test_the_first_drag_alone_is_explained(model: Path, monkeypatch: pytest.Monk
         Setting("first", still, "five"),
         Setting("second", replace(still, control_step=None), "five"),
     ]
-    results = truth.run_case(loading.load(model), LISTED[0], settings, published=False)
+    results = truth.run_case(sd, LISTED[0], settings, published=False)
     assert [name for name, result in results.items() if "drawable" in result.figures] == ["first"] and asked == [still]
     assert all(results[name].figures["share"] > 0.5 for name in ("first", "second"))
 
 
-def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_of_one_drag_share_it(sd: loading.StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {"prepare": 0, "drag_source": 0}
 
     def counted(module: Any, name: str) -> None:
@@ -128,7 +133,7 @@ def test_settings_of_one_drag_share_it(model: Path, monkeypatch: pytest.MonkeyPa
     counted(editing, "prepare")
     counted(truth, "drag_source")
     other = Setting("one-handle", FAST, "one")
-    results = truth.run_case(loading.load(model), LISTED[0], [*SETTINGS, other], published=False, explain=False)
+    results = truth.run_case(sd, LISTED[0], [*SETTINGS, other], published=False, explain=False)
     assert calls == {"prepare": 1, "drag_source": 2}
     assert list(results) == [setting.name for setting in [*SETTINGS, other]]
     assert results["no-edit"].picture == LISTED[0].source
@@ -173,7 +178,7 @@ def test_rivals_differ_in_the_method_alone() -> None:
 
 
 def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    sd: loading.StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained, asked, plain, edit = [], [], lora.adapt, editing.edit
 
@@ -195,7 +200,7 @@ def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
         Setting("prompt", replace(FAST, guidance=2.0), CAPTION),
     ]
     case = next(case for case in cases.cases("figures", limit=1, size=64) if case.kind == "move")
-    results = truth.run_case(loading.load(model), case, settings, published=False)
+    results = truth.run_case(sd, case, settings, published=False)
     assert trained == [2]
     seconds = {name: result.figures["seconds"] for name, result in results.items()}
     assert seconds["lora"]["lora"] == seconds["lora-no-control"]["lora"] > 0 and "lora" not in seconds["ours"]
@@ -238,8 +243,8 @@ def test_workers_end_when_their_parent_is_killed(model: Path, tmp_path: Path) ->
     process.communicate(timeout=60)  # its end of the pipe is the workers' too: it closes with the last of them
 
 
-def test_networks_of_another_type_are_a_copy(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sd, case = loading.load(model), cases.cases("figures", limit=1, size=64)[0]
+def test_networks_of_another_type_are_a_copy(sd: loading.StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases.cases("figures", limit=1, size=64)[0]
     used, prepare = [], editing.prepare
 
     def prepared(own: loading.StableDiffusion, *args: Any, **options: Any) -> editing.Source:

@@ -57,9 +57,9 @@ def test_v_prediction_is_told_in_many_ways(tmp_path):
         {"extra": mark("v_pred"), "yaml": YAML, "words": {"modelspec.prediction_type": "v"}},
     ):
         sd = loading.load(written(path, **given))
-        holds(sd)
         assert sd.config.unet.prediction == sd.unet.config.prediction == "v_prediction"
         assert "v-prediction" in sd.provenance
+    holds(sd)
     for words in (None, {"modelspec.prediction_type": "epsilon"}, {"modelspec.predict_key": "epsilon"}):
         assert loading.load(written(path, words=words)).config.unet.prediction == "epsilon"
     for yaml in ("parameterization: eps\n", "# {parameterization: v}\n", "x: 1  # parameterization: v\n"):

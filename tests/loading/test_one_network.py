@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -49,14 +50,13 @@ def test_a_vae_of_every_layout(folder, single, tmp_path):
     expected = doubled(tiny_models.vae_state())
     paths = vaes(tmp_path)
     assert len(paths) == 7
-    for path in paths:
-        for model in (folder, single):
-            sd = loading.load(model, vae=path)
-            assert sd.vae.state_dict().keys() == expected.keys()
-            assert all(torch.equal(value, expected[name]) for name, value in sd.vae.state_dict().items())
-            assert sd.config.changes == (f"VAE of {path}",) and str(path) in sd.provenance
-            assert sd.config.files[1].is_relative_to(path)
-            assert torch.equal(sd.unet.conv_in.weight, tiny_models.unet_state()["conv_in.weight"])
+    for path, model in zip(paths, cycle((folder, single)), strict=False):
+        sd = loading.load(model, vae=path)
+        assert sd.vae.state_dict().keys() == expected.keys()
+        assert all(torch.equal(value, expected[name]) for name, value in sd.vae.state_dict().items())
+        assert sd.config.changes == (f"VAE of {path}",) and str(path) in sd.provenance
+        assert sd.config.files[1].is_relative_to(path)
+        assert torch.equal(sd.unet.conv_in.weight, tiny_models.unet_state()["conv_in.weight"])
 
 
 @pytest.mark.filterwarnings("ignore:.*not used. 1 names .text_projection")
@@ -72,17 +72,12 @@ def test_a_text_encoder_of_every_layout(folder, single, tmp_path):
     save_file(named, tmp_path / "clip_l.safetensors")
     save_file(state, tmp_path / "bare.safetensors")
     save_file(single_names("text_encoder", state), tmp_path / "prefixed.safetensors")
-    for path in (
-        tmp_path / "model",
-        tmp_path / "model/text_encoder",
-        tmp_path / "clip",
-        *tmp_path.glob("*.safetensors"),
-    ):
-        for model in (folder, single):
-            sd = loading.load(model, text_encoder=path)
-            loaded = {name.removeprefix("text_model."): value for name, value in sd.text.model.state_dict().items()}
-            assert loaded.keys() == state.keys()
-            assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+    paths = [*(tmp_path / name for name in ("model", "model/text_encoder", "clip")), *tmp_path.glob("*.safetensors")]
+    for path, model in zip(paths, cycle((folder, single)), strict=False):
+        sd = loading.load(model, text_encoder=path)
+        loaded = {name.removeprefix("text_model."): value for name, value in sd.text.model.state_dict().items()}
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in loaded.items())
 
 
 def test_a_checkpoint_that_lacks_one_says_how_to_give_it(single, folder, tmp_path):
