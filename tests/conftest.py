@@ -1,8 +1,20 @@
+"""Fixtures of all tests. Only those that need torch import it: the process that hands out the tests does not."""
+
+from __future__ import annotations
+
+import gc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import tiny_models
-import torch
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported by now out of every later garbage collection, which would look at all of it."""
+    gc.freeze()
 
 
 class Graphs:
@@ -18,6 +30,8 @@ class Graphs:
 
 @pytest.fixture
 def graphs() -> Graphs:
+    import torch
+
     torch._dynamo.reset()
     return Graphs()
 
@@ -25,4 +39,6 @@ def graphs() -> Graphs:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with seeded values in the diffusers layout, for `dragsa.load`. Read it, do not write to it."""
+    import tiny_models
+
     return tiny_models.write_folder(tmp_path_factory.mktemp("models") / "tiny")
