@@ -68,7 +68,7 @@ EXERCISES = (
     Exercise(
         "Drag early, S = 2: how many updates?",
         "--drag-step 2",
-        "Fewer: in much noise features move easily, and the steps that follow undo a part.",
+        "Fewer: in much noise features move easily. But the disc comes less far: the steps that follow undo a part.",
         lambda base, new: new.updates < base.updates,
     ),
     Exercise(
@@ -80,7 +80,7 @@ EXERCISES = (
     Exercise(
         "The patch of DragDiffusion's program, r_1 = 1: how far does the disc come?",
         "--radius 1",
-        "XX",
+        "Less far: the sum is over 9 cells in place of 49, and pulls a fifth as hard; with --lr 0.05 it comes as far.",
         lambda base, new: new.left > base.left + 2,
     ),
     Exercise(
@@ -92,7 +92,7 @@ EXERCISES = (
     Exercise(
         "Control never: whose colours?",
         "--control-step never",
-        "Its own: a part is not red any more.",
+        "The disc's are not the source's: a part is not red any more.",
         lambda base, new: new.red < 0.95 * base.red,
     ),
     Exercise(
@@ -104,7 +104,8 @@ EXERCISES = (
     Exercise(
         "Adam and the mean in place of the printed descent: how many updates?",
         "--optimizer adam --loss mean",
-        "XX",
+        "More, all there are: Adam changes no value of the latent by much more than 0.01 an update, the printed "
+        "descent's first changes one by 0.5.",
         lambda base, new: new.updates > base.updates,
     ),
     Exercise(
@@ -117,7 +118,7 @@ EXERCISES = (
     Exercise(
         "Five handles in place of one: how far does the disc come?",
         "--drag 43,65:71,45 --drag 55,80:83,60 --drag 40,93:68,73 --drag 28,77:56,57",
-        "Further: its outline is pulled along.",
+        "Further, with --lr 0.002 too, which pulls as hard as one handle: the outline is pulled along.",
         lambda base, new: new.left < base.left,
     ),
 )
