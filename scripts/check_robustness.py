@@ -17,6 +17,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -225,7 +226,9 @@ def commands(cases: int, seed: int) -> Wrong:
             Path("job.json").write_text(json.dumps(written))
         problem = outcome(arguments, Path("out.png"))
         for file in Path().iterdir():
-            if file.name not in ("a.png", "mask.png", "text.png"):
+            if file.is_dir():  # of frames, or of a trace
+                shutil.rmtree(file)
+            elif file.name not in ("a.png", "mask.png", "text.png"):
                 file.unlink()
         return problem
 

@@ -2,6 +2,7 @@
 
     python scripts/truth_bench.py run RUN           the edits of every case under every setting, then the table
     python scripts/truth_bench.py run RUN --settings rivals     the same with others' methods beside ours
+    python scripts/truth_bench.py run RUN --settings published  … DragDiffusion's programs by their published numbers
     python scripts/truth_bench.py run RUN --settings parts      … without some of the small preset's parts
     python scripts/truth_bench.py run RUN --settings precision  … with networks in bfloat16
     python scripts/truth_bench.py run RUN --settings printed    … as the paper prints the descent and the loss

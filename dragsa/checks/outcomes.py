@@ -6,19 +6,19 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from dragsa import motion, tracking
 from dragsa.model.unet import UNet
-from dragsa.pictures import Point, Size, Trace, scaled, to_rgb
+from dragsa.pictures import Point, Size, Trace, scaled, to_tensor
 
 SIDE = 160  # pixels of the longer side that pictures are compared at
-HALF = 6  # of the patch's side there, without its middle
-ALIKE = 0.05  # of the window's median difference: over it nothing looks like the patch
+HALF = 10  # of the patch's side there, without its middle
+SURE = 1.0  # pixels there: a difference as large as a patch so far off would make, and the place is not sure
+NOISE = 4e-4  # mean squared difference, of levels 0 … 1, under which patches do not differ
 THERE = 0.6  # of the average cell's distance: where the nearest one is further, what is looked for is not there
 STILL = 1.5  # times the least distance: what stood there has hardly moved
 AS_NEAR = 1.1  # times the least distance: features that do not differ
@@ -39,39 +39,40 @@ def found_in(
     """Return where the pixels about each handle of the source are in the result, in pixels; None where it is not sure.
 
     The patch about the handle is looked for about the target, as far as the way from the handle. A place is not sure
-    where nothing looks like the patch, or another place does as well: on an even surface one is like the next.
+    where another one is nearly as like the patch, as on an even surface, or where what is there differs from it by as
+    much as the patch from itself a pixel on: what came is then another thing, or has changed its form.
     """
     shrink = min(1.0, SIDE / max(source.size))
     small = scaled(source.size, shrink)
     before, after = (
-        _patches(to_rgb(picture).resize(small, Image.Resampling.BOX)) for picture in (source, result)
-    )  # (height, width, 3, side, side), a patch about every pixel
+        F.pad(to_tensor(picture, small).double() / 2, (HALF, HALF, HALF, HALF), mode="replicate")
+        for picture in (source, result)
+    )  # (1, 3, height + 2·HALF, width + 2·HALF), a range of 1
     return tuple(_place(before, after, drag, (small[0] / source.width, small[1] / source.height)) for drag in drags)
 
 
-def _patches(picture: Image.Image) -> np.ndarray:
-    """Return the patch about every pixel of an RGB picture, a view (height, width, 3, side, side) of levels 0 … 1."""
-    levels = np.asarray(picture, dtype=np.float32) / 255
-    padded = np.pad(levels, ((HALF, HALF), (HALF, HALF), (0, 0)), mode="edge")
-    return sliding_window_view(padded, (2 * HALF + 1, 2 * HALF + 1), axis=(0, 1))
-
-
-def _place(before: np.ndarray, after: np.ndarray, drag: tuple[Point, Point], scale: Point) -> Point | None:
-    """Return one handle's place; scale: of the arrays' pixels for one of the picture's in x and y."""
+def _place(before: Tensor, after: Tensor, drag: tuple[Point, Point], scale: Point) -> Point | None:
+    """Return one handle's place; scale: of the tensors' pixels for one of the picture's in x and y."""
     (hx, hy), (tx, ty) = (tuple((c + 0.5) * s - 0.5 for c, s in zip(p, scale, strict=True)) for p in drag)
     column, row = round(hx), round(hy)
-    reach = math.hypot(tx - hx, ty - hy) + HALF
-    rows, columns = np.mgrid[: after.shape[0], : after.shape[1]]
-    rows, columns = rows[near := np.hypot(columns - tx, rows - ty) <= reach], columns[near]
-    differences = ((after[rows, columns] - before[row, column]) ** 2).mean(axis=(1, 2, 3))  # (places,)
-    best = int(differences.argmin())
-    elsewhere = np.hypot(columns - columns[best], rows - rows[best]) > 2
-    alike = elsewhere & (differences <= 2 * differences[best] + NOISE)
-    if differences[best] > ALIKE * np.median(differences) or alike.any():
+    patch = before[:, :, row : row + 2 * HALF + 1, column : column + 2 * HALF + 1]
+    # Σ (a - p)² = Σ a² - 2 Σ a p + Σ p², of every place's patch a
+    products = F.conv2d(after.square(), torch.ones_like(patch)) - 2 * F.conv2d(after, patch) + patch.square().sum()
+    differences = (products[0, 0] / patch.numel()).clamp(min=0)  # (height, width)
+    rows, columns = (torch.arange(n, dtype=torch.float64) for n in differences.shape)
+    away = torch.hypot(columns - tx, rows[:, None] - ty)
+    differences[away > math.hypot(tx - hx, ty - hy) + HALF] = math.inf
+    y, x = divmod(int(differences.argmin()), differences.shape[1])
+    best = float(differences[y, x])
+    elsewhere = torch.hypot(columns - x, rows[:, None] - y) > 2
+    alike = elsewhere & (differences <= 1.5 * best + NOISE)
+    slopes = torch.stack(torch.gradient(patch[0], dim=(1, 2))).flatten(1)  # (2, 3·side·side)
+    least = torch.linalg.eigvalsh(slopes @ slopes.mT / slopes.shape[1])[0]  # in the direction of least change
+    if best > SURE**2 * least or alike.any():
         return None
-    x, y = ((c + 0.5) / s - 0.5 for c, s in zip((columns[best], rows[best]), scale, strict=True))
     # The patch was cut about a whole pixel; what lies between is the handle's own.
-    return x + (hx - column) / scale[0], y + (hy - row) / scale[1]
+    at = x + hx - column, y + hy - row
+    return (at[0] + 0.5) / scale[0] - 0.5, (at[1] + 0.5) / scale[1] - 0.5
 
 
 def in_short(trace: Trace) -> str:

@@ -22,7 +22,7 @@ def check(config: DragConfig | EditConfig) -> None:
         if may_be_none and value is None:
             continue
         problem = misfit(value, get_args(kind)[0] if may_be_none else kind)
-        if name in _WHOLE and (problem or value < _WHOLE[name]):
+        if name in _WHOLE and not (is_whole(value) and value >= _WHOLE[name]):
             problem = f"a whole number from {_WHOLE[name]}"
         if name in _NUMBERS and (problem or not _NUMBERS[name] <= value < math.inf):
             problem = f"a number from {_NUMBERS[name]}"
@@ -41,7 +41,9 @@ def misfit(value: Any, kind: Any) -> str:
         whole = isinstance(value, tuple) and not any(misfit(one, inner[0]) for one in value)
         return "" if whole else f"a tuple of {'texts' if inner[0] is str else 'whole numbers'}"
     if kind is int:
-        return "" if is_whole(value) else "a whole number"
+        if is_whole(value):
+            return "" if abs(int(value)) < 2**63 else "a whole number that tensors hold, under 2^63"
+        return "a whole number"
     if kind is float:
         return "" if isinstance(value, numbers.Real) and not isinstance(value, bool) else "a number"
     return "" if isinstance(value, kind) else {bool: "True or False", str: "a text"}.get(kind, f"a {kind.__name__}")

@@ -149,6 +149,31 @@ def drag_rivals(ours: EditConfig) -> list[Setting]:
     ]
 
 
+def published(size: int = SIZE) -> list[Setting]:
+    """Return ours by the preset and as printed, each with and without control, and DragDiffusion as it was published.
+
+    Its first program, which the paper compares with, drags z_40 for 40 updates or until the handles are a cell from
+    their targets, without control, under a LoRA of 200 steps or none; its last one z_35 for 80 updates or to two cells,
+    with control and 80 steps. Both read features at their own tap, and in rows of their own at ours.
+    """
+    small, printed_ones = EditConfig.small(size=size), EditConfig.paper_printed(size=size)
+    last = EditConfig.dragdiffusion(size=size)
+    first = replace(last, drag=replace(last.drag, updates=40, reach=1.0), drag_step=10, control_step=None)
+    configs = {
+        "ours": small,
+        "no-control": replace(small, control_step=None),
+        "as-printed": printed_ones,
+        "as-printed-no-control": replace(printed_ones, control_step=None),
+    }
+    for tap, suffix in ((last.drag.tap, ""), (small.drag.tap, "-our-tap")):
+        for name, program, steps in (("first-program", first, 200), ("last-program", last, LoRAConfig().steps)):
+            config = replace(program, drag=replace(program.drag, tap=tap))
+            configs[name + suffix] = config
+            configs[f"{name}{suffix}-lora"] = replace(config, lora_steps=steps)
+    ours = [Setting(name, config, "five") for name, config in configs.items()]
+    return [Setting(NO_EDIT), Setting(RECONSTRUCTION, small), *ours, _masactrl(small), Setting(WARPED, None, "five")]
+
+
 def precision(size: int = SIZE) -> list[Setting]:
     """Return the small model's own settings, with networks of each type."""
     small = EditConfig.small(size=size)
@@ -165,6 +190,7 @@ SETTINGS = {
     "headline": headline,
     "parts": parts,
     "rivals": rivals,
+    "published": published,
     "all": everything,
     "precision": precision,
     "printed": printed,

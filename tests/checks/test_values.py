@@ -58,6 +58,10 @@ def test_what_numpy_counts_with_is_a_number() -> None:
         ({"object_words": "predator"}, "object_words must be a tuple of texts, came 'predator'"),
         ({"control_blocks": [11, 12]}, r"control_blocks must be a tuple of whole numbers, came \[11, 12\]"),
         ({"steps": 50.0}, "steps must be a whole number, came 50.0"),
+        (
+            {"drag": DragConfig(stall=2**63)},
+            r"stall must be a whole number that tensors hold, under 2\^63, came 9223372036854775808",
+        ),
         ({"drag": None}, "drag must be a DragConfig, came None"),
         ({"control_step": 1.5}, "control_step must be a whole number from 0, came 1.5"),
         ({"mask_threshold": 2}, "mask_threshold must be a number from 0 to 1, came 2"),

@@ -17,8 +17,8 @@ import torch
 
 from dragsa import editing, loading, source_kv
 from dragsa.config import DragConfig, EditConfig
-from dragsa.evaluation import cases, lists, runs, truth
-from dragsa.evaluation.runs import CAPTION, MAIN, Setting, rivals
+from dragsa.evaluation import cases, lists, runs, truth, truth_tables
+from dragsa.evaluation.runs import CAPTION, MAIN, Setting, published, rivals
 from dragsa.methods import lora
 
 FAST = EditConfig(DragConfig(updates=2, lr=0.05), steps=6, drag_step=2, control_step=3, size=64, paste=False)
@@ -170,6 +170,30 @@ def test_rivals_differ_in_the_method_alone() -> None:
     masactrl = settings["masactrl"].config
     assert masactrl is not None and settings["masactrl"].handles == CAPTION
     assert (masactrl.variant, masactrl.control_step, masactrl.size) == ("masactrl", 4, 64)
+
+
+def test_others_programs_run_by_their_published_numbers() -> None:
+    """Levels counted from z_0, updates, the reach in cells, steps of the LoRA, and where control begins."""
+
+    def numbers(config: EditConfig) -> tuple[Any, ...]:
+        drag = config.drag
+        level = config.steps - config.drag_step
+        return level, drag.updates, drag.reach, config.lora_steps, config.control_step, drag.tap
+
+    configs = {setting.name: setting.config for setting in published(64)}
+    said = {name: numbers(config) for name, config in configs.items() if config is not None and "program" in name}
+    first, last = (40, 40, 1.0), (35, 80, 2.0)
+    assert said == {
+        "first-program": (*first, 0, None, "decoder3"),
+        "first-program-lora": (*first, 200, None, "decoder3"),
+        "last-program": (*last, 0, 0, "decoder3"),
+        "last-program-lora": (*last, 80, 0, "decoder3"),
+        "first-program-our-tap": (*first, 0, None, "block14"),
+        "first-program-our-tap-lora": (*first, 200, None, "block14"),
+        "last-program-our-tap": (*last, 0, 0, "block14"),
+        "last-program-our-tap-lora": (*last, 80, 0, "block14"),
+    }
+    assert configs.keys() <= truth_tables.METHODS.keys()
 
 
 def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
