@@ -9,7 +9,7 @@ import dragsa
 from dragsa import drag, passes, pictures, tracking
 from dragsa.ddim import step_down
 
-DRAGS = [((42, 79), (70, 59))]  # of a whole disc, by a patch as large as it: 2 · 9 + 1 cells of two pixels
+DRAGS = [((42, 79), (70, 59))]  # a whole disc, by its size
 LOOP = dragsa.DragConfig(lr=0.05, radius=9, reach=0.7, optimizer="adam-mini", patience=None, lost_patience=None)
 CONFIG = dragsa.EditConfig.small(drag=LOOP, drag_step=10, paste=False)
 
