@@ -84,7 +84,7 @@ EXERCISES = (
         lambda base, new: new.left > base.left + 2,
     ),
     Exercise(
-        "No mask term, λ = 0: how many updates?",
+        "No mask term, --lam 0: how many updates?",
         "--lam 0",
         "Fewer: nothing weighs against the pull any more.",
         lambda base, new: new.updates < base.updates,
