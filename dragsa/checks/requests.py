@@ -74,6 +74,8 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         raise ValueError(f"drags are ((x, y), (x, y)), handle and target, in a list, came {drags!r}")
     if len(drags) and config.drag_step > (last := config.steps - 1):
         said = f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}"
+        if config.steps == EditConfig.steps:
+            raise ValueError(f"{said}; give another drag step (--drag-step)")
         as_far = round(config.drag_step * config.steps / EditConfig.steps)  # a preset's S is of its own T
         hint = f" of {config.steps} steps, {min(last, as_far)} is as far as {config.drag_step} of {EditConfig.steps}"
         raise ValueError(f"{said}; give a drag step (--drag-step) with the steps:{hint}")

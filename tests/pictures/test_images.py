@@ -112,6 +112,10 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         images.open_picture(cut)
     with pytest.raises(FileNotFoundError):
         images.open_picture(tmp_path / "missing.png")
+    with pytest.raises(FileNotFoundError, match="^picture: no such file 'a red.png'$"):
+        images.open_picture("a red.png")
+    with pytest.raises(FileNotFoundError, match="^mask: no such file 'a red disc'; a text for the model is prompt="):
+        images.open_mask("a red disc", (80, 40), (20, 10))
     with pytest.raises(IsADirectoryError):
         images.open_picture(tmp_path)
 
