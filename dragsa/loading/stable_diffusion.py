@@ -28,7 +28,7 @@ from dragsa.loading.one_network import open_one
 from dragsa.loading.parts import Opened, Wanted, check_fit, check_together
 from dragsa.loading.safetensors import one_line, read_tensors
 from dragsa.loading.single_file import open_single_file
-from dragsa.loading.tokenizer import check_whole, find_tokenizer, load_tokenizer
+from dragsa.loading.tokenizer import check_whole, find_tokenizer, load_tokenizer, unknown_words
 from dragsa.model import text
 from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
@@ -118,8 +118,20 @@ class StableDiffusion:
         return self.vae.decode(z0.to(self.device))
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Embed prompts as context, float32 (B, tokens, C). A prompt that is too long is cut, with a warning."""
+        """Embed prompts as context, float32 (B, tokens, C).
+
+        A prompt that is too long is cut, with a warning. Words that a small model has not met are warned of once.
+        """
+        words = dict.fromkeys(word for prompt in prompts for word in unknown_words(self.text.tokenizer, prompt))
+        if new := [word for word in words if word not in self._told]:
+            warnings.warn(f"the model does not know the words: {', '.join(new)}", stacklevel=2)
+            self._told.update(new)
         return self.text.embed(prompts)
+
+    @cached_property
+    def _told(self) -> set[str]:
+        """Words that have been warned of."""
+        return set()
 
 
 def load(
