@@ -105,7 +105,7 @@ def test_a_folder_is_replaced_only_where_all_in_it_may_go(tmp_path: Path) -> Non
     with pytest.raises(FileExistsError, match="is not a plain file"):
         files.check_folder(tmp_path / "link", overwrite=True)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(FileExistsError, match="is there, and is not a folder$"):
+    with pytest.raises(FileExistsError, match=r"is there, and is not a folder$"):
         files.check_folder(tmp_path / "file")
 
 

@@ -246,14 +246,21 @@ def mask_levels(mask: Given, picture: Size) -> np.ndarray:
     return levels
 
 
+def unmasked(mask: Tensor, points: Tensor) -> list[bool]:
+    """Tell of each point (n, 2) whether it stands where the mask (H, W) lets nothing move."""
+    (height, width), (columns, rows) = mask.shape, points.round().long().T.to(mask.device)
+    return (mask[rows.clamp(0, height - 1), columns.clamp(0, width - 1)] < 0.5).tolist()
+
+
 def warn_unmasked(mask: Tensor, handles: Tensor, targets: Tensor) -> None:
     """Warn of handles and targets (n, 2) each that stand where the mask (H, W) lets nothing move."""
-    height, width = mask.shape
-    for name, points in (("handle", handles), ("target", targets)):
-        for n, (x, y) in enumerate(points.tolist(), start=1):
-            column, row = min(width - 1, max(0, round(x))), min(height - 1, max(0, round(y)))
-            if mask[row, column] < 0.5:
-                warnings.warn(f"{name} {n} stands outside of the mask's white, where nothing may move", stacklevel=3)
+    for n, off in enumerate(zip(unmasked(mask, handles), unmasked(mask, targets), strict=True), start=1):
+        if all(off):
+            said = f"handle {n} and its target stand outside of the mask's white: is the mask inverted? White may move"
+            warnings.warn(said, stacklevel=3)
+        elif any(off):
+            name = "handle" if off[0] else "target"
+            warnings.warn(f"{name} {n} stands outside of the mask's white, where nothing may move", stacklevel=3)
 
 
 def check_format(path: str | Path, size: Size = (300, 20)) -> str:
