@@ -10,7 +10,7 @@ from PIL import Image
 
 from dragsa import pictures
 from dragsa.checks import values
-from dragsa.checks.notices import warn_of_losses
+from dragsa.checks.notices import warn_of_idle, warn_of_losses
 from dragsa.checks.tensors import drag_settings, looked_at
 from dragsa.config import EditConfig, suiting
 from dragsa.ddim import Schedule
@@ -25,11 +25,12 @@ def request(
     mask: Any,
     prompts: tuple[str, str],
     target_prompt: str | None = None,
+    control: Any = None,
 ) -> None:
     """Raise a ValueError for an edit that cannot be made, and warn of what one loses of its picture.
 
     image: a picture, an `editing.Source`, or None where one is to be generated. mask: as `pictures.open_mask` takes it.
-    prompts: the source's, and the negative one.
+    prompts: the source's, and the negative one. control: one that is not the config's.
     """
     words(*prompts, target_prompt)
     if None in prompts:
@@ -43,6 +44,8 @@ def request(
     settings(config, drags, mask, (config.size, config.size) if image is None else image.size)
     if image is not None:
         warn_of_losses(image, config, (prompt, target_prompt or ""))
+    changed = target_prompt not in (None, prompt) or control is not None or config.guidance != 1
+    warn_of_idle(drags, changed)
 
 
 def configured(config: Any, widths: tuple[int, ...] = ()) -> EditConfig:
@@ -101,13 +104,6 @@ def words(*prompts: str | None) -> None:
             (prompt or "").encode()
         except UnicodeEncodeError:
             raise ValueError(f"the prompt {prompt!r} is not text in UTF-8") from None
-
-
-def functions(**given: Any) -> None:
-    """Raise a ValueError that names the first of these which is neither a function nor None."""
-    for name, value in given.items():
-        if value is not None and not callable(value):
-            raise ValueError(f"{name} must be a function, came {value!r}")
 
 
 def generation(config: EditConfig, size: Size) -> None:

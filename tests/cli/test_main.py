@@ -77,7 +77,10 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
         (["edit", "circle", "--drag", "1,2:3,4", "--out", "o.png"], "circle: Too many levels of symbolic links"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--prompt", "\udcff"], "is not text in UTF-8"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--json", "text.png"], "is there already"),
-        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--mask", "mask.png"], "error: mask mask.png: 8×8"),
+        (
+            ["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--mask", "mask.png"],
+            "error: mask mask.png: 8×8",
+        ),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--weights", "gone"], "gone"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control", "masked"], "object_words"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--lora-steps=-1"], "--lora-steps: must be"),
