@@ -72,7 +72,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.doc"], ".doc is not a picture format"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--path", "o.png"], "two outputs"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.ico"], ".ico changes a picture's size"),
-        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "nowhere"], "nowhere: is there already"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "nowhere.png"], "nowhere.png: is there"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "circle/o.png"], "there is no folder circle"),
         (["edit", "circle", "--drag", "1,2:3,4", "--out", "o.png"], "circle: Too many levels of symbolic links"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--prompt", "\udcff"], "is not text in UTF-8"),
@@ -123,7 +123,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     Path("text.png").write_text("not a picture")
     Image.new("L", (8, 8)).save("mask.png")
-    Path("nowhere").symlink_to("gone.png")
+    Path("nowhere.png").symlink_to("gone.png")
     Path("circle").symlink_to("circle")
     line = refused(capsys, *arguments)
     assert said in line and len(line) < 400
