@@ -84,7 +84,7 @@ def outcome(arguments: list[str], out: Path) -> str | None:
     code, said = run(arguments)
     errors = [line for line in said.splitlines() if not line.startswith("dragsa: warning: ")]
     if code == 0:
-        if errors:
+        if errors and "--explain" not in arguments:
             return f"success that says {errors[0]!r}"
         if out.exists():
             Image.open(out).load()

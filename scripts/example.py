@@ -9,9 +9,9 @@ import dragsa
 from dragsa import drag, passes, pictures, tracking
 from dragsa.ddim import step_down
 
-DRAGS = [((42, 79), (70, 59)), ((43, 65), (71, 45)), ((55, 80), (83, 60)), ((40, 93), (68, 73)), ((28, 77), (56, 57))]
-LOOP = dragsa.DragConfig(lr=0.05, radius=3, reach=0.7, updates=80, patience=None, lost_patience=None)
-CONFIG = dragsa.EditConfig.small(drag=LOOP, drag_step=20, paste=False)
+DRAGS = [((42, 79), (70, 59))]  # a whole disc, by its size
+LOOP = dragsa.DragConfig(lr=0.05, radius=9, reach=0.7, optimizer="adam-mini", patience=None, lost_patience=None)
+CONFIG = dragsa.EditConfig.small(drag=LOOP, drag_step=10, paste=False)
 
 
 def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) -> Image.Image:
@@ -23,7 +23,7 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
     half, grid = (picture.width // 2, picture.height // 2), (picture.height // 2, picture.width // 2)
     handles, targets, _ = pictures.drags_to_grid(DRAGS, picture.size, half)  # (n, 2), handles on whole cells
     frozen = 1 - drag.to_latent_grid(pictures.open_mask(mask, picture.size, half), latents)  # (h, w), 1 stays
-    z, adam_state = latents[k], None
+    z, state, descend = latents[k], None, passes.OPTIMIZERS[loop.optimizer]
     for update in range(loop.updates):
         z = z.detach().requires_grad_()
         out = sd.unet(z, schedule.timesteps[k - 1], context, taps=(loop.tap,))
@@ -38,7 +38,7 @@ def main(sd: dragsa.StableDiffusion, picture: Image.Image, mask: Image.Image) ->
             break
         loss = dragsa.motion_supervision_loss(features, handles, targets, loop.radius, grid, active)
         loss = loss + loop.lam * ((z_prev - first_z_prev).abs() * frozen).sum()
-        z, adam_state = passes.adam(z.detach(), torch.autograd.grad(loss, z)[0], adam_state, loop.lr)
+        z, state = descend(z.detach(), torch.autograd.grad(loss, z)[0], state, loop.lr)
 
     # Denoising (3.1): side by side, the target's self-attention on the source's Key and Value.
     hook = dragsa.MutualSelfAttention(CONFIG.control_blocks)

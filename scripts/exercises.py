@@ -1,20 +1,20 @@
-"""Ten exercises: each changes a line of one drag, and its question is answered by a number and a picture.
+"""Ten exercises: each adds options to one drag, and its question is answered by a number and a picture.
 
-    python scripts/exercises.py                             the questions
+    python scripts/exercises.py                             the drag's command, the questions and their options
     python scripts/exercises.py --answers out/answers.png   the answers, on one sheet
 
-The drag is `drag`, below, the paper's as printed with T = 20 in place of 50: the disc goes from (42, 79) to (70, 59).
-Try each by hand first: change what stands in its `drag` or `edit`, run it, and say what you expect before you look.
+The drag is the paper's as printed, with T = 20 in place of 50 and r_1 = 3: the disc goes from (42, 79) to (70, 59). Try
+each by hand first: say what you expect, add the exercise's options to the command, and look.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,13 +22,12 @@ from PIL import Image
 import dragsa
 from dragsa import cli, pictures
 
-HERE = Path(__file__).parent
-DISC, MASK = HERE / "demo" / "disc.png", HERE / "demo" / "mask.png"
+TOP = Path(__file__).parents[1]
+DISC, MASK = "scripts/demo/disc.png", "scripts/demo/mask.png"
 HANDLE, TARGET = (42, 79), (70, 59)
-FIVE = ((0, 0), (1, -14), (13, 1), (-2, 14), (-14, -2))  # from the disc's middle
-LOOP = dragsa.DragConfig(updates=30, radius=3, optimizer="sgd", loss="sum")
-BASE = dragsa.EditConfig.paper(
-    size=128, steps=20, drag_step=8, control_step=8, drag=LOOP, source_kv="none", paste=False
+DRAG = (
+    f"{DISC} --preset paper_printed --size 128 --steps 20 --drag-step 8 --control-step 8 --radius 3 --updates 30 "
+    f"--no-paste --drag 42,79:70,59 --mask {MASK}"
 )
 
 
@@ -46,82 +45,81 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A question, what to change for it, and a check of the answer: given the drag as it is, and as changed.
+    """A question, the options to be added for it, and a check of the answer: given the drag as it is, and as changed.
 
-    `both`: what is changed of the drag as it is, too.
+    `both`: options that the drag as it is gets for this question, too.
     """
 
     question: str
+    options: str
     answer: str
     check: Callable[[Outcome, Outcome], bool]
-    drag: dict[str, Any] = field(default_factory=dict)
-    edit: dict[str, Any] = field(default_factory=dict)
-    both: dict[str, Any] = field(default_factory=dict)
-    masked: bool = True
-    handles: int = 1
+    both: str = ""
 
 
 EXERCISES = (
     Exercise(
-        "Tap decoder2 in place of block14: how far does the handle come?",
-        "It is lost: at 8 by 8 cells a patch has no place of its own.",
-        lambda base, new: new.tracked_left > base.tracked_left + 5,
-        drag={"tap": "decoder2"},
+        "Tap decoder2 in place of block14, both by Adam: how far does the disc come?",
+        "--tap decoder2",
+        "Nowhere: one of its 8 by 8 cells spans 16 pixels, too coarse to tell where the disc is.",
+        lambda base, new: new.left > base.left + 5,
+        both="--optimizer adam --loss mean --lr 0.05",
     ),
     Exercise(
         "Drag early, S = 2: how many updates?",
-        "Fewer: in much noise features move easily, and the steps that follow undo a part.",
+        "--drag-step 2",
+        "Fewer: in much noise features move easily. But the disc comes less far: the steps that follow undo a part.",
         lambda base, new: new.updates < base.updates,
-        edit={"drag_step": 2},
     ),
     Exercise(
         "Drag late, S = 16: how far does the disc come?",
+        "--drag-step 16",
         "Less far: the layout has been decided.",
         lambda base, new: new.left > base.left + 2,
-        edit={"drag_step": 16},
     ),
     Exercise(
-        "The printed patch, r_1 = 1: how far does the disc come?",
-        "Less far: the middle of an even disc tells little of where it is.",
+        "The patch of DragDiffusion's program, r_1 = 1: how far does the disc come?",
+        "--radius 1",
+        "Less far: the sum is over 9 cells in place of 49, and pulls a fifth as hard; with --lr 0.05 it comes as far.",
         lambda base, new: new.left > base.left + 2,
-        drag={"radius": 1},
     ),
     Exercise(
-        "No mask: how many updates?",
+        "No mask term, λ = 0: how many updates?",
+        "--lam 0",
         "Fewer: nothing weighs against the pull any more.",
         lambda base, new: new.updates < base.updates,
-        masked=False,
     ),
     Exercise(
         "Control never: whose colours?",
-        "Its own: a part is not red any more.",
+        "--control-step never",
+        "The disc's are not the source's: a part is not red any more.",
         lambda base, new: new.red < 0.95 * base.red,
-        edit={"control_step": None},
     ),
     Exercise(
         "Track by h^k, as printed: where does the disc come?",
+        "--reference current",
         "Less far: the handle drifts off it, and tears a piece out.",
         lambda base, new: new.left > base.left + 2,
-        drag={"reference": "current"},
     ),
     Exercise(
         "Adam and the mean in place of the printed descent: how many updates?",
-        "More, all there are: Adam moves a latent by 0.01 an update, whatever the loss.",
+        "--optimizer adam --loss mean",
+        "More, all there are: Adam changes no value of the latent by much more than 0.01 an update, the printed "
+        "descent's first changes one by 0.5.",
         lambda base, new: new.updates > base.updates,
-        drag={"optimizer": "adam", "loss": "mean"},
     ),
     Exercise(
         "No update at all, and inversion without its first step: what of the ground?",
+        "--variant omitted",
         "It comes back less well than with that step.",
         lambda base, new: new.ground > base.ground,
-        edit={"variant": "omitted"},
-        both={"updates": 0},
+        both="--updates 0",
     ),
     Exercise(
         "Five handles in place of one: how far does the disc come?",
-        "Further: its outline is pulled along.",
+        "--drag 43,65:71,45 --drag 55,80:83,60 --drag 40,93:68,73 --drag 28,77:56,57",
+        "Further, with --lr 0.002 too, which pulls as hard as one handle: the outline is pulled along.",
         lambda base, new: new.left < base.left,
-        handles=5,
     ),
 )
 
@@ -129,40 +127,42 @@ EXERCISES = (
 Sources = dict[str, dragsa.Source]  # the picture, inverted once by each schedule variant
 
 
-def make(
-    sd: dragsa.StableDiffusion, base: dragsa.EditConfig, sources: Sources, exercise: Exercise | None = None
-) -> Outcome:
-    """Make the drag as it is, or as an exercise changes it. A source that is missing is added to `sources`."""
-    asked = exercise or Exercise("", "", lambda base, new: True)
-    config = replace(base, drag=replace(base.drag, **asked.drag), **asked.edit)
-    drags = [((HANDLE[0] + x, HANDLE[1] + y), (TARGET[0] + x, TARGET[1] + y)) for x, y in FIVE[: asked.handles]]
+def make(sd: dragsa.StableDiffusion, options: str, sources: Sources) -> Outcome:
+    """Make the drag with options added; of two alike the last holds. A source that is missing is added to `sources`."""
+    asked = vars(cli.build_parser().parse_args(["edit", *shlex.split(f"{DRAG} {options}")]))
+    config = replace(cli.config_of(asked), source_kv="none")  # K/V kept by one edit would change the next, by rounding
     if config.variant not in sources:
-        sources[config.variant] = dragsa.prepare(sd, DISC, config=config)
-    result = dragsa.edit(sd, sources[config.variant], drags, MASK if asked.masked else None, config=config)
+        sources[config.variant] = dragsa.prepare(sd, TOP / asked["image"], config=config)
+    result = dragsa.edit(sd, sources[config.variant], asked["drag"], TOP / asked["mask"], config=config)
     left = max(result.trace.distances_of(result.trace.tracked)[0])
     return outcome_of(result.image, len(result.trace.losses), left)
 
 
 def outcome_of(picture: Image.Image, updates: int, tracked_left: float) -> Outcome:
     """Measure a result in its pixels."""
-    levels, source = (np.asarray(one, dtype=float) for one in (picture, pictures.open_picture(DISC)))
+    levels, source = (np.asarray(one, dtype=float) for one in (picture, pictures.open_picture(TOP / DISC)))
     rows, columns = np.nonzero(levels[..., 0] - levels[..., 1:].max(axis=2) > 60)
     left = math.dist((columns.mean(), rows.mean()), TARGET) if len(rows) else math.inf
-    still = np.asarray(Image.open(MASK).convert("L")) == 0
+    still = np.asarray(Image.open(TOP / MASK).convert("L")) == 0
     ground = float(np.abs(levels - source).mean(axis=2)[still].mean())
     return Outcome(picture, left, len(rows), ground, updates, tracked_left)
 
 
-def answers(sd: dragsa.StableDiffusion, base: dragsa.EditConfig = BASE) -> list[tuple[str, Image.Image]]:
-    """Make every exercise, and print it; return captions and pictures, the source and the drag as it is first."""
+def answers(sd: dragsa.StableDiffusion, more: str = "") -> list[tuple[str, Image.Image]]:
+    """Make every exercise, and print it; return captions and pictures, the source and the drag as it is first.
+
+    more: options that every drag gets, before the exercise's own.
+    """
     sources: Sources = {}
-    first = make(sd, base, sources)
-    panels = [("The source", pictures.open_picture(DISC)), (f"The drag as it is: {told(first)}", first.picture)]
+    first = make(sd, more, sources)
+    panels = [("The source", pictures.open_picture(TOP / DISC)), (f"The drag as it is: {told(first)}", first.picture)]
     for n, exercise in enumerate(EXERCISES, start=1):
-        own = replace(base, drag=replace(base.drag, **exercise.both))
-        new, beside = make(sd, own, sources, exercise), make(sd, own, sources) if exercise.both else first
+        beside = make(sd, f"{more} {exercise.both}", sources) if exercise.both else first
+        new = make(sd, f"{more} {exercise.both} {exercise.options}", sources)
         verdict = "as expected" if exercise.check(beside, new) else "not as expected"
-        panels.append((f"{n}. {exercise.question} {exercise.answer} {told(new)}: {verdict}", new.picture))
+        without = f", without {exercise.options} {told(beside)}" if exercise.both else ""
+        caption = f"{n}. {exercise.question} {exercise.answer} {told(new)}{without}: {verdict}"
+        panels.append((caption, new.picture))
     for caption, _ in panels:
         print(caption, flush=True)
     return panels
@@ -171,6 +171,15 @@ def answers(sd: dragsa.StableDiffusion, base: dragsa.EditConfig = BASE) -> list[
 def told(outcome: Outcome) -> str:
     updates, off = f"{outcome.updates} updates", f"handle {outcome.tracked_left:.1f} px off, disc {outcome.left:.1f}"
     return f"({updates}, {off}, {outcome.red} pixels red, ground {outcome.ground:.2f})"
+
+
+def questions() -> str:
+    """Return the drag's command, and each question with the options that it adds."""
+    lines = ["mkdir -p out", f"dragsa edit {DRAG} --out out/exercise.png --force"]
+    for n, exercise in enumerate(EXERCISES, start=1):
+        added = f"{exercise.both}, then also {exercise.options}" if exercise.both else exercise.options
+        lines += [f"{n}. {exercise.question}", f"   {added}"]
+    return "\n".join(lines)
 
 
 def sheet_of(panels: list[tuple[str, Image.Image]], columns: int = 4) -> Image.Image:
@@ -187,7 +196,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, metavar="OUT", help="make all answers, and write them on one sheet")
     options = parser.parse_args()
     if options.answers is None:
-        print("\n".join(f"{n}. {exercise.question}" for n, exercise in enumerate(EXERCISES, start=1)))
+        print(questions())
         return
     pictures.save_picture(sheet_of(answers(dragsa.load(cli.SMALL))), options.answers)
 

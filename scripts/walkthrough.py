@@ -65,8 +65,9 @@ looking.timeline_picture(dragsa.EditConfig.paper(steps=T, drag_step=S, control_s
 # %% [markdown]
 # ## 1. Rasters
 #
-# Of one picture there are three: pixels (128 × 128), cells of the latent (16 × 16, each of 8 pixels) and cells of the
-# supervision grid (64 × 64, each of 2 pixels), on which handles stand. Edges fall on edges: x_grid = (x + ½) / 2 - ½.
+# Points stand on three rasters: pixels (128 × 128), cells of the latent (16 × 16, each of 8 pixels) and cells of the
+# supervision grid (64 × 64, each of 2 pixels), where handles are tracked. Integers are the centres of cells, and the
+# rasters' edges coincide: x_grid = (x + ½) / 2 - ½.
 # The patch Ω(h, r_1) is what the loss pulls, the window Ω(h, r_2) where tracking looks.
 # `dragsa.pictures.to_grid`
 
@@ -82,13 +83,14 @@ for n in range(0, 128, 8):
 for radius, colour in ((LOOP.track_radius, "yellow"), (LOOP.radius, "black")):
     corners = [[2 * (c - radius) for c in handles[0].tolist()], [2 * (c + radius + 1) for c in handles[0].tolist()]]
     pen.rectangle([SCALE * c for pair in corners for c in pair], outline=colour, width=2)
-pen.line([SCALE * c for point in DRAG for c in point], fill="black", width=2)
+pen.line([SCALE * (c + 0.5) for point in DRAG for c in point], fill="black", width=2)
 show(1, ("latent cells white, window yellow, patch and drag black", drawn))
 
 # %% [markdown]
 # ## 2. Encode
 #
-# The VAE makes z_0 of the picture, whose values go from -1 to 1, and a picture of z_0 (2.1).
+# The VAE's encoder makes the latent z_0 of the picture, whose values go from -1 to 1, and its decoder a picture of a
+# latent (2.1): z_0 = 0.18215 · encoder(picture), the factor bringing its values to a spread of about one.
 # picture (1, 3, 128, 128) → z_0 (1, 4, 16, 16). `StableDiffusion.encode`, `decode`
 
 # %%
@@ -108,8 +110,9 @@ show(
 # ## 3. Inversion
 #
 # DDIM goes from z_0 to z_T by adding the noise that the network predicts. Often the step from z_0 to z_1 is left out;
-# the paper puts it back (3.3): z_k = √ᾱ_k ẑ_0 + √(1 - ᾱ_k) ε, ẑ_0 = (z_{k-1} - √(1 - ᾱ_{k-1}) ε) / √ᾱ_{k-1}.
-# `dragsa.invert` → (T + 1, 1, 4, 16, 16). There and back without the step ("omitted") is the worse round trip.
+# the paper puts it back (3.3): z_k = √ᾱ_k ẑ_0 + √(1 - ᾱ_k) ε, ẑ_0 = (z_{k-1} - √(1 - ᾱ_{k-1}) ε) / √ᾱ_{k-1}, with
+# ε = ε(z_{k-1}), predicted, and ᾱ_k the share of the picture in z_k: ᾱ_0 = 1. `dragsa.invert` → (T + 1, 1, 4, 16, 16).
+# There and back without the step ("omitted") is the worse round trip.
 
 # %%
 print("3. inversion")
@@ -135,7 +138,7 @@ show(
 # %% [markdown]
 # ## 4. Features
 #
-# F(z_k) is what the UNet computes at its 14th block (2.2): (1, 32, 16, 16) here, brought to the grid of 64 × 64.
+# F(z_k) is what the UNet computes at its 14th block (2.2): (1, 32, 16, 16) here, and brought to the grid of 64 × 64.
 # Between cells it is bilinear: the four nearest, each weighted by the area opposite. `taps=("block14",)`,
 # `tracking.sample_points`
 
@@ -159,8 +162,9 @@ show(4, ("picture", disc), ("F, three main directions as colours", coloured), ("
 # %% [markdown]
 # ## 5. Motion supervision
 #
-# The loss (2.2): Σ_{q ∈ Ω(h, r_1)} |F(q + d) - sg F(q)|_1, d one cell from the handle to its target. What is at q is to
-# come to q + d. The package takes the mean over the C channels, DragDiffusion's; times C it is the sum that is printed.
+# The loss (2.2): Σ_{q ∈ Ω(h, r_1)} |F(q + d) - sg F(q)|_1, d = (g - h) / |g - h|. What is at q is to come to q + d,
+# a cell nearer to the target g; sg lets no gradient through, so that F(q + d) alone is changed. The package takes the
+# mean over the C channels, DragDiffusion's; times C it is the sum that is printed.
 # `dragsa.motion_supervision_loss` → a scalar, differentiable in F
 
 # %%
@@ -227,7 +231,8 @@ show(7, ("the handle's way", way), ("distance left over the updates", curve))
 # ## 8. The mask
 #
 # Outside the mask M the next latent is to stay (2.2): λ |(z_{t-1} - z⁰_{t-1}) ⊙ (1 - M)|_1. Beside the printed sum
-# λ = 0.1 only resists; beside the mean over C it weighs C times more. `drag.mask_term`, `DragConfig.lam`
+# λ = 0.1 only resists. Beside the mean over C it weighs C times more, and there it must: Adam moves every value about
+# as far, however small its gradient is. `drag.mask_term`, `DragConfig.lam`
 
 # %%
 print("8. the mask")
@@ -245,6 +250,7 @@ mean = replace(LOOP, optimizer="adam", loss="mean")
 for name, loop in (
     ("no term", replace(LOOP, lam=0.0)),
     ("0.1 beside the sum", LOOP),
+    ("no term, Adam", replace(mean, lam=0.0)),
     ("0.1 beside the mean, Adam", mean),
 ):
     told = replace(loop, updates=5)
@@ -260,6 +266,7 @@ show(8, ("1 - M, stays", grey(frozen)), *changes)
 #
 # Source and edit are denoised side by side, and from step A on the edit's self-attention takes the source's Key and
 # Value (3.1): softmax(Q_edit K_sourceᵀ / √d) V_source. `dragsa.MutualSelfAttention`, q, k and v (2, heads, cells, d)
+# This drag is short, and keeps its colours without control too; that of scripts/exercises.py, question 6, does not.
 
 # %%
 print("9. control")
@@ -285,7 +292,7 @@ show(
     9,
     ("picture", disc),
     ("control from the drag on", denoised(sd.unet, 0)),
-    ("never: this drag changes few colours", denoised(sd.unet, K)),
+    ("control never", denoised(sd.unet, K)),
 )
 
 # %% [markdown]

@@ -139,7 +139,10 @@ def is_told(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's message on one line; the system's own as `file: reason`."""
+    """Return an error's message on one line; the system's own as `file: reason`. What no line can show is escaped."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    else:
+        said = " ".join(str(error).split()) or type(error).__name__
+    # The name of a file may hold what a terminal obeys or takes for the line's end.
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in said)

@@ -111,6 +111,10 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
             ["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--preset", "small", "--steps", "10"],
             "came 30; give a drag step (--drag-step) with the steps: of 10 steps, 6 is as far as 30 of 50",
         ),
+        (
+            ["edit", "no\x85\x1b[2J\u2028.png", "--drag", "1,2:3,4", "--out", "o.png"],
+            r"error: no\x85\x1b[2J\u2028.png: No such",
+        ),
         (["bench", "--quick", "--only", "update", "--weights", "gone"], "gone"),
         (["bench", "--quick", "--json", "text.png"], "text.png: is there already"),
         (["bench", "--quick", "--json", "o.txt", "--markdown", "o.txt"], "two outputs"),
