@@ -27,7 +27,7 @@ Guidance = float | Sequence[float]  # one scale, or one for each row of the late
 # The K/V of self-attention in one latent's pass: (1, heads, n, d), with guidance (2, …), the unconditional row first.
 KVByBlock = Mapping[int, KV]
 Record = Callable[[int, KVByBlock], None]  # told the level of a pass and its K/V, in copies
-HookAt = Callable[[int], AttentionHook | None]  # the step, counted from 0 at the first one run -> its hook, or none
+HookAt = Callable[[int], AttentionHook | None]  # step, 0 at a sampler's first one run, in `edit` at z_T -> hook or none
 
 
 class Denoiser(Protocol):

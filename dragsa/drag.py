@@ -143,7 +143,7 @@ def motion_supervision_step(
     """Compute `motion_supervision`, or another, and the gradient of its loss with respect to the latent."""
     with torch.enable_grad():
         latent = task.latent.detach().requires_grad_()
-        at = supervise(run, task._replace(latent=latent), first_pass, lap)
+        at = checks.supervised(supervise(run, task._replace(latent=latent), first_pass, lap))
         (gradient,) = torch.autograd.grad(at.loss, latent)
     loss = at.loss.detach()
     finite = loss.isfinite() & gradient.isfinite().all()
@@ -227,6 +227,7 @@ def drag_latent(
     network whose weights were made under `torch.inference_mode`.
     """
     schedule.check_level(level, lowest=1)
+    checks.functions(observe=observe, attention=attention, supervision=supervision, optimizer=optimizer)
     checks.drag_settings(config)
     grid = motion.CELLS * z.shape[-2], motion.CELLS * z.shape[-1]
     handles, targets = checks.drag_on(z, handles, targets, grid)

@@ -74,7 +74,7 @@ def edit(
         told |= {"prompt": prompt, "target_prompt": target_prompt, "seed": seed, "control": control}
         told |= {"supervision": supervision, "optimizer": optimizer, "config": replace(config, crop="none")}
         return pictures.edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
-    checks.request(config, image, drags, mask, (prompt, negative_prompt), target_prompt)
+    checks.request(config, image, drags, mask, (prompt, negative_prompt), target_prompt, control)
     of_source = image.prompt if isinstance(image, Source) else prompt
     methods.check_object_words(config, of_source, of_source if target_prompt is None else target_prompt)
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
@@ -100,7 +100,7 @@ def edit(
     seconds = {**({} if given else source.seconds), **report.seconds}
     found = outcomes.found_in(source.picture, picture, drags)
     trace = replace(trace_of(sd, branch, drags, dragged, seconds), found=found)
-    if short := outcomes.shortfall(trace):
+    if short := outcomes.shortfall(trace, branch.mask):
         warnings.warn(short, stacklevel=2)
     return EditResult(picture, source.picture, trace)
 
@@ -357,7 +357,7 @@ def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None
     zs = ddim.sample_controlled(
         guided.unet, branch.z_source, branch.z_target, guided.context, schedule, start, stop, guided.scale,
         guided.uncond, None, config.control_blocks, blend, progress, plan.record,
-        lambda step: branch.hook_at(done + step),
+        lambda step: checks.hook(branch.hook_at(done + step)),
     )  # (start - stop + 1, 2, 4, h, w)  # fmt: skip
     if plan.record is not None:
         source.recorded.keep_latents(plan.trajectory, start, zs[:, :1])

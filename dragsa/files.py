@@ -22,6 +22,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = "dragsa-store-"  # of temporary folders
+REPLACE = "--force (overwrite=True) replaces it"
 
 
 def check_output(path: str | Path, overwrite: bool = False) -> Path:
@@ -35,7 +36,7 @@ def check_output(path: str | Path, overwrite: bool = False) -> Path:
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path}: is there, and is not a plain file")
     if os.path.lexists(path) and not overwrite:  # a link to nothing is there, too
-        raise FileExistsError(f"{path}: is there already")
+        raise FileExistsError(f"{path}: is there already; {REPLACE}")
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"{path}: the folder cannot be written to")
     return path
@@ -64,10 +65,12 @@ def check_folder(folder: str | Path, overwrite: bool = False, names: str = "*.pn
     with spaces between them): no other folder is ever removed. Raises OSError that says why not.
     """
     folder = Path(folder)
+    if os.path.lexists(folder) and not folder.is_dir():  # no `overwrite` replaces it by a folder
+        raise FileExistsError(f"{folder}: is there, and is not a folder")
     if not folder.is_dir() or folder.is_symlink():
         return check_output(folder)
     if not overwrite:
-        raise FileExistsError(f"{folder}: is there already")
+        raise FileExistsError(f"{folder}: is there already; {REPLACE}")
     for one in folder.iterdir():
         if not one.is_file() or not any(fnmatch(one.name, name) for name in names.split()):
             raise FileExistsError(f"{folder}: holds {one.name}, so it is not replaced; give another folder")

@@ -1,7 +1,7 @@
 """The method from its printed formulas, without speed: to be read first. `python scripts/plain.py out/plain.png`
 
-The networks, their schedule and the reading of pictures are the package's, and so is the result, but for rounding.
-"Paper:" says what is printed where that differs, or that nothing is; the numbers are its sections.
+The networks, their schedule and the reading of pictures are the package's, and so is the result, but for rounding, at
+settings that `edit` has not to refuse. "Paper:" says what is printed where that differs; the numbers are its sections.
 """
 
 import math
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import dragsa
-from dragsa import pictures
+import dragsa.pictures
 
 
 def bilinear(values: Tensor, x: Any, y: Any) -> Tensor:
@@ -53,18 +52,20 @@ def step(z: Tensor, eps: Tensor, a: Tensor, to: Tensor) -> Tensor:
 
 
 def control(site: Any, q: Tensor, k: Tensor, v: Tensor, attend: Any) -> Tensor:
-    """Take Key and Value from the source, row 0 (3.1). Paper: nothing of the blocks; these are MasaCtrl's."""
-    k, v = (x[:1].expand_as(x) if site.kind == "self" and site.block >= 11 else x for x in (k, v))
-    return attend(q, k, v)  # softmax(q kᵀ / √d) v
+    """Return softmax(q kᵀ / √d) v, k and v the source's, row 0 (3.1). Paper: nothing of the blocks; MasaCtrl's here."""
+    return attend(q, *(x[:1].expand_as(x) if site.kind == "self" and site.block >= 11 else x for x in (k, v)))
 
 
 def edit(sd: Any, z_0: Tensor, first: Any, targets: Any, frozen: Any, config: dragsa.EditConfig) -> Tensor:
     """Edit z_0. first: the handles h^0, whole cells. frozen: 1 - M, (h, w), or 0. Paper: no values of r, λ, arrival."""
     loop, levels, k = config.drag, dragsa.Schedule(config.steps), config.steps - config.drag_step
+    done = {"optimizer": ("adam", "sgd"), "variant": ("restored",), "control": ("mutual",), "guidance": (1,)}
+    done |= dict.fromkeys(("patience", "lost_patience", "stall", "anchor", "blend", "fixed_point"), (None, 0))
+    if odd := [name for name, values in done.items() if (vars(config) | vars(loop))[name] not in values]:
+        raise ValueError(f"not done here: {', '.join(odd)}")
     bars, context, zs = levels.alpha_bars, sd.embed([""]), [z_0]
-    with torch.no_grad():  # inversion, with its first step (3.3)
-        for n, t in enumerate(levels.timesteps):
-            zs.append(step(zs[n], sd.unet(zs[n], t, context).eps, bars[n], bars[n + 1]))
+    for n, t in enumerate(levels.timesteps):  # inversion, with its first step (3.3)
+        zs.append(step(zs[n], sd.unet(zs[n], t, context).eps, bars[n], bars[n + 1]))
     z, handles, mean, square = zs[k], first, 0 * z_0, 0 * z_0  # the drag (3.1). Paper: at S steps down from z_T
     for n in range(1, loop.updates + 1):
         z = z.detach().requires_grad_()
@@ -85,16 +86,15 @@ def edit(sd: Any, z_0: Tensor, first: Any, targets: Any, frozen: Any, config: dr
             d = mean / (1 - 0.9**n) / ((square / (1 - 0.999**n)).sqrt() + 1e-8)
         z = z.detach() - loop.lr * d
     pair, two = torch.cat([zs[k], z.detach()]), context.expand(2, -1, -1)
-    with torch.no_grad():  # source and edit side by side (3.1)
-        for n in range(k, 0, -1):
-            pair = step(pair, sd.unet(pair, levels.timesteps[n - 1], two, attention=control).eps, bars[n], bars[n - 1])
+    for n in range(k, 0, -1):  # source and edit side by side (3.1)
+        pair = step(pair, sd.unet(pair, levels.timesteps[n - 1], two, attention=control).eps, bars[n], bars[n - 1])
     return pair[1:]
 
 
 if __name__ == "__main__":
-    sd, disc = dragsa.load("weights/small"), pictures.open_picture("scripts/demo/disc.png")
-    handles, targets, _ = pictures.drags_to_grid([((42, 79), (70, 59))], disc.size, (64, 64))
-    mask = pictures.open_mask("scripts/demo/mask.png", disc.size, (64, 64))[::4, ::4]
-    config = dragsa.EditConfig.paper(drag=dragsa.DragConfig(updates=20))
+    sd, disc = dragsa.load("weights/small"), dragsa.pictures.open_picture("scripts/demo/disc.png")
+    handles, targets, _ = dragsa.pictures.drags_to_grid([((42, 79), (70, 59))], disc.size, (64, 64))
+    mask = dragsa.pictures.open_mask("scripts/demo/mask.png", disc.size, (64, 64))[::4, ::4]
+    config = dragsa.EditConfig.paper(drag=dragsa.DragConfig(updates=20, patience=None, lost_patience=None))
     z_0 = edit(sd, sd.encode(disc), handles.long().tolist(), targets.tolist(), 1 - mask, config)
-    pictures.to_picture(sd.decode(z_0)).save(sys.argv[1])
+    dragsa.pictures.to_picture(sd.decode(z_0)).save(sys.argv[1])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
+from typing import get_args
+
+import pytest
 
 import dragsa
 from dragsa import checks, config
@@ -16,6 +19,14 @@ def test_the_default_preset_is_the_one_that_suits_the_networks_widths() -> None:
     assert checks.configured(None, config.UNetConfig().widths) == EditConfig.sd15()
     given = EditConfig.paper()
     assert checks.configured(given, config.SMALL_WIDTHS) is given
+
+
+@pytest.mark.parametrize("name", get_args(config.Preset))
+def test_a_setting_of_the_drag_loop_is_told_its_place(name: str) -> None:
+    preset = getattr(EditConfig, name)
+    assert preset(steps=9) == replace(preset(), steps=9)
+    with pytest.raises(TypeError, match=r"radius is a setting of DragConfig: drag=replace\(config\.drag, radius=9\)"):
+        preset(radius=9)
 
 
 def test_the_printed_preset_differs_in_descent_and_loss_alone() -> None:

@@ -4,6 +4,7 @@ import json
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import golden_cases
@@ -247,7 +248,7 @@ def test_what_a_picture_loses_is_told(picture, mode, size, target, says):
     if mode == "RGBA":
         given.putalpha(128)
     with pytest.warns(UserWarning) as told:
-        checks.request(CONFIG, given, (), None, ("a red disc", ""), target)
+        checks.request(CONFIG, given, [((20, 20), (30, 30))], None, ("a red disc", ""), target)
     assert len(told) == 1 and says in str(told[0].message)
 
 
@@ -569,9 +570,36 @@ def test_guidance_in_the_drag_is_of_the_negative_prompt_and_the_targets(sd, pict
         ({"drags": 3}, "drags are .* in a list, came 3"),
         ({"drags": None}, "in a list, came None"),
         ({"prompt": None}, "prompt and negative prompt are texts, came None"),
+        ({"control": lambda site, q, k, v, attend: q}, r"control is a function of the step .*, came a hook"),
+        ({"control": lambda step: lambda site, q, k, v: q}, r"hook is a function of \(site, q, k, v, attend\), came"),
+        ({"control": lambda step: lambda *_: None}, r"self-attention: the hook must return \(.*\), came None"),
+        ({"supervision": lambda run, task: task}, r"supervision is a function of \(run, task, first_pass, lap\), came"),
+        ({"supervision": lambda *_: torch.ones(())}, "supervision must return a drag.Supervision, came Tensor"),
+        (
+            {"supervision": lambda *given: drag.motion_supervision(*given)._replace(loss=torch.ones(()))},
+            "supervision: the loss must be a scalar that depends on task.latent",
+        ),
     ],
 )
 def test_arguments_of_another_kind_are_named(tiny_folder, given, said) -> None:
     sd, picture = dragsa.load(tiny_folder), Image.new("RGB", (64, 64))
     with pytest.raises(ValueError, match=said):
-        dragsa.edit(sd, picture, **{"drags": [((20, 20), (30, 30))], **given})
+        dragsa.edit(sd, picture, **{"drags": [((20, 20), (30, 30))], "config": CONFIG, **given})
+
+
+def test_what_has_no_signature_is_taken_as_a_function() -> None:
+    checks.functions(control=partial(lambda hook, step: hook, None), attention=torch.nn.Identity(), observe=print)
+    checks.functions(optimizer=max, supervision=lambda *_: None)
+
+
+def test_what_asks_for_nothing_is_told(picture) -> None:
+    for drags, more, said in (
+        ((), (None,), ["no drags and no other prompt: the result is the picture's reconstruction"]),
+        ((), ("a blue disc",), []),
+        ((), (None, lambda step: None), []),
+        ((*DRAGS, ((42, 60), (42, 60))), (None,), [f"handle {len(DRAGS) + 1} and its target are the same"]),
+    ):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            checks.request(CONFIG, picture, drags, None, ("a red disc", ""), *more)
+        assert [str(one.message) for one in told] == said

@@ -44,7 +44,7 @@ def test_names_as_long_as_the_system_takes_can_be_written(tmp_path: Path, length
 def test_a_link_to_nothing_is_there(tmp_path: Path) -> None:
     link = tmp_path / "a.png"
     link.symlink_to("nowhere.png")
-    with pytest.raises(FileExistsError, match=r"a\.png: is there already"):
+    with pytest.raises(FileExistsError, match=r"a\.png: is there already; --force \(overwrite=True\) replaces it"):
         files.check_output(link)
     files.save_bytes(b"new", link, overwrite=True)
     assert link.read_bytes() == b"new" and not link.is_symlink()
@@ -86,7 +86,7 @@ def test_a_folder_is_replaced_only_where_all_in_it_may_go(tmp_path: Path) -> Non
     assert files.check_folder(folder) == folder
     folder.mkdir()
     (folder / "1.png").write_bytes(b"old")
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match=r"is there already; --force \(overwrite=True\) replaces it"):
         files.check_folder(folder)
     assert files.check_folder(folder, overwrite=True) == folder
     with files.whole_folder(folder, replace=True) as part:
@@ -104,6 +104,9 @@ def test_a_folder_is_replaced_only_where_all_in_it_may_go(tmp_path: Path) -> Non
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(FileExistsError, match="is not a plain file"):
         files.check_folder(tmp_path / "link", overwrite=True)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"is there, and is not a folder$"):
+        files.check_folder(tmp_path / "file")
 
 
 @pytest.fixture

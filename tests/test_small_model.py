@@ -26,6 +26,13 @@ def test_files_are_those_that_were_measured():
     assert len(verified) == 3 and all(one.known for one in verified)
 
 
+def test_words_that_it_does_not_know_are_told_once(sd):
+    with pytest.warns(UserWarning, match="^the model does not know the words: cat, sofa$") as told:
+        sd.embed(["A purple cat on a sofa.", "a cat"])
+        sd.embed(["", "a sofa, a red disc on blue ground"])
+    assert len(told) == 1
+
+
 def test_reconstruction_of_held_out_scenes(sd):
     pictures = scenes.draw_batch([scenes.random_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:12]])
     again = sd.decode(sd.encode(pictures)).clamp(-1, 1)

@@ -1,10 +1,11 @@
-"""Warnings of what an edit loses of the picture that it is given."""
+"""Warnings of what an edit loses of the picture that it is given, and of what asks for nothing."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -30,6 +31,15 @@ def warn_of_losses(picture: Image.Image, config: EditConfig, prompts: Sequence[s
             f"the picture of {picture.width}×{picture.height} pixels is edited at {width}×{height}, and what changes "
         )
         _warn(f"{said}comes back blurred: crop auto edits the part of the drags and the mask alone, or give more size")
+
+
+def warn_of_idle(drags: Sequence[Any], changed: bool) -> None:
+    """Warn of drags that go nowhere, and where there are none of an edit whose prompt or control changes nothing."""
+    if not len(drags) and not changed:
+        _warn("no drags and no other prompt: the result is the picture's reconstruction")
+    for n, (handle, target) in enumerate(drags, start=1):
+        if tuple(handle) == tuple(target):
+            _warn(f"handle {n} and its target are the same")
 
 
 def _warn(text: str) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dragsa import motion, tracking
 from dragsa.model.unet import UNet
-from dragsa.pictures import Point, Size, Trace, scaled, to_tensor
+from dragsa.pictures import Point, Size, Trace, scaled, to_grid, to_tensor, unmasked
 
 SIDE = 160  # pixels of the longer side that pictures are compared at
 HALF = 10  # of the patch's side there, without its middle
@@ -85,8 +85,11 @@ def in_short(trace: Trace) -> str:
     return f"{reached}, {updates}, {max(trace.distances_of(trace.tracked)[0]):.1f} px left, {spent}"
 
 
-def shortfall(trace: Trace) -> str | None:
-    """Return the warning that an edit's drag calls for: it did not arrive, or what arrived is not in the result."""
+def shortfall(trace: Trace, mask: Tensor | None = None) -> str | None:
+    """Return the warning that an edit's drag calls for: it did not arrive, or what arrived is not in the result.
+
+    mask: the edit's, (H, W) on the grid.
+    """
     if trace.stop is None or trace.stop == "stopped":
         return None
     pixel = max(trace.picture_size[0] / trace.grid_size[0], trace.picture_size[1] / trace.grid_size[1])
@@ -95,7 +98,10 @@ def shortfall(trace: Trace) -> str | None:
         worst = max(left)
         most = [f"handle {n} is {px:.1f} px from its target" for n, px in enumerate(left, start=1) if px > worst / 2]
         said = ", ".join(most[:5]) + (f" and {len(most) - 5} more" if len(most) > 5 else "")
-        return f"the drag did not arrive ({trace.stop}): {said}; try {ADVICE[trace.stop]}"
+        handles = to_grid([handle for handle, _ in trace.drags], trace.picture_size, trace.grid_size)
+        held = mask is not None and any(unmasked(mask, handles))
+        advice = "a mask that is white at the handles: white may move" if held else ADVICE[trace.stop]
+        return f"the drag did not arrive ({trace.stop}): {said}; try {advice}"
     allowed = trace.config.drag.reach * pixel + 2
     far = []
     for n, (place, (_, target)) in enumerate(zip(trace.found, trace.drags, strict=True), start=1):

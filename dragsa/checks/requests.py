@@ -10,7 +10,7 @@ from PIL import Image
 
 from dragsa import pictures
 from dragsa.checks import values
-from dragsa.checks.notices import warn_of_losses
+from dragsa.checks.notices import warn_of_idle, warn_of_losses
 from dragsa.checks.tensors import drag_settings, looked_at
 from dragsa.config import EditConfig, suiting
 from dragsa.ddim import Schedule
@@ -25,11 +25,12 @@ def request(
     mask: Any,
     prompts: tuple[str, str],
     target_prompt: str | None = None,
+    control: Any = None,
 ) -> None:
     """Raise a ValueError for an edit that cannot be made, and warn of what one loses of its picture.
 
     image: a picture, an `editing.Source`, or None where one is to be generated. mask: as `pictures.open_mask` takes it.
-    prompts: the source's, and the negative one.
+    prompts: the source's, and the negative one. control: one that is not the config's.
     """
     words(*prompts, target_prompt)
     if None in prompts:
@@ -43,6 +44,8 @@ def request(
     settings(config, drags, mask, (config.size, config.size) if image is None else image.size)
     if image is not None:
         warn_of_losses(image, config, (prompt, target_prompt or ""))
+    changed = target_prompt not in (None, prompt) or control is not None or config.guidance != 1
+    warn_of_idle(drags, changed)
 
 
 def configured(config: Any, widths: tuple[int, ...] = ()) -> EditConfig:
@@ -74,6 +77,8 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         raise ValueError(f"drags are ((x, y), (x, y)), handle and target, in a list, came {drags!r}")
     if len(drags) and config.drag_step > (last := config.steps - 1):
         said = f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}"
+        if config.steps == EditConfig.steps:
+            raise ValueError(f"{said}; give another drag step (--drag-step)")
         as_far = round(config.drag_step * config.steps / EditConfig.steps)  # a preset's S is of its own T
         hint = f" of {config.steps} steps, {min(last, as_far)} is as far as {config.drag_step} of {EditConfig.steps}"
         raise ValueError(f"{said}; give a drag step (--drag-step) with the steps:{hint}")
@@ -99,13 +104,6 @@ def words(*prompts: str | None) -> None:
             (prompt or "").encode()
         except UnicodeEncodeError:
             raise ValueError(f"the prompt {prompt!r} is not text in UTF-8") from None
-
-
-def functions(**given: Any) -> None:
-    """Raise a ValueError that names the first of these which is neither a function nor None."""
-    for name, value in given.items():
-        if value is not None and not callable(value):
-            raise ValueError(f"{name} must be a function, came {value!r}")
 
 
 def generation(config: EditConfig, size: Size) -> None:

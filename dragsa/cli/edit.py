@@ -244,14 +244,14 @@ def check_job(options: Options, taken: set[Path]) -> None:
     if "drag" not in options and "target_prompt" not in options:
         raise ValueError("nothing to change: give --drag, --target-prompt, or both")
     to_come = any(place(options[name]) in taken for name in ("image", "mask") if options.get(name))
-    check_outputs(options, taken)
     config, prompt = config_of(options), options.get("prompt", "")
     checks.words(prompt, options.get("target_prompt"))
-    check_looking(options, config)
     if config.object_words:  # without any `checks.settings` asks for them
         methods.check_object_words(config, prompt, options.get("target_prompt") or prompt)
     if not to_come:
         check_fit(options, config)
+    check_outputs(options, taken)  # last, as --force may be all that these lack
+    check_looking(options, config)
 
 
 def check_fit(options: Options, config: EditConfig) -> None:

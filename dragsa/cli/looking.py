@@ -29,6 +29,12 @@ BY_VAE = {"encode": "z_0 of the picture, by the VAE", "decode": "the picture of 
 
 def check_looking(options: Options, config: EditConfig) -> None:
     """Raise an error unless frames and trace can be written, and the passes told."""
+    if "frames" in options and "drag" not in options:
+        raise ValueError("--frames: there is no drag whose updates they would show")
+    if "every" in options and not {"frames", "trace"} & options.keys():
+        raise ValueError("--every: of which pictures? give --frames or --trace")
+    if tells(options) and config.drag.compile not in ("auto", "off"):
+        raise ValueError("--explain and --trace need --compile off: a compiled pass tells nothing")
     force = options.get("force", False)
     for name, inside in FOLDERS.items():
         if name not in options or is_left(options, name):
@@ -37,12 +43,6 @@ def check_looking(options: Options, config: EditConfig) -> None:
             files.check_output(options[name], force)
         else:
             files.check_folder(options[name], force, inside)
-    if "frames" in options and "drag" not in options:
-        raise ValueError("--frames: there is no drag whose updates they would show")
-    if "every" in options and not {"frames", "trace"} & options.keys():
-        raise ValueError("--every: of which pictures? give --frames or --trace")
-    if tells(options) and config.drag.compile not in ("auto", "off"):
-        raise ValueError("--explain and --trace need --compile off: a compiled pass tells nothing")
 
 
 def is_gif(options: Options, name: str) -> bool:

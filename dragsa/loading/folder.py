@@ -174,6 +174,8 @@ def _how_to_replace(absent: Collection[str]) -> str:
 
 def _what_folder(folder: Path) -> str:
     """Say what kind of folder this is, which lacks a model's parts; nothing if that cannot be told."""
+    if inside := next((one for one in sorted(folder.iterdir()) if (one / UNET).is_dir()), None):
+        return f"there is no model in this folder itself; did you mean {inside}?"
     kind = read_settings(folder / "config.json").get("_class_name", "") if (folder / "config.json").exists() else ""
     for name, what in (("ControlNet", "a ControlNet"), ("Autoencoder", "a VAE alone"), ("UNet", "a UNet alone")):
         if name in str(kind):

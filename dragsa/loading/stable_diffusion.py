@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from dragsa.loading.one_network import open_one
 from dragsa.loading.parts import Opened, Wanted, check_fit, check_together
 from dragsa.loading.safetensors import one_line, read_tensors
 from dragsa.loading.single_file import open_single_file
-from dragsa.loading.tokenizer import check_whole, find_tokenizer, load_tokenizer
+from dragsa.loading.tokenizer import check_whole, find_tokenizer, load_tokenizer, unknown_words
 from dragsa.model import text
 from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
@@ -104,6 +105,9 @@ class StableDiffusion:
         """
         if isinstance(image, Image.Image):
             image = pictures.to_tensor(image)  # (1, 3, H, W)
+        if not isinstance(image, Tensor):
+            came = type(image).__name__
+            raise ValueError(f"encode takes a picture (pictures.open_picture) or a tensor (B, 3, H, W), came {came}")
         if not image.is_floating_point():
             raise ValueError(f"a picture's tensor must be float in [-1, 1], came {image.dtype}")
         return self.vae.encode(image.to(self.device))
@@ -114,8 +118,20 @@ class StableDiffusion:
         return self.vae.decode(z0.to(self.device))
 
     def embed(self, prompts: Sequence[str]) -> Tensor:
-        """Embed prompts as context, float32 (B, tokens, C). A prompt that is too long is cut, with a warning."""
+        """Embed prompts as context, float32 (B, tokens, C).
+
+        A prompt that is too long is cut, with a warning. Words that a small model has not met are warned of once.
+        """
+        words = dict.fromkeys(word for prompt in prompts for word in unknown_words(self.text.tokenizer, prompt))
+        if new := [word for word in words if word not in self._told]:
+            warnings.warn(f"the model does not know the words: {', '.join(new)}", stacklevel=2)
+            self._told.update(new)
         return self.text.embed(prompts)
+
+    @cached_property
+    def _told(self) -> set[str]:
+        """Words that have been warned of."""
+        return set()
 
 
 def load(
@@ -200,7 +216,10 @@ def open_model(path: Path, wanted: Wanted = Wanted(), instead: Mapping[str, Path
     """Open a model without reading a value: its networks, all of which fit. instead: by component, where from."""
     instead = {} if instead is None else instead
     if not path.exists():
-        raise WeightsError(f"{path}: there is no such file or folder; {WHERE}")
+        beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, beside, n=1)
+        what = f"did you mean {path.with_name(near[0])}?" if near else WHERE
+        raise WeightsError(f"{path}: there is no such file or folder; {what}")
     opened = (open_folder if path.is_dir() else open_single_file)(path, wanted, instead)
     check_fit(path, opened.parts.values(), opened.left_over)
     unused = opened.unused

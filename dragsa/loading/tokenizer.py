@@ -15,6 +15,8 @@ from dragsa.layouts.fitting import WeightsError
 from dragsa.loading.known_files import REPOSITORY, TOKENIZER_REPOSITORY
 from dragsa.loading.safetensors import one_line
 
+FEW = 10_000  # tokens, under which a model knows the words of its vocabulary alone
+
 
 def has_tokenizer(folder: Path) -> bool:
     """Tell if the folder holds CLIP's tokenizer, in either of its two forms."""
@@ -47,6 +49,14 @@ def check_whole(folder: Path) -> None:
             f"merges.txt makes {len(words) - len(lost)} of the {len(words)} words in vocab.json, and not "
             f"{lost[0]!r}: it was cut short, or is another model's; get both again"
         )
+
+
+def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
+    """Return the words that a tokenizer of few tokens, as the small model's, spells in parts; of a large one none."""
+    if len(tokenizer) >= FEW:
+        return []
+    words = dict.fromkeys(word.strip(",.;:!?()'\"") for word in prompt.split())
+    return [word for word in words if len(tokenizer(word, add_special_tokens=False)["input_ids"]) > 1]
 
 
 def find_tokenizer(file: Path, *others: Path) -> Path:

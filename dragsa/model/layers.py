@@ -35,9 +35,9 @@ def _for_norm(weight: Tensor, x: Tensor) -> Tensor:
 
 def hooked(hook: AttentionHook, site: Site, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Call the hook in place of plain attention. Raises ValueError where it does not return q's shape."""
-    out = hook(site, q, k, v, attend)
-    if out.shape != q.shape:
-        raise ValueError(f"{site.name}: the hook must return {tuple(q.shape)}, came {tuple(out.shape)}")
+    out, expected = hook(site, q, k, v, attend), tuple(q.shape)
+    if (came := tuple(out.shape) if isinstance(out, Tensor) else out) != expected:
+        raise ValueError(f"{site.name}: the hook must return {expected}, came {came}")
     return out
 
 

@@ -261,8 +261,8 @@ def transformed(
 def at_region(hook: RegionHook, name: str, own: Callable[..., Tensor], channels: int, *inputs: Tensor) -> Tensor:
     """Call the hook in place of a region. Raises ValueError where it does not return (B, channels, h, w)."""
     out, expected = hook(name, own, *inputs), (inputs[0].shape[0], channels, *inputs[0].shape[2:])
-    if out.shape != expected:
-        raise ValueError(f"{name}: the hook must return {expected}, came {tuple(out.shape)}")
+    if (came := tuple(out.shape) if isinstance(out, Tensor) else out) != expected:
+        raise ValueError(f"{name}: the hook must return {expected}, came {came}")
     return out
 
 

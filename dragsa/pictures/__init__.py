@@ -22,6 +22,7 @@ from dragsa.pictures.images import (
     to_picture,
     to_rgb,
     to_tensor,
+    unmasked,
     warn_unmasked,
     working_size,
 )
@@ -42,4 +43,4 @@ __all__ += [
     "to_grid",
     "to_json",
 ]
-__all__ += ["to_picture", "to_rgb", "to_tensor", "versions", "warn_unmasked", "working_size"]
+__all__ += ["to_picture", "to_rgb", "to_tensor", "unmasked", "versions", "warn_unmasked", "working_size"]

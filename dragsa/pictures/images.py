@@ -33,11 +33,12 @@ DAMAGED = (SyntaxError, EOFError, ValueError, OSError, RuntimeError, LookupError
 SMALLEST = 64  # a working picture's shorter side is brought to this where the longer one allows it
 
 
-def open_picture(given: Given) -> Image.Image:
+def open_picture(given: Given, what: str = "picture") -> Image.Image:
     """Return a picture of any mode, whole, upright (EXIF's orientation applied), the first frame of several.
 
     given: a file's path; a picture, which comes back itself where it is upright; or an array or tensor, (height, width)
-    of grey or (height, width, channels) of grey, RGB or RGBA: booleans, bytes 0 … 255, or floats 0 … 1.
+    of grey or (height, width, channels) of grey, RGB or RGBA: booleans, bytes 0 … 255, or floats 0 … 1. what: it is
+    called in an error.
 
     Raises ValueError for a file that is no picture, is cut short or is absurdly large, and for anything else that is no
     picture; OSError for a file that cannot be read at all.
@@ -45,7 +46,7 @@ def open_picture(given: Given) -> Image.Image:
     if isinstance(given, np.ndarray | Tensor):
         return from_array(given)
     if not isinstance(given, str | Path | Image.Image):
-        raise ValueError(f"a picture is a PIL picture, a path or an array, came {type(given).__name__}")
+        raise ValueError(f"a {what} is a PIL picture, a path or an array, came {type(given).__name__}")
     try:
         if isinstance(given, Image.Image):
             given.load()
@@ -53,6 +54,10 @@ def open_picture(given: Given) -> Image.Image:
         with Image.open(given) as file:
             file.load()
             return ImageOps.exif_transpose(file)
+    except FileNotFoundError:
+        is_text = isinstance(given, str) and " " in given and not Path(given).suffix
+        hint = "; a text for the model is prompt= or target_prompt=" if is_text else ""
+        raise FileNotFoundError(f"{what}: no such file {str(given)!r}{hint}") from None
     except UnidentifiedImageError:
         raise ValueError(f"{given}: not a picture in a format that can be read") from None
     except Image.DecompressionBombError:
@@ -221,13 +226,13 @@ def mask_levels(mask: Given, picture: Size) -> np.ndarray:
     bytes 0 … 255, or numbers 0 … 1. A picture or bytes whose largest level is 1 hold 0 and 1, and 1 is white. Raises
     ValueError for another size, shape or range, and where nothing is white.
     """
-    name = str(mask) if isinstance(mask, str | Path) else "mask"
+    name = f"mask {mask}" if isinstance(mask, str | Path) else "mask"
     if isinstance(mask, np.ndarray | Tensor):
         array = np.asarray(mask.detach().cpu() if isinstance(mask, Tensor) else mask)
         if array.ndim != 2:
             raise ValueError(f"a mask's array must be (height, width), came {array.shape}")
     else:
-        array = np.asarray(to_rgb(_laid_on("black", open_picture(mask))).convert("L"))  # (height, width)
+        array = np.asarray(to_rgb(_laid_on("black", open_picture(mask, "mask"))).convert("L"))  # (height, width)
     levels = array.astype(np.float32)
     if array.dtype == np.uint8 and array.max(initial=0) > 1:
         levels /= 255
@@ -241,14 +246,21 @@ def mask_levels(mask: Given, picture: Size) -> np.ndarray:
     return levels
 
 
+def unmasked(mask: Tensor, points: Tensor) -> list[bool]:
+    """Tell of each point (n, 2) whether it stands where the mask (H, W) lets nothing move."""
+    (height, width), (columns, rows) = mask.shape, points.round().long().T.to(mask.device)
+    return (mask[rows.clamp(0, height - 1), columns.clamp(0, width - 1)] < 0.5).tolist()
+
+
 def warn_unmasked(mask: Tensor, handles: Tensor, targets: Tensor) -> None:
     """Warn of handles and targets (n, 2) each that stand where the mask (H, W) lets nothing move."""
-    height, width = mask.shape
-    for name, points in (("handle", handles), ("target", targets)):
-        for n, (x, y) in enumerate(points.tolist(), start=1):
-            column, row = min(width - 1, max(0, round(x))), min(height - 1, max(0, round(y)))
-            if mask[row, column] < 0.5:
-                warnings.warn(f"{name} {n} stands outside of the mask's white, where nothing may move", stacklevel=3)
+    for n, off in enumerate(zip(unmasked(mask, handles), unmasked(mask, targets), strict=True), start=1):
+        if all(off):
+            said = f"handle {n} and its target stand outside of the mask's white: is the mask inverted? White may move"
+            warnings.warn(said, stacklevel=3)
+        elif any(off):
+            name = "handle" if off[0] else "target"
+            warnings.warn(f"{name} {n} stands outside of the mask's white, where nothing may move", stacklevel=3)
 
 
 def check_format(path: str | Path, size: Size = (300, 20)) -> str:

@@ -53,6 +53,9 @@ def test_a_drag_that_did_not_arrive_says_why_and_how_far(stop: str) -> None:
     said = outcomes.shortfall(example(found=(None,), stop=stop))
     assert said is not None and stop in said and outcomes.ADVICE[stop] in said
     assert "handle 1 is " in said and " px from its target" in said
+    columns, rows = (one := example(found=(None,), stop=stop)).grid_size
+    assert outcomes.shortfall(one, torch.ones(rows, columns)) == said
+    assert "try a mask that is white at the handles" in str(outcomes.shortfall(one, torch.zeros(rows, columns)))
 
 
 def test_a_drag_that_arrived_says_nothing_unless_the_picture_tells_otherwise() -> None:

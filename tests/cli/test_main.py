@@ -42,7 +42,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
         ),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--lr", "fast"], "--lr: must be a number"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--lr", "inf"], "--lr: must be a number"),
-        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--drag-step", "50"], "drag step S"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--drag-step", "60"], "another drag step"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--tap", "block17"], "block17"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--variant", "odd"], "'odd'"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control-blocks", "0-3"], "numbered 1 to 16"),
@@ -65,20 +65,24 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
             ["edit", "picture.png", "--from-noise", "--drag", "1,2:3,4", "--out", "o.png"],
             "either IMAGE or --from-noise",
         ),
-        (["edit", "none.png", "--drag", "1,2:3,4", "--out", "o.png"], "none.png: No such file"),
+        (["edit", "none.png", "--drag", "1,2:3,4", "--out", "o.png"], "picture: no such file 'none.png'\n"),
         (["edit", "text.png", "--drag", "1,2:3,4", "--out", "o.png"], "text.png: not a picture"),
         (["edit", ".", "--drag", "1,2:3,4", "--out", "o.png"], "Is a directory"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "picture.png"], "picture.png: is there already"),
+        (["edit", "picture.png", "--drag", "1,2:99,4", "--out", "picture.png"], "point 99,4 lies outside"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "no/o.png"], "there is no folder no"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.doc"], ".doc is not a picture format"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--path", "o.png"], "two outputs"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.ico"], ".ico changes a picture's size"),
-        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "nowhere"], "nowhere: is there already"),
+        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "nowhere.png"], "nowhere.png: is there"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "circle/o.png"], "there is no folder circle"),
         (["edit", "circle", "--drag", "1,2:3,4", "--out", "o.png"], "circle: Too many levels of symbolic links"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--prompt", "\udcff"], "is not text in UTF-8"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--json", "text.png"], "is there already"),
-        (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--mask", "mask.png"], "mask.png: 8×8 pixels"),
+        (
+            ["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--mask", "mask.png"],
+            "error: mask mask.png: 8×8",
+        ),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--weights", "gone"], "gone"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--control", "masked"], "object_words"),
         (["edit", "picture.png", "--drag", "1,2:3,4", "--out", "o.png", "--lora-steps=-1"], "--lora-steps: must be"),
@@ -125,7 +129,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     Path("text.png").write_text("not a picture")
     Image.new("L", (8, 8)).save("mask.png")
-    Path("nowhere").symlink_to("gone.png")
+    Path("nowhere.png").symlink_to("gone.png")
     Path("circle").symlink_to("circle")
     line = refused(capsys, *arguments)
     assert said in line and len(line) < 400

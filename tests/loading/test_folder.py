@@ -113,7 +113,10 @@ def test_settings_that_say_nothing_else(folder, tmp_path):
 def test_folders_of_other_things(folder, tmp_path):
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "the folder is empty")
-    refused(tmp_path / "nowhere", "there is no such file or folder")
+    refused(tmp_path / "nowhere", "there is no such file or folder; `dragsa fetch`")
+    refused(tmp_path / "emty", f"there is no such file or folder; did you mean {tmp_path / 'empty'}?")
+    relinked(folder, tmp_path / "models/tiny")
+    refused(tmp_path / "models", f"did you mean {tmp_path / 'models/tiny'}?")
 
     relinked(folder, tmp_path / "xl")
     (tmp_path / "xl/text_encoder_2").mkdir()

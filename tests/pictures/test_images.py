@@ -112,6 +112,10 @@ def test_files_that_are_no_pictures(tmp_path: Path) -> None:
         images.open_picture(cut)
     with pytest.raises(FileNotFoundError):
         images.open_picture(tmp_path / "missing.png")
+    with pytest.raises(FileNotFoundError, match=r"^picture: no such file 'a red\.png'$"):
+        images.open_picture("a red.png")
+    with pytest.raises(FileNotFoundError, match=r"^mask: no such file 'a red disc'; a text for the model is prompt="):
+        images.open_mask("a red disc", (80, 40), (20, 10))
     with pytest.raises(IsADirectoryError):
         images.open_picture(tmp_path)
 
@@ -310,6 +314,11 @@ def test_handles_and_targets_outside_the_white_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="^handle 2 stands outside of the mask's white") as told:
         images.warn_unmasked(mask, outside, inside)
     assert len(told) == 1
+    with pytest.warns(
+        UserWarning, match=r"^handle 1 and its target .*: is the mask inverted\? White may move$"
+    ) as told:
+        images.warn_unmasked(1 - mask, inside, inside)
+    assert len(told) == 2
     with pytest.warns(UserWarning, match="^target 2 stands outside of the mask's white") as told:
         images.warn_unmasked(mask, inside, outside)
     assert len(told) == 1

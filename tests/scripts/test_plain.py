@@ -19,12 +19,11 @@ from dragsa.speed import baseline
 
 ROOT = Path(__file__).parents[2]
 DRAGS = [((42, 79), (70, 59)), ((28, 77), (56, 57))]
-PRINTED = dragsa.DragConfig(updates=3, optimizer="sgd", loss="sum", reference="current")
+PAPER = dragsa.DragConfig(updates=3, patience=None, lost_patience=None)
+PRINTED = replace(PAPER, optimizer="sgd", loss="sum", reference="current")
 
 
-@pytest.mark.parametrize(
-    ("loop", "masked"), [(dragsa.DragConfig(updates=3), True), (PRINTED, False)], ids=["paper", "as printed"]
-)
+@pytest.mark.parametrize(("loop", "masked"), [(PAPER, True), (PRINTED, False)], ids=["paper", "as printed"])
 def test_the_plain_edit_gives_edits_bytes(loop: dragsa.DragConfig, masked: bool) -> None:
     """In float64, where the two orders of summing do not differ by anything that a byte could show."""
     sd = dragsa.load(ROOT / "weights" / "small")
@@ -48,7 +47,7 @@ def test_without_an_update_it_is_the_inversion_and_back() -> None:
     sd = dragsa.load(ROOT / "weights" / "small")
     z_0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     schedule, context = dragsa.Schedule(5), sd.embed([""])
-    config = dragsa.EditConfig.paper(steps=5, drag_step=1, drag=dragsa.DragConfig(updates=0))
+    config = dragsa.EditConfig.paper(steps=5, drag_step=1, drag=replace(PAPER, updates=0))
     down = dragsa.sample(sd.unet, dragsa.invert(sd.unet, z_0, context, schedule)[4], context, schedule, start=4)
     torch.testing.assert_close(plain.edit(sd, z_0, [[3, 3]], [[9.0, 3.0]], 0, config), down[-1])
 
@@ -97,6 +96,13 @@ def test_each_fast_function_names_its_plain_twin(name: str) -> None:
     assert callable(getattr(plain, name))
     for one in TWINS[name]:
         assert f"`{name}` in scripts/plain.py" in " ".join((one.__doc__ or "").split()), one
+
+
+def test_what_it_does_not_do_is_refused() -> None:
+    others = replace(PAPER, optimizer="adam-mini", stall=5, anchor=0.35, patience=30)
+    config = dragsa.EditConfig.paper(drag=others, guidance=7.5)
+    with pytest.raises(ValueError, match=r"^not done here: optimizer, guidance, patience, stall, anchor$"):
+        plain.edit(None, torch.zeros(1, 4, 8, 8), [[3, 3]], [[9.0, 3.0]], 0, config)
 
 
 def test_it_fits_two_pages() -> None:
