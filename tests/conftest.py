@@ -17,6 +17,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or what the interpreter's end cannot collect is told as leaked
+
+
 class Graphs:
     """A backend of torch.compile that keeps each graph and runs it as it is: tracing and its guards are tested."""
 
