@@ -59,7 +59,7 @@ def control(site: Any, q: Tensor, k: Tensor, v: Tensor, attend: Any) -> Tensor:
 def edit(sd: Any, z_0: Tensor, first: Any, targets: Any, frozen: Any, config: dragsa.EditConfig) -> Tensor:
     """Edit z_0. first: the handles h^0, whole cells. frozen: 1 - M, (h, w), or 0. Paper: no values of r, λ, arrival."""
     loop, levels, k = config.drag, dragsa.Schedule(config.steps), config.steps - config.drag_step
-    done = {"optimizer": ("adam", "sgd"), "variant": ("restored",), "control": ("mutual",), "guidance": (1,)}
+    done: Any = {"optimizer": ("adam", "sgd"), "variant": ("restored",), "control": ("mutual",), "guidance": (1,)}
     done |= dict.fromkeys(("patience", "lost_patience", "stall", "anchor", "blend", "fixed_point"), (None, 0))
     if odd := [name for name, values in done.items() if (vars(config) | vars(loop))[name] not in values]:
         raise ValueError(f"not done here: {', '.join(odd)}")
