@@ -45,8 +45,7 @@ def found_in(
     shrink = min(1.0, SIDE / max(source.size))
     small = scaled(source.size, shrink)
     before, after = (
-        F.pad(to_tensor(picture, small).double() / 2, (HALF, HALF, HALF, HALF), mode="replicate")
-        for picture in (source, result)
+        F.pad(to_tensor(picture, small) / 2, (HALF, HALF, HALF, HALF), mode="replicate") for picture in (source, result)
     )  # (1, 3, height + 2·HALF, width + 2·HALF), a range of 1
     return tuple(_place(before, after, drag, (small[0] / source.width, small[1] / source.height)) for drag in drags)
 
@@ -56,10 +55,11 @@ def _place(before: Tensor, after: Tensor, drag: tuple[Point, Point], scale: Poin
     (hx, hy), (tx, ty) = (tuple((c + 0.5) * s - 0.5 for c, s in zip(p, scale, strict=True)) for p in drag)
     column, row = round(hx), round(hy)
     patch = before[:, :, row : row + 2 * HALF + 1, column : column + 2 * HALF + 1]
-    # Σ (a - p)² = Σ a² - 2 Σ a p + Σ p², of every place's patch a
-    products = F.conv2d(after.square(), torch.ones_like(patch)) - 2 * F.conv2d(after, patch) + patch.square().sum()
-    differences = (products[0, 0] / patch.numel()).clamp(min=0)  # (height, width)
-    rows, columns = (torch.arange(n, dtype=torch.float64) for n in differences.shape)
+    # The mean of (a - p)² = a² - 2 a p + p², of every place's patch a
+    squares = F.avg_pool2d(after.square().mean(dim=1), 2 * HALF + 1, stride=1)[0]
+    products = F.conv2d(after, patch / patch.numel())[0, 0]
+    differences = (squares - 2 * products + patch.square().mean()).clamp(min=0)  # (height, width)
+    rows, columns = (torch.arange(float(n)) for n in differences.shape)
     away = torch.hypot(columns - tx, rows[:, None] - ty)
     differences[away > math.hypot(tx - hx, ty - hy) + HALF] = math.inf
     y, x = divmod(int(differences.argmin()), differences.shape[1])

@@ -115,7 +115,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
         ),
         (
             ["edit", "no\x85\x1b[2J\u2028.png", "--drag", "1,2:3,4", "--out", "o.png"],
-            r"error: no\x85\x1b[2J\u2028.png: No such",
+            r"no such file 'no\x85\x1b[2J\u2028.png'",
         ),
         (["bench", "--quick", "--only", "update", "--weights", "gone"], "gone"),
         (["bench", "--quick", "--json", "text.png"], "text.png: is there already"),

@@ -151,7 +151,7 @@ def test_a_sample_that_fails_is_named_and_does_not_lose_the_others(run, data, tm
     shutil.copy(data / NAMES[0] / "meta_data.pkl", data / "bad" / "no picture")
     code, report, printed = run()
     assert code == 1 and list(report["samples"]) == NAMES and "3 of 11 samples done" in printed
-    reasons = {f"bad/{name}": reason for name, (_, reason) in bad.items()} | {"bad/no picture": "No such file"}
+    reasons = {f"bad/{name}": reason for name, (_, reason) in bad.items()} | {"bad/no picture": "no such file"}
     assert report["failed"].keys() == reasons.keys()
     for name, reason in reasons.items():
         assert reason in report["failed"][name] and f"failed: {name}: " in printed
