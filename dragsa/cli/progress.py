@@ -56,12 +56,12 @@ class Progress:
         """Print a line that stays, on a terminal and elsewhere, unless all is quiet."""
         self.erase()
         if not self.quiet:
-            print(f"{self.label}{text}", file=stream or self.stream, flush=True)
+            print(printable(f"{self.label}{text}"), file=stream or self.stream, flush=True)
 
     def warn(self, message: Warning | str, *rest: Any) -> None:
         """Show a warning on one line, as `warnings.showwarning`."""
         self.erase()
-        print(f"dragsa: warning: {self.label}{' '.join(str(message).split())}", file=self.stream)
+        print(printable(f"dragsa: warning: {self.label}{' '.join(str(message).split())}"), file=self.stream)
 
     def explain(self, text: str) -> None:
         """Show a line that stays, also where all else is quiet: it was asked for."""
@@ -71,7 +71,7 @@ class Progress:
     def fail(self, message: str) -> None:
         """Show an error that ends a job and not the program."""
         self.erase()
-        print(f"dragsa: error: {message}", file=self.stream)
+        print(printable(f"dragsa: error: {message}"), file=self.stream)
 
     def erase(self) -> None:
         if self.shown:
@@ -139,10 +139,12 @@ def is_told(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's message on one line; the system's own as `file: reason`. What no line can show is escaped."""
+    """Return an error's message on one line, as `printable` has it; the system's own as `file: reason`."""
     if isinstance(error, OSError) and error.strerror:
-        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    else:
-        said = " ".join(str(error).split()) or type(error).__name__
-    # The name of a file may hold what a terminal obeys or takes for the line's end.
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in said)
+        return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    return printable(" ".join(str(error).split()) or type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """Return a text with all escaped that no line can show: a file's name may hold what a terminal obeys."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

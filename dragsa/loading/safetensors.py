@@ -130,6 +130,6 @@ def read_tensors(
     return found
 
 
-def one_line(error: Exception) -> str:
-    """Return the error's words without line breaks."""
-    return " ".join(str(error).split())
+def one_line(error: object) -> str:
+    """Return the words of an error or a warning without line breaks; of one that has none its type's name."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -19,8 +19,9 @@ from dragsa import checks, files, pictures
 from dragsa.config import EditConfig
 from dragsa.editing import EditResult
 from dragsa.loading import StableDiffusion
+from dragsa.loading.safetensors import one_line
 from dragsa.page.desk import Asked
-from dragsa.page.tabs import Log, Picture, Tab, make, one_line, told_of
+from dragsa.page.tabs import Log, Picture, Tab, make, told_of
 from dragsa.page.work import Ended, Task
 from dragsa.pictures import Given
 

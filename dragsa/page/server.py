@@ -26,8 +26,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dragsa import pictures
+from dragsa.loading.safetensors import one_line
 from dragsa.page.desk import Desk
-from dragsa.page.tabs import Editor, Picture, Refused, Tab, one_line, opened, png, stem
+from dragsa.page.tabs import Editor, Picture, Refused, Tab, opened, png, stem
 
 STATIC = Path(__file__).parent / "static"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}

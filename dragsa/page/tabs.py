@@ -19,6 +19,7 @@ from dragsa import checks, editing, files, looking, pictures
 from dragsa.ddim import Guided
 from dragsa.editing import Drag, EditResult, Source
 from dragsa.loading import StableDiffusion
+from dragsa.loading.safetensors import one_line
 from dragsa.page.desk import Asked, Desk
 from dragsa.page.handles import handles_in_pixels
 from dragsa.page.work import Ended, Task, Worker
@@ -352,7 +353,3 @@ def png(image: Image.Image) -> bytes:
 
 def stem(name: str) -> str:
     return name.rpartition(".")[0] or name
-
-
-def one_line(error: object) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

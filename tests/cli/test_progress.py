@@ -41,6 +41,21 @@ def test_a_line_that_stays_is_told_everywhere_unless_all_is_quiet() -> None:
         assert stream.getvalue() == told
 
 
+def test_what_a_name_holds_ends_no_line() -> None:
+    said = io.StringIO()
+    progress = Progress(said)
+    progress.label = "\u2028"
+    progress.tell("a\x85.png: done")
+    progress.warn("\x1b[2Ja.png")
+    progress.fail("job\x85.json, job 1: a.png")
+    told = [
+        r"\u2028a\x85.png: done",
+        r"dragsa: warning: \u2028\x1b[2Ja.png",
+        r"dragsa: error: job\x85.json, job 1: a.png",
+    ]
+    assert said.getvalue().splitlines() == told
+
+
 def test_the_first_interrupt_ends_the_drag_and_the_second_all() -> None:
     said = io.StringIO()
     progress, update = Progress(said), trace.DragProgress(3, 80, 0.125, [[1.0, 2.0]], [1.0])
