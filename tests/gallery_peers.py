@@ -43,9 +43,9 @@ def agrees(came: Tensor, expected: Tensor, without: Tensor, bound: float = 1e-5)
     assert off < bound and changed > 10 * bound
 
 
-def few_steps() -> tuple[ddim.Schedule, Tensor]:
+def twenty_steps() -> tuple[ddim.Schedule, Tensor]:
     """The steps as the small model's scheduler has them, and noise to begin with."""
-    return ddim.Schedule(5, "dragdiffusion"), torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(9))
+    return ddim.Schedule(20, "dragdiffusion"), torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(9))
 
 
 def processor(attention: Callable[..., Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""PAG and SAG, five steps on the small model, against diffusers' pipelines."""
+"""PAG and SAG, 20 steps on the small model, against diffusers' pipelines."""
 
 from pathlib import Path
 
@@ -27,14 +27,14 @@ def sd():
 
 def latents(pipe, sd, **settings):
     """z_0 of diffusers' pipeline from the same noise and prompts."""
-    _, z_T = peers.few_steps()
+    _, z_T = peers.twenty_steps()
     prompts = {"prompt_embeds": sd.embed(["a green star on a purple ground"]), "negative_prompt_embeds": sd.embed([""])}
     pipe.set_progress_bar_config(disable=True)
-    return pipe(latents=z_T, num_inference_steps=5, output_type="latent", guidance_scale=4.0, **prompts, **settings)[0]
+    return pipe(latents=z_T, num_inference_steps=20, output_type="latent", guidance_scale=4.0, **prompts, **settings)[0]
 
 
 def sampled(sd, denoiser):
-    schedule, z_T = peers.few_steps()
+    schedule, z_T = peers.twenty_steps()
     return dragsa.sample(denoiser, z_T, sd.embed(["a green star on a purple ground"]), schedule)[-1]
 
 
