@@ -17,6 +17,7 @@ from dragsa.pictures import Point, Size, Trace, scaled, to_grid, to_tensor, unma
 
 SIDE = 160  # pixels of the longer side that pictures are compared at
 HALF = 10  # of the patch's side there, without its middle
+ALIKE = 1.5  # times the least difference: a place that is as like the patch
 SURE = 1.0  # pixels there: a difference as large as a patch so far off would make, and the place is not sure
 NOISE = 4e-4  # mean squared difference, of levels 0 … 1, under which patches do not differ
 THERE = 0.6  # of the average cell's distance: where the nearest one is further, what is looked for is not there
@@ -65,7 +66,7 @@ def _place(before: Tensor, after: Tensor, drag: tuple[Point, Point], scale: Poin
     y, x = divmod(int(differences.argmin()), differences.shape[1])
     best = float(differences[y, x])
     elsewhere = torch.hypot(columns - x, rows[:, None] - y) > 2
-    alike = elsewhere & (differences <= 1.5 * best + NOISE)
+    alike = elsewhere & (differences <= ALIKE * best + NOISE)
     slopes = torch.stack(torch.gradient(patch[0], dim=(1, 2))).flatten(1)  # (2, 3·side·side)
     least = torch.linalg.eigvalsh(slopes @ slopes.mT / slopes.shape[1])[0]  # in the direction of least change
     if best > SURE**2 * least or alike.any():

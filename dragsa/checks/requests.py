@@ -76,12 +76,13 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
     if not isinstance(drags, Collection):
         raise ValueError(f"drags are ((x, y), (x, y)), handle and target, in a list, came {drags!r}")
     if len(drags) and config.drag_step > (last := config.steps - 1):
+        hint = "another drag step (--drag-step)"
+        if config.steps != EditConfig.steps:  # a preset's S is of its own T
+            far = min(last, round(config.drag_step * config.steps / EditConfig.steps))
+            as_far = f"of {config.steps} steps, {far} is as far as {config.drag_step} of {EditConfig.steps}"
+            hint = f"a drag step (--drag-step) with the steps: {as_far}"
         said = f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}"
-        if config.steps == EditConfig.steps:
-            raise ValueError(f"{said}; give another drag step (--drag-step)")
-        as_far = round(config.drag_step * config.steps / EditConfig.steps)  # a preset's S is of its own T
-        hint = f" of {config.steps} steps, {min(last, as_far)} is as far as {config.drag_step} of {EditConfig.steps}"
-        raise ValueError(f"{said}; give a drag step (--drag-step) with the steps:{hint}")
+        raise ValueError(f"{said}; give {hint}")
     for pair in drags:
         if np.shape(pair) != (2, 2):
             raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")

@@ -114,16 +114,17 @@ def everything(size: int = SIZE) -> list[Setting]:
     """Return ours with and without control, the paper's numbers as it prints them, others' methods, and no network."""
     small = EditConfig.small(size=size)
     ours, *others = drag_rivals(small)
-    return [
-        Setting(NO_EDIT),
-        Setting(RECONSTRUCTION, small),
-        ours,
+    more = [
         Setting("no-control", replace(small, control_step=None), "five"),
         Setting("as-printed", EditConfig.paper_printed(size=size), "five"),
-        *others,
-        _masactrl(small),
-        Setting(WARPED, None, "five"),
     ]
+    return _beside(small, [ours, *more, *others])
+
+
+def _beside(small: EditConfig, drags: Sequence[Setting]) -> list[Setting]:
+    """Return settings that drag, between what changes nothing and what asks without a drag or a network."""
+    nothing = [Setting(NO_EDIT), Setting(RECONSTRUCTION, small)]
+    return [*nothing, *drags, _masactrl(small), Setting(WARPED, None, "five")]
 
 
 def without_network(size: int = SIZE) -> list[Setting]:
@@ -170,8 +171,7 @@ def published(size: int = SIZE) -> list[Setting]:
             config = replace(program, drag=replace(program.drag, tap=tap))
             configs[name + suffix] = config
             configs[f"{name}{suffix}-lora"] = replace(config, lora_steps=steps)
-    ours = [Setting(name, config, "five") for name, config in configs.items()]
-    return [Setting(NO_EDIT), Setting(RECONSTRUCTION, small), *ours, _masactrl(small), Setting(WARPED, None, "five")]
+    return _beside(small, [Setting(name, config, "five") for name, config in configs.items()])
 
 
 def precision(size: int = SIZE) -> list[Setting]:
