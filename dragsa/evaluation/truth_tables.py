@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from dragsa import files, pictures
-from dragsa.evaluation import art_cases, distances, lists, runs, sheets, tables, truth
+from dragsa.evaluation import art_cases, claims, distances, lists, runs, sheets, tables, truth
 from dragsa.evaluation.edits import Edit
 from dragsa.evaluation.runs import MAIN, NO_EDIT, RECONSTRUCTION, WARPED, Results
 from dragsa.evaluation.sheets import Panel, Row
@@ -122,6 +122,8 @@ def text_of(results: Results) -> str:
     parts["What failed, and why"] = f"{tables.markdown(_failure_rows(results))}\n\n{meanings}"
     if results.get("ours") and sum(bool(results.get(name)) for name in METHODS) > 1:
         parts["The methods compared"] = compared(results)
+    if verdicts := claims.verdicts(results):
+        parts["What the paper says of its figure 4"] = verdicts
     return "\n\n".join(f"## {heading}\n\n{part}" for heading, part in parts.items()) + "\n"
 
 

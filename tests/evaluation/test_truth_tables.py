@@ -39,3 +39,11 @@ def test_methods_are_compared_where_ours_ran_beside_others() -> None:
     assert heading in truth_tables.text_of(RESULTS)
     for names in (("ours", "another"), ("no-edit", "dragdiffusion-first-lora")):
         assert heading not in truth_tables.text_of({name: RESULTS[name] for name in names})
+
+
+def test_a_run_beside_others_says_what_it_bears_out_of_the_paper() -> None:
+    heading = "## What the paper says of its figure 4"
+    assert heading not in truth_tables.text_of(RESULTS)
+    several = {str(n): case(0.2, None) for n in range(5)}
+    text = truth_tables.text_of({"ours": several, "first-program-lora": {name: case(0.5, None) for name in several}})
+    assert "distance left, share | -0.30 (-0.30 to -0.30) | 5 | borne out |" in text.partition(heading)[2]
