@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from dragsa import cli
-from dragsa.evaluation import experiments, prompts, rivals, round_trips, runs, steps_table, subjects
+from dragsa.evaluation import experiments, lists, prompts, rivals, round_trips, runs, steps_table, subjects
 from dragsa.evaluation.experiments import Choice, Experiment
 from dragsa.evaluation.subjects import Subject
 
@@ -49,7 +49,7 @@ def chosen(options: Any) -> Choice:
     if own is None and not small:
         raise ValueError("the drawn scenes are for weights/small: give your own pictures with --images JOBS.json")
     base = cli.config_of({"weights": str(options.weights)})
-    return Choice(base, GUIDANCE["small" if small else "sd15"], options.seed, options.count, own)
+    return Choice(base, GUIDANCE["small" if small else "sd15"], options.seed, options.count, own, options.list)
 
 
 def own_subjects(path: Path, seed: int) -> list[Subject]:
@@ -81,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, default=cli.SMALL, help="a safetensors file, or a diffusers folder")
     own = "your own pictures, as `dragsa edit --job` has them"
     parser.add_argument("--images", type=Path, metavar="JOBS.json", help=own)
+    kinds = "of drawn scenes, or of artwork for inversion, fig4 and table1"
+    parser.add_argument("--list", choices=lists.NAMES, default=lists.DRAWN, help=kinds)
     parser.add_argument("--seed", type=cli.whole(0), default=42)
     count = "drawn pictures for each; by default as many as take minutes"
     parser.add_argument("--count", type=cli.whole(1), help=count)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dragsa import files, pictures
 from dragsa.config import EditConfig
-from dragsa.evaluation import runs, sheets, tables
+from dragsa.evaluation import lists, runs, sheets, tables
 from dragsa.evaluation.runs import Setting
 from dragsa.evaluation.sheets import Panel
 from dragsa.evaluation.subjects import Subject
@@ -78,13 +78,17 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """The command line's choices. `own`: one's own pictures; None for so many drawn ones, each experiment's number."""
+    """The command line's choices.
+
+    `own`: one's own pictures; None for so many drawn ones of the benchmark's list `of_list`, each experiment's number.
+    """
 
     base: EditConfig
     guidance: float
     seed: int
     count: int | None
     own: tuple[Subject, ...] | None
+    of_list: str = lists.DRAWN
 
 
 Configs = Mapping[str, EditConfig]
@@ -129,7 +133,17 @@ def lines_of(figures: Mapping[str, Any]) -> tuple[str, ...]:
     return (*lines, f"{spent['all']:.0f} s{lora}")
 
 
-MEASURED = ("left", "share", "background", "changed", "yaw_left", "object_colour", "overlap", "truth_db")
+MEASURED = (
+    "left",
+    "share",
+    "background",
+    "changed",
+    "yaw_left",
+    "object_colour",
+    "overlap",
+    "truth_db",
+    "style_margin",
+)
 
 
 def means_of(finished: Sequence[Finished], result: str) -> dict[str, Any]:
@@ -175,7 +189,7 @@ def run(folder: Path, experiments: Mapping[str, Experiment], choice: Choice, mod
     work: dict[str, list[Work]] = {}
     for name, experiment in experiments.items():
         settings = experiment.settings(choice)
-        runs.claim(folder / name, settings, model, seed=choice.seed, own=own)
+        runs.claim(folder / name, settings, model, seed=choice.seed, own=own, list=choice.of_list)
         configs = configs_of(settings)
         work[name] = [
             (experiment.do, Finished(item, folder / name / item.name), configs) for item in experiment.items(choice)

@@ -27,7 +27,7 @@ def settings(choice: Choice) -> list[Setting]:
 
 def items(choice: Choice) -> list[Item]:
     if choice.own is None:
-        mine = subjects.benchmark(choice.count or COUNT, choice.base.size, choice.seed)
+        mine = subjects.benchmark(choice.of_list, choice.count or COUNT, choice.base.size, choice.seed)
     else:
         mine = [s for s in choice.own if s.picture is not None and s.drags]
     return [Item("fig4", (subject,)) for subject in mine]
@@ -66,6 +66,11 @@ HEADS = {
     "ours": "ours",
 }
 OURS = "ours"
+COMPARED = {  # figure -> what ours does if its difference has the sign
+    "share": ("leaves less of the distance", -1),
+    "background": ("changes less of the background", -1),
+    "style_margin": ("keeps more of the style", 1),
+}
 
 
 def report(choice: Choice, finished: Sequence[Finished]) -> Report:
@@ -80,15 +85,15 @@ def report(choice: Choice, finished: Sequence[Finished]) -> Report:
     for name in names:
         spent = {one.item.name: one.results[name]["seconds"]["all"] for one in finished}
         means[name] = {**experiments.means_of(finished, name), "seconds": asdict(experiments.mean_over(spent))}
+    measured = {key: sides for key, sides in COMPARED.items() if any(key in one.results[OURS] for one in finished)}
     against = {
-        name: {key: asdict(experiments.mean_over(paired(finished, name, key))) for key in ("share", "background")}
-        for name in names
+        name: {key: asdict(experiments.mean_over(paired(finished, name, key))) for key in measured} for name in names
     }
     says = [
-        experiments.statement(f"ours {less} than {HEADS[name]}", paired(finished, name, key), -1)
+        experiments.statement(f"ours {does} than {HEADS[name]}", paired(finished, name, key), sign)
         for name in names
         if name != OURS
-        for less, key in (("leaves less of the distance", "share"), ("changes less of the background", "background"))
+        for key, (does, sign) in measured.items()
     ]
     ours = choice.base
     notes = [
@@ -119,7 +124,7 @@ def paired(finished: Sequence[Finished], name: str, key: str) -> Values:
     """Return ours minus another, picture by picture."""
     values: dict[str, float | None] = {}
     for one in finished:
-        mine, theirs = (one.results[which][key] for which in (OURS, name))
+        mine, theirs = (one.results[which].get(key) for which in (OURS, name))
         values[one.item.name] = None if mine is None or theirs is None else mine - theirs
     return values
 

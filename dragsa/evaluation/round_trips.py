@@ -46,7 +46,10 @@ def settings(choice: Choice) -> list[Setting]:
 def items(choice: Choice) -> list[Item]:
     """Return one's own pictures one by one, since they may be of any size; drawn ones several together."""
     if choice.own is None:
-        mine, batch = subjects.any_scenes(choice.count or COUNT, choice.base.size, choice.seed), TRIP_BATCH
+        mine, batch = (
+            subjects.any_scenes(choice.of_list, choice.count or COUNT, choice.base.size, choice.seed),
+            TRIP_BATCH,
+        )
     else:
         mine, batch = [s for s in choice.own if s.picture is not None], 1
     several = [tuple(mine[n : n + batch]) for n in range(0, len(mine), batch)]

@@ -44,7 +44,7 @@ def settings(choice: Choice) -> list[Setting]:
 
 def items(choice: Choice) -> list[Item]:
     if choice.own is None:
-        mine = subjects.restyled(choice.count or COUNT, choice.base.size, choice.seed)
+        mine = subjects.restyled(choice.of_list, choice.count or COUNT, choice.base.size, choice.seed)
     else:
         mine = [s for s in choice.own if s.picture is not None and s.drags and s.target_prompt]
     return [Item("table1", (subject,), step) for subject in mine for step in (*TABLE_STEPS, *BEYOND)]

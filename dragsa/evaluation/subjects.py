@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dragsa import pictures
 from dragsa.editing import Drag
-from dragsa.evaluation import cases, distances, fit, lists, quality, scenes
+from dragsa.evaluation import art_cases, cases, distances, fit, lists, quality, scenes
 from dragsa.evaluation.cases import Case
 from dragsa.evaluation.distances import Sample
 from dragsa.evaluation.edits import Edit
@@ -120,14 +120,17 @@ def found_face(subject: Subject, picture: Image.Image) -> Subject | None:
     return turned(subject, found.scene, picture.width)
 
 
-def benchmark(count: int, size: int, seed: int) -> list[Subject]:
-    """Return the first held-out cases of the truth benchmark, its kinds by turns."""
-    listed = cases.cases("figures", math.ceil(count / len(cases.KINDS)), size)[:count]
+def benchmark(of_list: str, count: int, size: int, seed: int) -> list[Subject]:
+    """Return the first held-out cases of a list of the truth benchmark, its kinds by turns."""
+    kinds = len(art_cases.KINDS if of_list == lists.ARTWORK else cases.KINDS)
+    listed = lists.cases_of(of_list, "figures", math.ceil(count / kinds), size)[:count]
     return [_of_case(case, seed) for case in listed]
 
 
-def restyled(count: int, size: int, seed: int) -> list[Subject]:
-    """Return held-out objects alone that the prompt turns into another shape, and a drag moves."""
+def restyled(of_list: str, count: int, size: int, seed: int) -> list[Subject]:
+    """Return held-out objects alone that the prompt turns into another shape or thing, and a drag moves."""
+    if of_list == lists.ARTWORK:
+        return renamed(count, size, seed)
     found: list[Subject] = []
     for number in held_out("restyled"):
         if len(found) == count:
@@ -141,8 +144,25 @@ def restyled(count: int, size: int, seed: int) -> list[Subject]:
     return found
 
 
-def any_scenes(count: int, size: int, seed: int) -> list[Subject]:
+def renamed(count: int, size: int, seed: int) -> list[Subject]:
+    """Return things of artwork alone that a drag moves, and the prompt turns into things that training has seen."""
+    moves = [case for case in art_cases.list_cases("figures", count, size) if case.kind == "move"]
+    found = []
+    for number, case in enumerate(moves):
+        thing = case.before.thing
+        others = [name for name in art_cases.names_of(thing.style, "seen") if name != thing.name]
+        other = replace(case.before, thing=replace(thing, name=others[number % len(others)]))
+        subject = replace(
+            _of_case(case, seed), name=f"thing-{number:02d}", target_prompt=case.caption(other), case=None
+        )
+        found.append(subject)
+    return found
+
+
+def any_scenes(of_list: str, count: int, size: int, seed: int) -> list[Subject]:
     """Return held-out scenes with nothing asked of them."""
+    if of_list == lists.ARTWORK:
+        return [replace(one, drags=(), mask=None, case=None) for one in benchmark(of_list, count, size, seed)]
     found: list[Subject] = []
     for number in held_out("round trip")[:count]:
         drawn = scenes.random_scene(number)
@@ -200,7 +220,7 @@ def measure(
         found["background"] = quality.difference(source, result, subject.mask <= 0.5)
     if subject.case is not None:
         measured = lists.measure(result, subject.case)
-        names = ("left", "share", "found", "yaw_left", "object_colour", "overlap", "truth_db")
+        names = ("left", "share", "found", "yaw_left", "object_colour", "overlap", "truth_db", "style_margin")
         found |= {name: measured[name] for name in names if name in measured}
         if subject.shown is None:
             found["background"] = measured["background_error"]

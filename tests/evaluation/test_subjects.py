@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dragsa.evaluation import quality, scenes, subjects
+from dragsa.evaluation import art_cases, quality, scenes, subjects
 from dragsa.pictures import images
 
 
@@ -44,14 +44,34 @@ def test_a_generated_face_is_found_where_it_is() -> None:
 
 
 def test_objects_change_their_shape_by_the_prompt() -> None:
-    for subject in subjects.restyled(4, 64, seed=42):
+    for subject in subjects.restyled("drawn", 4, 64, seed=42):
         one, other = subject.prompt.split(), (subject.target_prompt or "").split()
         assert [n for n, pair in enumerate(zip(one, other, strict=True)) if len(set(pair)) > 1] == [2]
         assert other[2] in ("star", "disc") and subject.case is None
 
 
+def test_things_of_artwork_become_others_by_the_prompt_in_their_style() -> None:
+    found = subjects.restyled("artwork", 4, 64, seed=42)
+    assert [subject.name for subject in found] == ["thing-00", "thing-01", "thing-02", "thing-03"]
+    for subject in found:
+        (one, *rest), (other, *same) = (
+            words.split(" in ", 1) for words in (subject.prompt, subject.target_prompt or "")
+        )
+        assert one != other and rest == same and subject.case is None and len(subject.drags) == 5
+        assert art_cases.novelty(other.removeprefix("a ").replace(" ", "-"), rest[0].split()[0]) == "seen"
+
+
+def test_scenes_of_artwork_come_with_nothing_asked() -> None:
+    asked, plain = subjects.benchmark("artwork", 7, 64, seed=42), subjects.any_scenes("artwork", 7, 64, seed=42)
+    assert [one.name for one in asked] == [one.name for one in plain]
+    assert len({one.name.partition("-")[0] for one in asked}) == 6
+    assert all(
+        one.drags and not other.drags and one.picture == other.picture for one, other in zip(asked, plain, strict=True)
+    )
+
+
 def test_figures_of_source_and_truth() -> None:
-    subject = subjects.benchmark(1, 128, seed=42)[0]
+    subject = subjects.benchmark("drawn", 1, 128, seed=42)[0]
     assert subject.case is not None and subject.picture is not None
     model: Any = None  # none is asked where the truth is known
     idle = subjects.measure(model, subject, subject.picture, subject.picture, 128)

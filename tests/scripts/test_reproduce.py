@@ -117,6 +117,8 @@ def test_all_of_ones_own_pictures(
     capsys.readouterr()
     assert reproduce.main([*asked, "--seed", "7"]) == 2
     assert "a run with other seed; give another folder" in capsys.readouterr().err
+    assert reproduce.main([*asked, "--list", "artwork"]) == 2
+    assert "a run with other list; give another folder" in capsys.readouterr().err
     changed = [{**JOBS[0], "drag": [[[20, 30], [44, 30]]]}, JOBS[1]]
     jobs.write_text(json.dumps(changed))
     assert reproduce.main(asked) == 2
@@ -165,7 +167,7 @@ def test_rivals_share_a_lora_and_each_pays_for_it(
         return plain(*args, **more)
 
     monkeypatch.setattr("dragsa.methods.adapt", adapt)
-    (subject,) = subjects.benchmark(1, 64, seed=3)
+    (subject,) = subjects.benchmark("drawn", 1, 64, seed=3)
     choice = Choice(FAST, 2.0, 3, None, None)
     configs = experiments.configs_of(rivals.settings(choice))
     done = rivals.do(loading.load(tiny_folder), Item("fig4", (subject,)), configs)
@@ -177,6 +179,29 @@ def test_rivals_share_a_lora_and_each_pays_for_it(
     ours, first = configs["ours"], configs["dragdiffusion-first"]
     assert (ours.drag_step, ours.control_step) == (2, 2) and (first.drag_step, first.control_step) == (2, None)
     assert {config.drag for config in configs.values()} == {FAST.drag}
+
+
+def test_where_style_is_measured_the_figure_says_whose_is_kept(tmp_path: Path) -> None:
+    choice, seconds = Choice(FAST, 2.0, 3, None, None), {"all": 1.0, "lora": 0.0}
+    finished = []
+    for number, subject in enumerate(subjects.benchmark("artwork", 5, 64, seed=3)):
+        kept = {"dragdiffusion": 1.0 + number, "ours": 3.0 + number}
+        plain = {"left": 2.0, "share": 0.1, "background": 1.0, "changed": 1.0, "seconds": seconds}
+        figures = {name: {**plain, "style_margin": margin} for name, margin in kept.items()}
+        item = Item("fig4", (subject,))
+        assert subject.picture is not None
+        runs.save(
+            tmp_path / item.name,
+            {"source": subject.picture, **dict.fromkeys(kept, subject.picture)},
+            {"figures": {"prompt": subject.prompt, "results": figures}},
+        )
+        finished.append(Finished(item, tmp_path / item.name))
+    found = {
+        one["says"]: (one["mean"], one["verdict"]) for one in rivals.report(choice, finished).summary["statements"]
+    }
+    theirs = "DragDiffusion with K/V control, without LoRA"
+    assert found[f"ours keeps more of the style than {theirs}"] == (2.0, "borne out")
+    assert found[f"ours leaves less of the distance than {theirs}"][1].startswith("not decided")
 
 
 def test_the_table_is_by_the_papers_optimiser_and_learning_rate() -> None:
@@ -191,7 +216,7 @@ def test_the_table_is_by_the_papers_optimiser_and_learning_rate() -> None:
 
 
 def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None:
-    sd, (subject,) = loading.load(tiny_folder), subjects.restyled(1, 64, seed=42)
+    sd, (subject,) = loading.load(tiny_folder), subjects.restyled("drawn", 1, 64, seed=42)
     choice = Choice(replace(FAST, drag=replace(FAST.drag, radius=3)), 2.0, 42, None, None)
     configs = experiments.configs_of(steps_table.settings(choice))
     column = steps_table.do(sd, Item("table1", (subject,), 2), configs)
