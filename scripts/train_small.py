@@ -39,6 +39,7 @@ from dragsa.config import UNetConfig, VAEConfig
 from dragsa.evaluation import artwork, fit, quality, scenes, training
 from dragsa.evaluation.scenes import Scene
 from dragsa.evaluation.training import Lessons
+from dragsa.kernels import memory
 from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
 
@@ -339,14 +340,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.fresh:
         for name in ("vae", "latents", "unet") if stage == "all" else (stage,):
             (work / f"{name}.pt").unlink(missing_ok=True)
-    if stage in ("all", "vae"):
-        train_vae(work, plan, lessons)
-    if stage in ("all", "latents"):
-        vae = VAE(plan.vae)
-        vae.load_state_dict(checkpoint(work, "vae")["average"])
-        encode_latents(work, vae, plan, lessons)
-    if stage in ("all", "unet"):
-        train_unet(work, checkpoint(work, "latents"), plan, lessons)
+    with memory.kept(torch.device(plan.device)):
+        if stage in ("all", "vae"):
+            train_vae(work, plan, lessons)
+        if stage in ("all", "latents"):
+            vae = VAE(plan.vae)
+            vae.load_state_dict(checkpoint(work, "vae")["average"])
+            encode_latents(work, vae, plan, lessons)
+        if stage in ("all", "unet"):
+            train_unet(work, checkpoint(work, "latents"), plan, lessons)
     if stage in ("all", "export"):
         export_now(work, options.out, plan)
     if stage in ("all", "evaluate"):
