@@ -23,7 +23,6 @@ NOISE = 4e-4  # mean squared difference, of levels 0 … 1, under which patches 
 THERE = 0.6  # of the average cell's distance: where the nearest one is further, what is looked for is not there
 STILL = 1.5  # times the least distance: what stood there has hardly moved
 AS_NEAR = 1.1  # times the least distance: features that do not differ
-NOISE = 4e-4  # mean squared difference, of levels 0 … 1, under which patches do not differ
 
 ADVICE = {
     "budget": "more updates (--updates) or a larger step (--lr)",

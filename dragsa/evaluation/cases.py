@@ -51,6 +51,7 @@ WHOLE = ("move", "two", "protect")  # kinds of which one handle stands for a who
 REACH = {"resize": 0.85}  # where the four points lie between centre and outline
 INSIDE = 0.6  # the same for the other kinds
 LARGE_FACE = 0.54
+TURNED = math.radians(4)  # a face's yaw, from which on its outline tells no places
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ class Case(Edit):
     @property
     def measured(self) -> tuple[str, ...]:
         return MEASURED[self.kind]
+
+    def is_measurable(self, name: str, after: Scene) -> bool:
+        """As `Edit` says; of a disc the middle alone, and of a face that has turned its features alone."""
+        if self.before.shape == "disc" and name != "centre":
+            return False
+        turned = self.before.shape == "face" and abs(after.yaw - self.before.yaw) > TURNED
+        return super().is_measurable(name, after) and (name in HANDLES["turn"]["five"] or not turned)
 
     @staticmethod
     def read_scene(value: Mapping[str, Any]) -> Scene:

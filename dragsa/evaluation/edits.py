@@ -22,6 +22,7 @@ from dragsa.pictures import Point
 SIZE = 128  # pixels
 QUARTERS = ("top", "right", "bottom", "left")
 FIVE = ("centre", *QUARTERS)
+VARIANTS = ("one", "five")  # of handles
 NEIGHBOUR = "neighbour "  # before the names of a neighbour's points
 ROOM = 1.3  # of the size of what moves: the mask's
 ROOM_BESIDE = 4 / 128  # of the width: the mask keeps so far from a protected neighbour
@@ -73,6 +74,10 @@ class Edit(ABC):
     @abstractmethod
     def measured(self) -> tuple[str, ...]:
         """The names of the points whose remaining distance is reported."""
+
+    def is_measurable(self, name: str, after: Any) -> bool:
+        """Tell whether where a point of the scene went can be measured in a result that shows the scene `after`."""
+        return not name.startswith(NEIGHBOUR)
 
     @staticmethod
     @abstractmethod
@@ -126,7 +131,7 @@ class Edit(ABC):
                 {"name": name, "handle": handle, "target": target}
                 for name, (handle, target) in zip(self.handle_names(variant), self.drags(variant), strict=True)
             ]
-            for variant in ("one", "five")
+            for variant in VARIANTS
         }
         scalars = {name: getattr(self, name) for name in ("name", "kind", "number", "seed", "size", "prompt")}
         points = {"before": self.points(self.before), "after": self.points(self.after)}

@@ -16,6 +16,7 @@ from PIL import Image
 from dragsa import checks, files, pictures
 from dragsa.config import DragConfig, EditConfig
 from dragsa.evaluation import runs, sheets, tables, truth_tables
+from dragsa.evaluation.edits import VARIANTS
 from dragsa.evaluation.runs import Results, Setting
 from dragsa.evaluation.tables import Mean
 
@@ -69,7 +70,7 @@ def changed(setting: Setting, change: Change, name: str) -> Setting:
         else:
             known = ", ".join(sorted(of_drag | of_edit - {"drag"} | {"handles"}))
             raise ValueError(f"no setting {key!r}; there are {known}")
-    if handles not in ("one", "five"):
+    if handles not in VARIANTS:
         raise ValueError(f"handles must be one or five, came {handles!r}")
     checks.settings(config)
     return Setting(name, config, handles)

@@ -18,8 +18,8 @@ from torch import Tensor
 from dragsa import ddim, editing, pictures
 from dragsa.config import EditConfig
 from dragsa.editing import Branch, Drag, Source
-from dragsa.evaluation import distances, lists, runs, warp
-from dragsa.evaluation.edits import Edit
+from dragsa.evaluation import distances, lists, runs, told, warp
+from dragsa.evaluation.edits import VARIANTS, Edit
 from dragsa.evaluation.runs import CAPTION, Setting
 from dragsa.loading import StableDiffusion
 
@@ -69,7 +69,7 @@ def run_case(
     `published`: with the published metrics too. `explain`: where the first of the drags leaves more than half of the
     distance, with what the model makes of the true result (see `drawable`).
     """
-    dragging = (setting.name for setting in settings if setting.config and setting.handles in ("one", "five"))
+    dragging = (setting.name for setting in settings if setting.config and setting.handles in VARIANTS)
     first = next(dragging, None)
     shared: Shared = {}
     metrics = _published(sd, case) if published else None
@@ -84,6 +84,8 @@ def run_case(
             picture, spent = _warped(case, setting.handles)
             row |= spent
         row |= lists.measure(picture, case)
+        if config is not None and setting.handles in VARIANTS:
+            row |= told.figures(picture, case, setting.handles, row)
         if metrics is not None:
             row["published"] = metrics(picture)
         if explain and config is not None and setting.name == first and row["share"] > 0.5:

@@ -37,6 +37,8 @@ COLUMNS: dict[str, tuple[str, int]] = {  # heading -> figure, digits; each list 
     "hole, of 255": ("hole_error", 1),
     "truth, dB": ("truth_db", 1),
     "truth, SSIM": ("truth_ssim", 3),
+    "handles whose place the edit tells, share": ("told_sure", 2),
+    "edits that tell no wrong place, share": ("told_right", 2),
 }
 
 

@@ -18,6 +18,7 @@ import torch
 from dragsa import editing, loading, source_kv
 from dragsa.config import DragConfig, EditConfig
 from dragsa.evaluation import cases, lists, runs, truth, truth_tables
+from dragsa.evaluation.edits import VARIANTS
 from dragsa.evaluation.runs import CAPTION, MAIN, Setting, published, rivals
 from dragsa.methods import lora
 
@@ -136,6 +137,8 @@ def test_settings_of_one_drag_share_it(sd: loading.StableDiffusion, monkeypatch:
     results = truth.run_case(sd, LISTED[0], [*SETTINGS, other], published=False, explain=False)
     assert calls == {"prepare": 1, "drag_source": 2}
     assert list(results) == [setting.name for setting in [*SETTINGS, other]]
+    dragged = {setting.name for setting in [*SETTINGS, other] if setting.handles in VARIANTS}
+    assert {name for name, (_, row) in results.items() if "told_right" in row} == dragged
     assert results["no-edit"].picture == LISTED[0].source
 
 
