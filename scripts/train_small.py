@@ -44,7 +44,7 @@ from dragsa.model.unet import UNet
 from dragsa.model.vae import VAE
 
 ROOT = Path(__file__).resolve().parents[1]
-
+ENCODED = 1024  # pictures between two savings
 
 UNET = UNetConfig(widths=(32, 64, 128, 128), heads=(2, 4, 4, 4), context_dim=64, groups=4)
 
@@ -137,12 +137,14 @@ def encode_latents(work: Path, vae: VAE, plan: Plan, lessons: Lessons) -> dict[s
     rng = random.Random(plan.seed + 1)
     seeds = rng.sample(scenes.TRAINING_SEEDS, plan.latents) + list(scenes.HELD_OUT_SEEDS[:512])
     training.say(f"latents: encoding {len(seeds)} pictures")
+    begun, part = {"vae": vae.state_dict(), "seeds": torch.tensor(seeds)}, work / "latents-part.pt"
+    chunks = encoded_before(part, begun)
     vae.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    chunks = []
-    with torch.inference_mode():
-        for some in torch.tensor(seeds).split(32):
-            pictures = lessons.draw([lessons.scene(seed) for seed in some.tolist()], plan.size)
-            chunks.append(vae.encode_moments(pictures.to(plan.device))[0].cpu())
+    for some in begun["seeds"].split(ENCODED)[len(chunks) :]:
+        few = [lessons.draw([lessons.scene(seed) for seed in seeds.tolist()], plan.size) for seeds in some.split(32)]
+        with torch.inference_mode():
+            chunks.append(torch.cat([vae.encode_moments(pictures.to(plan.device))[0].cpu() for pictures in few]))
+        training.save({**begun, "chunks": chunks}, part)
     latents = torch.cat(chunks)
     vae.cpu()
     std, mean = torch.std_mean(latents[: plan.latents], dim=(0, 2, 3))
@@ -156,8 +158,18 @@ def encode_latents(work: Path, vae: VAE, plan: Plan, lessons: Lessons) -> dict[s
         "vae": vae.state_dict(),
     }
     training.save(cache, path)
+    part.unlink()
     training.say(f"latents: done; channel means were {mean.tolist()}, spreads {std.tolist()}")
     return cache
+
+
+def encoded_before(part: Path, begun: dict[str, Any]) -> list[Tensor]:
+    """Return the latents that an interrupted run left, by chunks, if it was of the same VAE and pictures."""
+    if not part.exists():
+        return []
+    left = torch.load(part, weights_only=True)
+    same = all(torch.equal(left["vae"][name], value) for name, value in begun["vae"].items())
+    return left["chunks"] if same and torch.equal(left["seeds"], begun["seeds"]) else []
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
@@ -339,7 +351,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work, stage = options.work, options.stage
     if options.fresh:
         for name in ("vae", "latents", "unet") if stage == "all" else (stage,):
-            (work / f"{name}.pt").unlink(missing_ok=True)
+            for file in (f"{name}.pt", f"{name}-part.pt"):
+                (work / file).unlink(missing_ok=True)
     with memory.kept(torch.device(plan.device)):
         if stage in ("all", "vae"):
             train_vae(work, plan, lessons)

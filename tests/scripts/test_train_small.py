@@ -136,6 +136,34 @@ def test_noised_latents_keep_their_spread() -> None:
     assert training.noised(z, t, noise, abar).std(dim=(1, 2, 3)) == pytest.approx([1, 1, 1], abs=0.05)
 
 
+def test_latents_go_on_where_their_vae_left_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_small, "ENCODED", 5)
+
+    class Breaking(Lessons):
+        left = 2  # calls of draw
+
+        def draw(self, *args: Any) -> torch.Tensor:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().draw(*args)
+
+    def encode(folder: str, lessons: Lessons, seed: int = 0) -> dict[str, Any]:
+        torch.manual_seed(seed)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return train_small.encode_latents(tmp_path / folder, VAE(PLAN.vae), PLAN, lessons)
+
+    at_once = encode("at once", LESSONS)
+    for folder in ("broken", "another"):
+        with pytest.raises(KeyboardInterrupt):
+            encode(folder, Breaking())
+    rest = Breaking()
+    torch.testing.assert_close(encode("broken", rest), at_once, atol=0, rtol=0)
+    assert rest.left == 0 and not (tmp_path / "broken" / "latents-part.pt").exists()  # of sixteen, the last six
+    with pytest.raises(KeyboardInterrupt):  # another VAE's are no good
+        encode("another", Breaking(), seed=1)
+
+
 def test_a_training_goes_on_from_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(minutes: float) -> tuple[dict[str, torch.Tensor], int, float]:
         vae = train_small.train_vae(tmp_path, dataclasses.replace(PLAN, vae_minutes=minutes), LESSONS)
