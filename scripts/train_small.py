@@ -137,11 +137,12 @@ def encode_latents(work: Path, vae: VAE, plan: Plan, lessons: Lessons) -> dict[s
     rng = random.Random(plan.seed + 1)
     seeds = rng.sample(scenes.TRAINING_SEEDS, plan.latents) + list(scenes.HELD_OUT_SEEDS[:512])
     training.say(f"latents: encoding {len(seeds)} pictures")
-    begun, part = {"vae": vae.state_dict(), "seeds": torch.tensor(seeds)}, work / "latents-part.pt"
+    begun: dict[str, Any] = {"vae": vae.state_dict(), "seeds": torch.tensor(seeds)}
+    part = work / "latents-part.pt"
     chunks = encoded_before(part, begun)
     vae.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for some in begun["seeds"].split(ENCODED)[len(chunks) :]:
-        few = [lessons.draw([lessons.scene(seed) for seed in seeds.tolist()], plan.size) for seeds in some.split(32)]
+        few = [lessons.draw([lessons.scene(n) for n in numbers.tolist()], plan.size) for numbers in some.split(32)]
         with torch.inference_mode():
             chunks.append(torch.cat([vae.encode_moments(pictures.to(plan.device))[0].cpu() for pictures in few]))
         training.save({**begun, "chunks": chunks}, part)
