@@ -78,7 +78,9 @@ class Plan:
 
 
 DRAWN = Plan(VAEConfig(widths=(16, 32, 64, 64), groups=4))
-ARTWORK = Plan(VAEConfig(widths=(24, 48, 96, 96), groups=4), tokens=24, vae_minutes=110.0, latents=24_000)
+ARTWORK = Plan(
+    VAEConfig(widths=(24, 48, 96, 96), groups=4), tokens=24, vae_minutes=240.0, crop_part=0.5, latents=24_000
+)
 
 
 def train_vae(work: Path, plan: Plan, lessons: Lessons) -> VAE:
