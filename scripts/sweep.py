@@ -23,6 +23,7 @@ from typing import Any
 from dragsa import cli, files
 from dragsa.config import EditConfig
 from dragsa.evaluation import runs, sweeps, truth
+from dragsa.evaluation.edits import VARIANTS
 from dragsa.evaluation.runs import Setting
 from dragsa.evaluation.sweeps import Change, Plan
 
@@ -44,7 +45,7 @@ SWEEPS: dict[str, list[Change]] = {
         *({"optimizer": "sgd", "lr": lr} for lr in (0.01, 0.1, 1.0)),
     ],
     "reference": [{"reference": name} for name in ("first", "current")],
-    "handles": [{"handles": name} for name in ("one", "five")],
+    "handles": [{"handles": name} for name in VARIANTS],
 }
 
 

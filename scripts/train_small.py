@@ -143,10 +143,14 @@ def encode_latents(work: Path, vae: VAE, plan: Plan, lessons: Lessons) -> dict[s
     part = work / "latents-part.pt"
     chunks = encoded_before(part, begun)
     vae.to(plan.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def encoded(few: Tensor) -> Tensor:
+        pictures = lessons.draw([lessons.scene(seed) for seed in few.tolist()], plan.size)
+        return vae.encode_moments(pictures.to(plan.device))[0].cpu()
+
     for some in begun["seeds"].split(ENCODED)[len(chunks) :]:
-        few = [lessons.draw([lessons.scene(n) for n in numbers.tolist()], plan.size) for numbers in some.split(32)]
-        with torch.inference_mode():
-            chunks.append(torch.cat([vae.encode_moments(pictures.to(plan.device))[0].cpu() for pictures in few]))
+        chunks.append(torch.cat([encoded(few) for few in some.split(32)]))
         training.save({**begun, "chunks": chunks}, part)
     latents = torch.cat(chunks)
     vae.cpu()

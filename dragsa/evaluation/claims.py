@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from dragsa.evaluation import experiments, tables
-from dragsa.evaluation.experiments import Values
 from dragsa.evaluation.runs import Results
-from dragsa.evaluation.tables import Figures
+from dragsa.evaluation.tables import Mean
 
 
 class Claim(NamedTuple):
@@ -45,11 +44,11 @@ def verdicts(results: Results) -> str:
     rows = []
     for claim, mine, theirs in pairs(results):
         for words, (figure, sign) in claim.figures.items():
-            values = differences(results[mine], results[theirs], figure)
+            values = experiments.differences(results[mine], results[theirs], figure)
             if all(value is None for value in values.values()):
                 continue
             told = experiments.statement(claim.says, values, sign)
-            difference = tables.text(experiments.mean_over(values), sign=True)
+            difference = tables.text(Mean(told["mean"], told["low"], told["high"]), sign=True)
             cells = {"the paper says": claim.says, "ours": mine, "against": theirs, "by": words}
             rows.append({**cells, "difference": difference, "cases": told["pictures"], "found": told["verdict"]})
     return tables.markdown(rows) if rows else ""
@@ -63,9 +62,3 @@ def pairs(results: Results) -> Iterator[tuple[Claim, str, str]]:
                 itself = theirs not in WITHOUT_CONTROL.values() or WITHOUT_CONTROL[mine] == theirs
                 if results.get(mine) and results.get(theirs) and itself:
                     yield claim, mine, theirs
-
-
-def differences(mine: Figures, theirs: Figures, figure: str) -> Values:
-    """Return one figure of mine minus theirs, of each case that both have."""
-    both = {case: (mine[case].get(figure), theirs[case].get(figure)) for case in mine if case in theirs}
-    return {case: None if a is None or b is None else a - b for case, (a, b) in both.items()}

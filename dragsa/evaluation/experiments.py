@@ -17,7 +17,7 @@ from dragsa.evaluation import lists, runs, sheets, tables
 from dragsa.evaluation.runs import Setting
 from dragsa.evaluation.sheets import Panel
 from dragsa.evaluation.subjects import Subject
-from dragsa.evaluation.tables import Mean
+from dragsa.evaluation.tables import Figures, Mean
 from dragsa.loading import StableDiffusion
 
 DECIDING = 5  # pictures at least, for a sentence to stand or fall
@@ -163,6 +163,12 @@ Values = Mapping[str, float | None]  # of one figure, by the subject's name
 def mean_over(values: Values) -> Mean:
     """Return the mean over pictures with its bootstrap interval."""
     return tables.summarise({name: [value] for name, value in values.items()}).per_picture
+
+
+def differences(mine: Figures, theirs: Figures, figure: str) -> Values:
+    """Return one figure of mine minus theirs, of each case that both have."""
+    both = {case: (mine[case].get(figure), theirs[case].get(figure)) for case in mine if case in theirs}
+    return {case: None if a is None or b is None else a - b for case, (a, b) in both.items()}
 
 
 def statement(says: str, values: Values, sign: int) -> dict[str, Any]:

@@ -122,11 +122,8 @@ def mean_words(means: Mapping[str, Any]) -> str:
 
 def paired(finished: Sequence[Finished], name: str, key: str) -> Values:
     """Return ours minus another, picture by picture."""
-    values: dict[str, float | None] = {}
-    for one in finished:
-        mine, theirs = (one.results[which].get(key) for which in (OURS, name))
-        values[one.item.name] = None if mine is None or theirs is None else mine - theirs
-    return values
+    mine, theirs = ({one.item.name: one.results[which] for one in finished} for which in (OURS, name))
+    return experiments.differences(mine, theirs, key)
 
 
 FIG4 = Experiment("no job has an image and a drag", settings, items, do, report)

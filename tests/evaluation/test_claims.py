@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dragsa.evaluation import claims, runs
+from dragsa.evaluation import claims, experiments, runs
 
 
 def run(style: float, share: float, cases: int = 6) -> dict[str, dict[str, Any]]:
@@ -20,7 +20,7 @@ def test_differences_are_taken_case_by_case() -> None:
     mine, theirs = run(3.0, 0.2), run(1.0, 0.5)
     theirs["2"]["style_margin"] = None
     del theirs["4"]
-    found = claims.differences(mine, theirs, "style_margin")
+    found = experiments.differences(mine, theirs, "style_margin")
     assert found == {"0": 2.0, "1": 2.0, "2": None, "3": 2.0, "5": 2.0}
 
 
