@@ -181,12 +181,13 @@ class EditConfig:
         return cls(drag, drag_step=30, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)._but(changes)
 
 
-SMALL_WIDTHS = (32, 64, 128, 128)  # of the UNet of weights/small, by which it is known wherever it stands
+# Widths of the UNets of weights/small and weights/artwork, by which these are known wherever they stand.
+SMALL_WIDTHS = ((32, 64, 128, 128), (32, 64, 128, 64))
 
 
 def suiting(widths: tuple[int, ...]) -> Preset:
     """Return the preset that holds by default for a UNet of these widths, in Python and on the command line."""
-    return "small" if widths == SMALL_WIDTHS else "sd15"
+    return "small" if widths in SMALL_WIDTHS else "sd15"
 
 
 def is_whole(value: Any) -> bool:

@@ -33,13 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="measure the evaluator's own error instead")
     parser.add_argument("--list", choices=lists.NAMES, default=lists.DRAWN, help="whose cases the check takes")
     parser.add_argument("--limit", type=cli.whole(1), help="check only so many cases of each kind and list")
-    parser.add_argument("--weights", type=Path, default=cli.SMALL, help="whose VAE the check uses")
+    parser.add_argument("--weights", type=Path, help=f"whose VAE the check uses, {lists.WEIGHTS_HELP}")
     try:
         options = parser.parse_args(arguments)
         if options.check:
             if options.folder is not None:
                 raise ValueError("--check takes no folder")
-            print(checked(options.list, options.limit, loading.load(options.weights)))
+            weights = options.weights or cli.shipped(lists.WEIGHTS[options.list])
+            print(checked(options.list, options.limit, loading.load(weights)))
         elif options.folder is None:
             raise ValueError("give a folder of results, or --check")
         else:

@@ -44,10 +44,11 @@ EXPERIMENTS = {
 
 def chosen(options: Any) -> Choice:
     """Return the command line's choices. Raises ValueError for a model that cannot draw the scenes."""
-    small = options.weights.resolve() == cli.SMALL
+    name = lists.WEIGHTS[options.list]
+    small = options.weights.resolve() == cli.shipped(name)
     own = None if options.images is None else tuple(own_subjects(options.images, options.seed))
     if own is None and not small:
-        raise ValueError("the drawn scenes are for weights/small: give your own pictures with --images JOBS.json")
+        raise ValueError(f"the {options.list} scenes are for weights/{name}: give your own with --images JOBS.json")
     base = cli.config_of({"weights": str(options.weights)})
     return Choice(base, GUIDANCE["small" if small else "sd15"], options.seed, options.count, own, options.list)
 
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = cli.Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("what", choices=(*EXPERIMENTS, "all"))
     parser.add_argument("folder", type=Path, nargs="?", default=FOLDER, help=f"default {FOLDER}")
-    parser.add_argument("--weights", type=Path, default=cli.SMALL, help="a safetensors file, or a diffusers folder")
+    parser.add_argument("--weights", type=Path, help=f"a safetensors file or a diffusers folder, {lists.WEIGHTS_HELP}")
     own = "your own pictures, as `dragsa edit --job` has them"
     parser.add_argument("--images", type=Path, metavar="JOBS.json", help=own)
     kinds = "of drawn scenes, or of artwork for inversion, fig4 and table1"
@@ -89,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=cli.whole(1), help="processes; by default one for each core")
     try:
         options = parser.parse_args(arguments)
+        options.weights = options.weights or cli.shipped(lists.WEIGHTS[options.list])
         choice = chosen(options)
         there = with_work(list(EXPERIMENTS) if options.what == "all" else [options.what], choice)
         options.folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from typing import Any
 
 from dragsa import cli, files
 from dragsa.config import EditConfig
-from dragsa.evaluation import runs, sweeps, truth
+from dragsa.evaluation import lists, runs, sweeps, truth
 from dragsa.evaluation.edits import VARIANTS
 from dragsa.evaluation.runs import Setting
 from dragsa.evaluation.sweeps import Change, Plan
@@ -77,11 +77,14 @@ def arguments_of(arguments: Sequence[str] | None) -> Any:
     one.add_argument("--set", action="append", default=[], metavar="NAME=V", help="of the base, repeatable")
     one.add_argument("--base", choices=("small", "paper"), default="small", help="the preset to start from")
     runs.add_case_options(one, cli.whole, "settings")
-    runs.add_run_options(one, cli.whole, cli.SMALL)
+    runs.add_run_options(one, cli.whole)
     for command in (one, sub.add_parser("table", help="the tables of a run", description="the tables of a run")):
         command.add_argument("folder", type=Path)
         command.add_argument("--rows", type=cli.whole(0), default=4, help="of each kind on the sheet")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.command == "run":
+        options.weights = options.weights or cli.shipped(lists.WEIGHTS[options.list])
+    return options
 
 
 def plan_of(options: Any) -> Plan:

@@ -3,7 +3,7 @@
     python scripts/train_small.py all                  # vae, latents, unet, export, one after the other
     python scripts/train_small.py all --artwork FILE   # on scenes of artwork, too; FILE is fetched if it is not there
     python scripts/train_small.py vae --minutes 22     # one stage; minutes of training in all, over every run of it
-    python scripts/train_small.py export               # what there is now (averaged weights) to weights/small
+    python scripts/train_small.py export               # what there is now (averaged weights) to weights/
     python scripts/train_small.py evaluate             # held-out figures of an exported folder
 
 A stage that was interrupted goes on from its last checkpoint in the work folder; a stage that is complete is passed
@@ -78,8 +78,14 @@ class Plan:
 
 
 DRAWN = Plan(VAEConfig(widths=(16, 32, 64, 64), groups=4))
-ARTWORK = Plan(
-    VAEConfig(widths=(24, 48, 96, 96), groups=4), tokens=24, vae_minutes=240.0, crop_part=0.5, latents=24_000
+ARTWORK = Plan(  # a narrow last level, so that both models together stay under 40 MB
+    VAEConfig(widths=(24, 48, 96, 96), groups=4),
+    replace(UNET, widths=(32, 64, 128, 64)),
+    tokens=24,
+    vae_minutes=190.0,
+    unet_minutes=180.0,
+    crop_part=0.5,
+    latents=24_000,
 )
 
 
@@ -334,8 +340,8 @@ def evaluate(folder: Path, lessons: Lessons, count: int = 200) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("stage", choices=("all", "vae", "latents", "unet", "export", "evaluate"))
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "small", help="checkpoints and caches")
-    parser.add_argument("--out", type=Path, default=ROOT / "weights" / "small", help="the exported folder")
+    parser.add_argument("--work", type=Path, help="checkpoints and caches; runs/small, or runs/artwork")
+    parser.add_argument("--out", type=Path, help="the exported folder; weights/small, or weights/artwork")
     parser.add_argument("--minutes", type=float, help="of training, for the stage vae or unet")
     parser.add_argument("--vae-minutes", type=float, help="likewise, for the stage all")
     parser.add_argument("--unet-minutes", type=float, help="likewise")
@@ -355,10 +361,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         artwork.fetch(options.artwork)
     lessons = Lessons(None if options.artwork is None else artwork.load(options.artwork))
     plan = replace(DRAWN if options.artwork is None else ARTWORK, **changes(options))
-    work, stage = options.work, options.stage
+    name = "small" if options.artwork is None else "artwork"
+    work, out, stage = options.work or ROOT / "runs" / name, options.out or ROOT / "weights" / name, options.stage
     if options.fresh:
-        for name in ("vae", "latents", "unet") if stage == "all" else (stage,):
-            for file in (f"{name}.pt", f"{name}-part.pt"):
+        for one in ("vae", "latents", "unet") if stage == "all" else (stage,):
+            for file in (f"{one}.pt", f"{one}-part.pt"):
                 (work / file).unlink(missing_ok=True)
     with memory.kept(torch.device(plan.device)):
         if stage in ("all", "vae"):
@@ -370,10 +377,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if stage in ("all", "unet"):
             train_unet(work, checkpoint(work, "latents"), plan, lessons)
     if stage in ("all", "export"):
-        export_now(work, options.out, plan)
+        export_now(work, out, plan)
     if stage in ("all", "evaluate"):
-        need(options.out / "model_index.json", "export")
-        evaluate(options.out, lessons)
+        need(out / "model_index.json", "export")
+        evaluate(out, lessons)
 
 
 def changes(options: argparse.Namespace) -> dict[str, Any]:

@@ -43,8 +43,11 @@ def arguments_of(arguments: Sequence[str] | None) -> Any:
             runs.add_case_options(one, cli.whole, "figures")
         if name == "run":
             one.add_argument("--settings", choices=tuple(SETTINGS), default="headline", help="which list of them")
-            runs.add_run_options(one, cli.whole, cli.SMALL)
-    return parser.parse_args(arguments)
+            runs.add_run_options(one, cli.whole)
+    options = parser.parse_args(arguments)
+    if options.command == "run":
+        options.weights = options.weights or cli.shipped(lists.WEIGHTS[options.list])
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

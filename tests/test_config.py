@@ -14,11 +14,12 @@ from dragsa.config import EditConfig
 
 
 def test_the_default_preset_is_the_one_that_suits_the_networks_widths() -> None:
-    assert config.suiting(config.UNetConfig().widths) == "sd15" and config.suiting(config.SMALL_WIDTHS) == "small"
-    assert checks.configured(None, config.SMALL_WIDTHS) == EditConfig.small()
+    assert config.suiting(config.UNetConfig().widths) == "sd15"
+    for widths in config.SMALL_WIDTHS:
+        assert config.suiting(widths) == "small" and checks.configured(None, widths) == EditConfig.small()
     assert checks.configured(None, config.UNetConfig().widths) == EditConfig.sd15()
     given = EditConfig.paper()
-    assert checks.configured(given, config.SMALL_WIDTHS) is given
+    assert checks.configured(given, config.SMALL_WIDTHS[0]) is given
 
 
 @pytest.mark.parametrize("name", get_args(config.Preset))

@@ -9,7 +9,7 @@ from dragsa.cli.main import main
 from dragsa.cli.options import EDIT, WEIGHTS_HELP, Options, Parser, add_groups, build_parser
 from dragsa.cli.progress import one_line
 from dragsa.cli.readers import whole
-from dragsa.cli.weights import SMALL
+from dragsa.cli.weights import SMALL, shipped
 
 __all__ = ["EDIT", "SMALL", "WEIGHTS_HELP", "Options", "Parser", "add_groups", "build_parser", "config_of", "main"]
-__all__ += ["one_line", "read_jobs", "weights_of", "whole"]
+__all__ += ["one_line", "read_jobs", "shipped", "weights_of", "whole"]

@@ -14,8 +14,15 @@ if TYPE_CHECKING:
 _BESIDE = Path(__file__).resolve().parents[2]  # a checkout, or where packages are installed
 _USERS = sysconfig.get_path("data", sysconfig.get_preferred_scheme("user"))
 _SHARES = [Path(folder) / "share" / "dragsa" for folder in (sysconfig.get_path("data"), _USERS, _BESIDE)]
-_PLACES = [folder / "weights" / "small" for folder in (_BESIDE, *_SHARES)]
-SMALL = next((place for place in _PLACES if place.is_dir()), _PLACES[0])  # the model that ships
+
+
+def shipped(name: str) -> Path:
+    """Return the folder of a model that ships, `small` or `artwork`, whether it is there or not."""
+    places = [folder / "weights" / name for folder in (_BESIDE, *_SHARES)]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+SMALL = shipped("small")  # what is taken where no weights are named
 
 _CHOICES = ("ema", "vae", "text_encoder", "clip_skip")  # of `loading.load`
 _FILES = ("lora", "embedding")

@@ -302,8 +302,8 @@ def add_case_options(parser: ArgumentParser, whole: Callable[[int], Any], which:
     parser.add_argument("--size", type=whole(64), default=SIZE, help="of the pictures, in pixels")
 
 
-def add_run_options(parser: ArgumentParser, whole: Callable[[int], Any], model: Path) -> None:
-    """Add the options of a run with the weights of `model`. `whole(n)` reads a whole number from n on."""
-    parser.add_argument("--weights", type=Path, default=model)
+def add_run_options(parser: ArgumentParser, whole: Callable[[int], Any]) -> None:
+    """Add the options of a run. `whole(n)` reads a whole number from n on."""
+    parser.add_argument("--weights", type=Path, help=lists.WEIGHTS_HELP)
     parser.add_argument("--workers", type=whole(1), help="processes; by default one for each core")
     parser.add_argument("--no-published", dest="published", action="store_false", help="without the published metrics")

@@ -41,7 +41,7 @@ def told(sd: dragsa.StableDiffusion, picture: Path) -> tuple[Any, list[Any]]:
 
 
 def test_without_a_config_it_takes_the_models_own_preset(sd: dragsa.StableDiffusion, picture: Path) -> None:
-    widths = replace(sd.unet.config, widths=SMALL_WIDTHS)
+    widths = replace(sd.unet.config, widths=SMALL_WIDTHS[0])
     small = SimpleNamespace(unet=SimpleNamespace(config=widths))
     for model, preset in ((sd, dragsa.EditConfig.sd15()), (small, dragsa.EditConfig.small())):
         assert dragsa.widget(model, picture).config == preset  # type: ignore[arg-type]

@@ -42,6 +42,13 @@ def test_the_command_line_chooses_the_list(
     assert "invalid choice: 'none'" in capsys.readouterr().err
 
 
+def test_each_list_is_edited_by_the_model_that_was_trained_on_it() -> None:
+    taken = {which: truth_bench.arguments_of(["run", "RUN", "--list", which]).weights for which in lists.NAMES}
+    assert [path.parts[-2:] for path in taken.values()] == [("weights", "small"), ("weights", "artwork")]
+    own = truth_bench.arguments_of(["run", "RUN", "--list", "artwork", "--weights", "own"])
+    assert own.weights == Path("own")
+
+
 def test_tables_are_made_of_the_folder_alone(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert truth_bench.main(["table", str(finished)]) == 0
     printed = capsys.readouterr().out
