@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,11 @@ def save_bytes(data: bytes, path: str | Path, overwrite: bool = False) -> None:
         part.unlink(missing_ok=True)
 
 
-def check_folder(folder: str | Path, overwrite: bool = False, names: str = "*.png") -> Path:
+def check_folder(folder: str | Path, names: str, overwrite: bool = False) -> Path:
     """Return the path if a folder of output can be written there; call it before the work, as `check_output`.
 
-    One that is there may be replaced only if `overwrite`, and if it holds nothing but files of these names (patterns
-    with spaces between them): no other folder is ever removed. Raises OSError that says why not.
+    One that is there may be replaced only if `overwrite`, and if it holds nothing but files whose names match this
+    regular expression: no other folder is ever removed. Raises OSError that says why not.
     """
     folder = Path(folder)
     if os.path.lexists(folder) and not folder.is_dir():  # no `overwrite` replaces it by a folder
@@ -71,10 +71,14 @@ def check_folder(folder: str | Path, overwrite: bool = False, names: str = "*.pn
         return check_output(folder)
     if not overwrite:
         raise FileExistsError(f"{folder}: is there already; {REPLACE}")
-    for one in folder.iterdir():
-        if not one.is_file() or not any(fnmatch(one.name, name) for name in names.split()):
-            raise FileExistsError(f"{folder}: holds {one.name}, so it is not replaced; give another folder")
+    _check_inside(folder, names)
     return check_output(folder.with_name(part_name(folder.name))).with_name(folder.name)
+
+
+def _check_inside(folder: Path, names: str) -> None:
+    for one in folder.iterdir():
+        if not one.is_file() or not re.fullmatch(names, one.name):
+            raise FileExistsError(f"{folder}: holds {one.name}, so it is not replaced; give another folder")
 
 
 def part_name(name: str) -> str:
@@ -103,18 +107,20 @@ def save_json(value: Any, path: str | Path, overwrite: bool = False) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+def whole_folder(folder: Path, replaced: str | None = None) -> Iterator[Path]:
     """Give a folder to write into, which is renamed to `folder` once everything is written, else removed.
 
-    A `folder` that is there by then is replaced if `replace`, which asks for `check_folder` first; else it stays as it
-    is, as another process has written it. Its parent must be there.
+    A `folder` that is there by then is replaced where `replaced` matches the names of all files in it: raises as
+    `check_folder` does where one does not. For None it stays as it is, as another process has written it. Its parent
+    must be there.
     """
     part = folder.with_name(part_name(folder.name))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         yield part
-        if replace:
+        if replaced is not None and folder.is_dir():
+            _check_inside(folder, replaced)  # anything may have come there since the work began
             shutil.rmtree(folder, ignore_errors=True)
         if not folder.exists():
             os.replace(part, folder)

@@ -82,31 +82,34 @@ def test_needs_no_heavy_package() -> None:
 
 
 def test_a_folder_is_replaced_only_where_all_in_it_may_go(tmp_path: Path) -> None:
-    folder = tmp_path / "a"
-    assert files.check_folder(folder) == folder
+    folder, names = tmp_path / "a", r"\d\.png"
+    assert files.check_folder(folder, names) == folder
     folder.mkdir()
     (folder / "1.png").write_bytes(b"old")
     with pytest.raises(FileExistsError, match=r"is there already; --force \(overwrite=True\) replaces it"):
-        files.check_folder(folder)
-    assert files.check_folder(folder, overwrite=True) == folder
-    with files.whole_folder(folder, replace=True) as part:
+        files.check_folder(folder, names)
+    assert files.check_folder(folder, names, overwrite=True) == folder
+    with files.whole_folder(folder, names) as part:
         (part / "2.png").write_bytes(b"new")
         assert (folder / "1.png").exists()
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "2.png"]
-    for name in ("notes.txt", "index.html"):
+    for name in ("notes.txt", "index.html", "2.png.bak", "photo.png"):
         (folder / name).write_text("mine")
         with pytest.raises(FileExistsError, match=f"holds {name}, so it is not replaced"):
-            files.check_folder(folder, overwrite=True)
+            files.check_folder(folder, names, overwrite=True)
+        with pytest.raises(FileExistsError, match=f"holds {name}"), files.whole_folder(folder, names) as part:
+            (part / "3.png").write_bytes(b"newer")
+        assert {path.name for path in tmp_path.rglob("*")} == {"a", "2.png", name}
         (folder / name).unlink()
-    (folder / "b.png").mkdir()
-    with pytest.raises(FileExistsError, match=r"holds b\.png"):
-        files.check_folder(folder, overwrite=True)
+    (folder / "3.png").mkdir()
+    with pytest.raises(FileExistsError, match=r"holds 3\.png"):
+        files.check_folder(folder, names, overwrite=True)
     (tmp_path / "link").symlink_to(folder)
     with pytest.raises(FileExistsError, match="is not a plain file"):
-        files.check_folder(tmp_path / "link", overwrite=True)
+        files.check_folder(tmp_path / "link", names, overwrite=True)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(FileExistsError, match=r"is there, and is not a folder$"):
-        files.check_folder(tmp_path / "file")
+        files.check_folder(tmp_path / "file", names)
 
 
 @pytest.fixture

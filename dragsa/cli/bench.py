@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 
 from dragsa import files
-from dragsa.cli.edit import check_outputs, write, write_report
 from dragsa.cli.options import Options
+from dragsa.cli.outputs import check_outputs, write, write_report
 from dragsa.cli.progress import Progress
 
 BASELINE = {"modes": ("baseline",), "only": ("roof", "update", "memory")}

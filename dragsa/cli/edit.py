@@ -6,16 +6,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dragsa import files
 from dragsa.cli.jobs import read_jobs
-from dragsa.cli.looking import Looker, check_looking, places, tells, watched, write_looking
+from dragsa.cli.looking import Looker, check_looking, tells, watched, write_looking
 from dragsa.cli.options import Options
+from dragsa.cli.outputs import FILES, check_apart, check_outputs, is_kept, place, write, write_report
 from dragsa.cli.progress import Failed, Progress, at_work, first_interrupt_ends_the_drag, is_told, one_line
 from dragsa.cli.weights import SMALL, changes_of, load_changed
 from dragsa.config import WHERE, DragConfig, EditConfig, suiting
@@ -56,40 +56,6 @@ def weights_of(options: Options) -> Path:
     if SMALL.is_dir():
         return SMALL
     raise ValueError(f"no weights: give --weights PATH or set DRAGSA_WEIGHTS; {WHERE}")
-
-
-OUTPUTS = ("out", "source", "path", "sheet", "chart", "json", "markdown")
-
-
-def place(path: Path) -> Path:
-    """Return where a path leads; one into a circle of links stays, where `Path.resolve` raises."""
-    return Path(os.path.realpath(path))
-
-
-def is_kept(options: Options, name: str) -> bool:
-    """Tell whether an output is there already and is to be left as it is."""
-    return bool(options.get("skip_existing")) and options[name].is_file()
-
-
-def check_outputs(options: Options, taken: set[Path]) -> None:
-    """Raise an error unless every output can be written. Those of earlier jobs are `taken`; these are added."""
-    from dragsa import pictures
-
-    if "out" not in options and options["command"] != "bench":
-        raise ValueError("--out PNG is missing: where should the picture go?")
-    for name in OUTPUTS:
-        if name not in options:
-            continue
-        path = files.check_output(options[name], options.get("force", False) or is_kept(options, name))
-        if name not in ("json", "markdown"):
-            pictures.check_format(path)
-        if place(path) in taken:
-            raise ValueError(f"{path}: two outputs of the same name")
-        taken.add(place(path))
-    for path in places(options):
-        if place(path) in taken:
-            raise ValueError(f"{path}: two outputs of the same name")
-        taken.add(place(path))
 
 
 @dataclass
@@ -215,9 +181,10 @@ def run_edit(given: Options, progress: Progress) -> int:
             if "job" not in given:
                 raise
             raise ValueError(f"{given['job']}, job {n}: {one_line(error)}") from None
+    check_apart([given, *jobs])
     session, failed = Session(progress), False
     for n, options in enumerate(jobs, start=1):
-        if all(is_kept(options, name) for name in OUTPUTS if name in options):
+        if all(is_kept(options, name) for name in FILES if name in options):
             continue
         progress.label = f"{n}/{len(jobs)} " if len(jobs) > 1 else ""
         try:
@@ -334,25 +301,6 @@ def make(
     result = pictures.edit_part(edited, *asked, config.size) if config.crop == "auto" else edited(*asked)
     ((part, reused),) = used
     return result, part, reused
-
-
-def write(options: Options, made: Mapping[str, Callable[[], Image.Image]]) -> None:
-    """Make and write the pictures that were asked for, one by one: the result first.
-
-    So a drawing that fails loses nothing of what was made before it.
-    """
-    from dragsa import pictures
-
-    force = options.get("force", False)
-    for name, make_picture in made.items():
-        if name in options and not is_kept(options, name):
-            pictures.save_picture(make_picture(), options[name], force)
-
-
-def write_report(options: Options, report: dict[str, Any]) -> None:
-    """Write the JSON where it was asked for; call it last, so that where it is, everything is."""
-    if "json" in options and not is_kept(options, "json"):
-        files.save_json(report, options["json"], options.get("force", False))
 
 
 def drawn_size(options: Options, config: EditConfig) -> tuple[int, int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dragsa import files
 from dragsa.cli.options import Options
+from dragsa.cli.outputs import FOLDERS, is_folder, is_kept
 from dragsa.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -20,38 +20,19 @@ if TYPE_CHECKING:
     from dragsa.loading import StableDiffusion
     from dragsa.looking import Edited, Pass
 
-# By option: the names of the files that it writes into a folder.
-FOLDERS = {"frames": "*.png", "trace": "*.png index.html"}
 EVERY = 5  # updates from one frame to the next
 SECONDS = 0.2  # that a frame of a GIF is shown for
 BY_VAE = {"encode": "z_0 of the picture, by the VAE", "decode": "the picture of z_0, by the VAE"}
 
 
 def check_looking(options: Options, config: EditConfig) -> None:
-    """Raise an error unless frames and trace can be written, and the passes told."""
+    """Raise an error unless there is something for frames and trace to show, and the passes can be told."""
     if "frames" in options and "drag" not in options:
         raise ValueError("--frames: there is no drag whose updates they would show")
     if "every" in options and not {"frames", "trace"} & options.keys():
         raise ValueError("--every: of which pictures? give --frames or --trace")
     if tells(options) and config.drag.compile not in ("auto", "off"):
         raise ValueError("--explain and --trace need --compile off: a compiled pass tells nothing")
-    force = options.get("force", False)
-    for name, inside in FOLDERS.items():
-        if name not in options or is_left(options, name):
-            continue
-        if is_gif(options, name):
-            files.check_output(options[name], force)
-        else:
-            files.check_folder(options[name], force, inside)
-
-
-def is_gif(options: Options, name: str) -> bool:
-    return name == "frames" and options[name].suffix.lower() == ".gif"
-
-
-def is_left(options: Options, name: str) -> bool:
-    """Tell whether an output is there already and is to be left as it is."""
-    return bool(options.get("skip_existing")) and options[name].exists()
 
 
 def tells(options: Options) -> bool:
@@ -138,16 +119,17 @@ def write_looking(options: Options, sd: StableDiffusion, edited: Edited) -> None
     from dragsa import looking, pictures
 
     force = options.get("force", False)
-    if "frames" in options and not is_left(options, "frames"):
+    replaced = FOLDERS if force else {}
+    if "frames" in options and not is_kept(options, "frames"):
         made = looking.frames_of(sd, edited)
-        if is_gif(options, "frames"):
-            files.save_bytes(gif([*made.values()]), options["frames"], force)
-        else:
-            with files.whole_folder(options["frames"], force) as folder:
+        if is_folder(options, "frames"):
+            with files.whole_folder(options["frames"], replaced.get("frames")) as folder:
                 for update, picture in made.items():
                     pictures.save_picture(picture, folder / f"{update:04}.png")
-    if "trace" in options and not is_left(options, "trace"):
-        with files.whole_folder(options["trace"], force) as folder:
+        else:
+            files.save_bytes(gif([*made.values()]), options["frames"], force)
+    if "trace" in options and not is_kept(options, "trace"):
+        with files.whole_folder(options["trace"], replaced.get("trace")) as folder:
             looking.write(folder, sd, edited)
 
 
@@ -158,8 +140,3 @@ def gif(frames: list[Image.Image]) -> bytes:
     first, *rest = [frame.convert("RGB") for frame in frames]
     first.save(data, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
     return data.getvalue()
-
-
-def places(options: Options) -> list[Path]:
-    """Return where frames and trace go."""
-    return [options[name] for name in FOLDERS if name in options]

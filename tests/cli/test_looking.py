@@ -1,5 +1,6 @@
 """--explain, --frames and --trace: what they show, and that they change nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,34 @@ def test_mistakes(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert says in refused(capsys, "edit", picture, *DRAG, "--out", "o.png", *shown)
     prompt = ("--target-prompt", "a cat", *QUICK[:-4])
     assert "there is no drag" in refused(capsys, "edit", picture, *prompt, "--out", "o.png", "--frames", "a")
+
+
+def test_a_folder_takes_nothing_with_it(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a job reads or writes is not in a folder that one replaces, be its name one that the folder's files have."""
+    Path("f").mkdir()
+    Image.open(picture).save("f/0001.png")
+    Path("link").symlink_to("f")
+    out, within = ("--out", "o.png"), "lies in {}, a folder that --{} replaces as a whole"
+    for asked, path, name in (
+        (("f/0001.png", *DRAG, *out, "--frames", "f"), "f/0001.png", "frames"),
+        (("f/0001.png", *DRAG, *out, "--trace", "f"), "f/0001.png", "trace"),
+        (("picture.png", *DRAG, "--out", "link/0002.png", "--frames", "f"), "link/0002.png", "frames"),
+        (("picture.png", *DRAG, *out, "--path", "f/0003.png", "--trace", "f"), "f/0003.png", "trace"),
+        (("picture.png", *DRAG, *out, "--frames", "f/in", "--trace", "f"), "f/in", "trace"),
+        (("picture.png", *DRAG, *out, "--frames", "f/f.gif", "--trace", "f"), "f/f.gif", "trace"),
+    ):
+        said = refused(capsys, "edit", *asked, "--force")
+        assert f"{path}: {within.format(Path('f').resolve(), name)}: give --{name} another one" in said
+    job = {"image": str(picture), "drag": "24,28:40,28"}
+    Path("f/0002.png").write_text(json.dumps(job))
+    said = refused(capsys, "edit", "--job", "f/0002.png", *out, "--frames", "f", "--force")
+    assert "f/0002.png: lies in" in said
+    Path("jobs.json").write_text(json.dumps([{**job, "out": "o.png", "frames": "f"}, {**job, "out": "f/0001.png"}]))
+    assert "f/0001.png: lies in" in refused(capsys, "edit", "--job", "jobs.json", "--force")
+    Path("f/0002.png").rename("f/photo.png")  # a name that neither writes
+    for name in ("frames", "trace"):
+        said = refused(capsys, "edit", picture, *DRAG, *out, f"--{name}", "f", "--force")
+        assert "f: holds photo.png, so it is not replaced" in said
 
 
 def test_force_replaces_a_folder_of_ones_own(picture: Path) -> None:
