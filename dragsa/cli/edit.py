@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dragsa.cli.jobs import read_jobs
+from dragsa.cli.jobs import NO_KEYS, OF_ONE_RUN, read_jobs
 from dragsa.cli.looking import Looker, check_looking, tells, watched, write_looking
 from dragsa.cli.options import Options
 from dragsa.cli.outputs import FILES, check_apart, check_outputs, is_kept, place, write, write_report
@@ -129,7 +129,7 @@ def measured(options: Options, sd: StableDiffusion, seconds: Mapping[str, float]
     """Return the part of the JSON that both commands have: the options, where the command ran, and what it cost."""
     import torch
 
-    unasked = ("command", "version", "quiet", "explain", "job", "keep_going", "skip_existing", "weights_sha256")
+    unasked = ("command", "version", "weights_sha256", *NO_KEYS, *OF_ONE_RUN)
     given = {key: value for key, value in options.items() if key not in unasked}
     files: dict[str, Any] = {key: str(place(value)) for key, value in given.items() if isinstance(value, Path)}
     for key in ("lora", "embedding"):

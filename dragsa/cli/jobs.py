@@ -20,6 +20,9 @@ NO_KEYS = (
     "keep_going",
     "skip_existing",
 )  # options of `edit` that make no sense in a job
+OF_ONE_RUN = (
+    "force",
+)  # what a job may have, and a report does not hand on: to repeat an edit replaces nothing unasked
 # What stands between the values of an option for which a job may give a list.
 SEPARATORS = {"control_blocks": ",", "mask_blocks": ",", "object_words": ",", "size": "x"}
 
@@ -84,7 +87,7 @@ def options_of(job: Mapping[str, Any]) -> Mapping[str, Any]:
     if job["command"] != "edit":
         raise ValueError(f"a report of {job['command']!r}, not of an edit")
     options: dict[str, Any] = job["options"]
-    return {key: value for key, value in options.items() if key not in NO_KEYS}
+    return {key: value for key, value in options.items() if key not in (*NO_KEYS, *OF_ONE_RUN)}
 
 
 def job_arguments(job: Mapping[str, Any], known: Mapping[str, argparse.Action]) -> list[str]:

@@ -140,6 +140,20 @@ def test_a_report_is_a_job_that_makes_the_same_picture(
     assert "a report of 'generate', not of an edit" in refused(capsys, "edit", "--job", "a.json", "--out", "e.png")
 
 
+def test_a_report_does_not_hand_force_on(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--drag", "24,28:40,28", "--out", "a.png", "--source", "s.png", "--json", "a.json", "--force")
+    assert run("edit", picture, *QUICK, *asked) == 0
+    report = json.loads(Path("a.json").read_text(encoding="utf-8"))
+    assert "force" not in report["options"]
+    capsys.readouterr()
+    for held in (report["options"], {**report["options"], "force": True}):  # as reports have had it, too
+        Path("again.json").write_text(json.dumps({**report, "options": held}))
+        said = refused(capsys, "edit", "--job", "again.json", "--out", "b.png", "--json", "b.json")
+        assert "s.png: is there already" in said
+    Path("again.json").write_text(json.dumps({**report["options"], "force": True}))  # a job of one's own
+    assert cli.read_jobs(Path("again.json"))[0]["force"] is True
+
+
 def test_a_list_of_two_points_is_one_drag_and_a_mark_at_the_beginning_is_none(picture: Path) -> None:
     job = {"image": "p.png", "drag": [[1, 2], [3, 4]], "out": "o.png"}
     Path("job.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(job).encode())
