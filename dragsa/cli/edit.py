@@ -95,13 +95,13 @@ class Session:
             self.looker.tell(one)
 
     def hashes(self, sd: StableDiffusion) -> dict[str, str]:
-        """Return the sha256 of each of the weights' files, by its name under the weights' own path."""
+        """Return the sha256 of each of the weights' files, by its name `within` the weights' own path."""
         from dragsa.loading import known_files
 
         if self._hashes is None:
             root = sd.config.path if sd.config.path.is_dir() else sd.config.path.parent
             self.progress.say("hashing the weights")
-            self._hashes = {str(file.relative_to(root)): known_files.sha256(file) for file in sd.config.files}
+            self._hashes = {within(root, file): known_files.sha256(file) for file in sd.config.files}
         return self._hashes
 
     def source(
@@ -123,6 +123,12 @@ class Session:
         told: dict[str, Any] = {"observe": self.observer, "negative_prompt": negative}
         self._source = key, editing.prepare(sd, picture, prompt, seed, config, size=extent, **told)
         return self._source[1], False
+
+
+def within(root: Path, file: Path) -> str:
+    """Return a file's path in a folder; of one that lies elsewhere, as `--vae` names it, the whole."""
+    root, file = root.absolute(), file.absolute()
+    return str(file.relative_to(root) if file.is_relative_to(root) else place(file))
 
 
 def measured(options: Options, sd: StableDiffusion, seconds: Mapping[str, float], begin: float) -> dict[str, Any]:

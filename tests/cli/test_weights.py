@@ -1,12 +1,13 @@
 """What changes the weights on the command line, and what `info` tells of them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
-from command_line import options, refused, run
+from command_line import QUICK, options, refused, run
 from safetensors.torch import load_file, save_file
 from tiny_loras import drawn
 
@@ -79,6 +80,21 @@ def test_a_changed_model_draws_and_says_what_changed_it(lora: Path, tiny_folder:
             assert report["negative_prompt"] == "a red dot"
     same_vae = drawings.pop(("--vae",))
     assert same_vae == drawings[()] and len(set(drawings.values())) == len(drawings)
+
+
+def test_a_report_names_files_from_elsewhere_and_its_repetition_knows_them(
+    picture: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("other").mkdir()
+    for part in ("vae", "text_encoder"):
+        shutil.copytree(tiny_folder / part, Path("other") / part)
+    parts = ("--vae", "other/vae", "--text-encoder", "other/text_encoder")
+    assert run("edit", picture, *QUICK, "--drag", "24,28:40,28", *parts, "--out", "o.png", "--json", "o.json") == 0
+    hashes = json.loads(Path("o.json").read_text(encoding="utf-8"))["weights_sha256"]
+    folders = [str(Path(name).parent) for name in hashes]
+    assert sorted(folders) == [f"{tmp_path}/other/text_encoder", f"{tmp_path}/other/vae", "unet"]
+    assert run("edit", "--job", "o.json", "--out", "p.png", "--json", "p.json") == 0
+    assert "other weights" not in capsys.readouterr().err and Path("o.png").read_bytes() == Path("p.png").read_bytes()
 
 
 def test_info_tells_what_is_taken_and_what_is_not(
