@@ -1,6 +1,7 @@
 """The whole edit on a tiny model: what it keeps, what it reports, what one inversion serves, what it refuses."""
 
 import json
+import re
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
@@ -603,3 +604,20 @@ def test_what_asks_for_nothing_is_told(picture) -> None:
             warnings.simplefilter("always")
             checks.request(CONFIG, picture, drags, None, ("a red disc", ""), *more)
         assert [str(one.message) for one in told] == said
+
+
+def test_a_drag_shorter_than_the_arrival_threshold_is_told(picture) -> None:
+    """2 cells, of 2 pixels each where the picture is edited at its size, and of 15.625 where 4000 pixels are at 512."""
+    small, large = picture.resize((64, 64)), Image.new("RGB", (4000, 3000))
+    for given, size, target, said in (
+        (small, 128, (33.9, 30), r"3\.9 px from .* below 4\.0 px; try a smaller arrival threshold \(--reach\)$"),
+        (small, 128, (34.1, 30), None),
+        (large, 512, (58, 30), r"28\.0 px .* below 31\.2 px; .* \(--reach\), a larger .* \(--size\), or --crop auto$"),
+        (large, 512, (62, 30), None),
+    ):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            config, drags = replace(CONFIG, drag=DragConfig(), size=size), [((30, 30), target)]
+            checks.request(config, given, drags, None, ("", ""))
+        found = [str(one.message) for one in told if "handle 1 is not dragged" in str(one.message)]
+        assert len(found) == (said is not None) and all(re.search(said, one) for one in found if said)

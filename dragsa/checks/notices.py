@@ -11,6 +11,7 @@ from PIL import Image
 
 from dragsa import pictures
 from dragsa.config import EditConfig
+from dragsa.pictures import Size
 
 MUCH_SMALLER = 2  # the picture's side to the working picture's, from which on a result is visibly blurred
 COLOURS = {"red", "orange", "yellow", "green", "blue", "cyan", "turquoise", "purple", "violet", "magenta", "pink"}
@@ -33,13 +34,24 @@ def warn_of_losses(picture: Image.Image, config: EditConfig, prompts: Sequence[s
         _warn(f"{said}comes back blurred: crop auto edits the part of the drags and the mask alone, or give more size")
 
 
-def warn_of_idle(drags: Sequence[Any], changed: bool) -> None:
-    """Warn of drags that go nowhere, and where there are none of an edit whose prompt or control changes nothing."""
+def warn_of_idle(drags: Sequence[Any], size: Size, working: Size, config: EditConfig, changed: bool) -> None:
+    """Warn of drags that go nowhere, and where there are none of an edit that changes nothing.
+
+    size, working: the picture's, and that which it is edited at. changed: prompt, control or guidance change something.
+    """
     if not len(drags) and not changed:
         _warn("no drags and no other prompt: the result is the picture's reconstruction")
-    for n, (handle, target) in enumerate(drags, start=1):
+    reach, grid = config.drag.reach, pictures.grid_size(working)
+    cell = max(size[0] / grid[0], size[1] / grid[1])  # pixels
+    handles, targets, _ = pictures.drags_to_grid(drags, size, grid)
+    ways = (targets - handles).norm(dim=1).tolist()  # cells, as the loop begins
+    for n, ((handle, target), way) in enumerate(zip(drags, ways, strict=True), start=1):
         if tuple(handle) == tuple(target):
             _warn(f"handle {n} and its target are the same")
+        elif way < reach:
+            said = f"handle {n} is not dragged: it is {way * cell:.1f} px from its target, and has arrived below"
+            smaller = ", a larger working size (--size), or --crop auto" if max(size) > config.size else ""
+            _warn(f"{said} {reach * cell:.1f} px; try a smaller arrival threshold (--reach){smaller}")
 
 
 def _warn(text: str) -> None:

@@ -35,17 +35,18 @@ def request(
     words(*prompts, target_prompt)
     if None in prompts:
         raise ValueError("prompt and negative prompt are texts, came None: leave them out, or give ''")
-    prompt = prompts[0]
+    prompt, working = prompts[0], None
     if image is not None and not isinstance(image, Image.Image):
         made_for(config, image, *prompts)
         if config.crop != "none":
             raise ValueError("a part is cut out before inversion: for crop 'auto' give the picture, not its source")
-        prompt, image = image.prompt, image.picture
-    settings(config, drags, mask, (config.size, config.size) if image is None else image.size)
+        prompt, working, image = image.prompt, image.working_size, image.picture
+    size = (config.size, config.size) if image is None else image.size
+    settings(config, drags, mask, size)
     if image is not None:
         warn_of_losses(image, config, (prompt, target_prompt or ""))
     changed = target_prompt not in (None, prompt) or control is not None or config.guidance != 1
-    warn_of_idle(drags, changed)
+    warn_of_idle(drags, size, working or pictures.working_size(*size, config.size), config, changed)
 
 
 def configured(config: Any, widths: tuple[int, ...] = ()) -> EditConfig:

@@ -121,7 +121,8 @@ def write_looking(options: Options, sd: StableDiffusion, edited: Edited) -> None
     force = options.get("force", False)
     replaced = FOLDERS if force else {}
     if "frames" in options and not is_kept(options, "frames"):
-        made = looking.frames_of(sd, edited)
+        # A drag that ended before its first update has left the picture as it was.
+        made = looking.frames_of(sd, edited) or {0: pictures.to_rgb(edited.source.picture)}
         if is_folder(options, "frames"):
             with files.whole_folder(options["frames"], replaced.get("frames")) as folder:
                 for update, picture in made.items():

@@ -36,6 +36,20 @@ def test_a_gif_has_a_frame_for_every_so_many_updates(picture: Path) -> None:
         assert getattr(frames, "n_frames", 1) == 3 and frames.size == (72, 64)
 
 
+def test_a_drag_without_updates_is_shown_by_the_source(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    near = ("--drag", "24,28:26,28", *QUICK, "--json", "o.json", "--trace", "trace", "--force")
+    said = "handle 1 is not dragged: it is 2.0 px from its target, and has arrived below 4.0 px; try a smaller arrival"
+    for shown in ("f.gif", "frames"):
+        assert run("edit", picture, *near, "--out", "o.png", "--frames", shown) == 0
+        assert f"{said} threshold (--reach)\n" in capsys.readouterr().err
+        assert Path("o.json").is_file() and Path("trace/index.html").is_file()
+        Path("o.json").unlink()
+    with Image.open("f.gif") as frames:
+        assert getattr(frames, "n_frames", 1) == 1 and frames.size == (72, 64)
+    assert [path.name for path in Path("frames").iterdir()] == ["0000.png"]
+    assert Image.open("frames/0000.png").tobytes() == Image.open(picture).tobytes()
+
+
 def test_mistakes(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("there").mkdir()
     Path("there/mine.txt").write_text("mine")
