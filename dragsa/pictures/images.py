@@ -30,6 +30,8 @@ CELL = 8  # pixels of the working picture that one latent cell is wide
 ORIENTATION = 0x0112  # EXIF's number of how a picture is to be turned
 # Pillow's words for damaged files; AVIF's reader has RuntimeError
 DAMAGED = (SyntaxError, EOFError, ValueError, OSError, RuntimeError, LookupError, TypeError, struct.error)
+PLAIN = ("1", "L", "LA", "P", "RGB", "RGBA")  # modes that every writer of Pillow keeps, converts well, or refuses
+STRICT = ("JPEG", "PNG", "TIFF")  # formats whose writers refuse any mode that they do not keep; others cut levels off
 SMALLEST = 64  # a working picture's shorter side is brought to this where the longer one allows it
 
 
@@ -40,13 +42,23 @@ def open_picture(given: Given, what: str = "picture") -> Image.Image:
     of grey or (height, width, channels) of grey, RGB or RGBA: booleans, bytes 0 … 255, or floats 0 … 1. what: it is
     called in an error.
 
-    Raises ValueError for a file that is no picture, is cut short or is absurdly large, and for anything else that is no
-    picture; OSError for a file that cannot be read at all.
+    Raises ValueError for a file that is no picture, is cut short, is absurdly large or holds levels `to_rgb` refuses,
+    and for anything else that is no picture; OSError for a file that cannot be read at all.
     """
     if isinstance(given, np.ndarray | Tensor):
         return from_array(given)
     if not isinstance(given, str | Path | Image.Image):
         raise ValueError(f"a {what} is a PIL picture, a path or an array, came {type(given).__name__}")
+    picture = _opened(given, what)
+    if picture.mode.startswith(("I", "F")):
+        try:
+            to_rgb(picture)
+        except ValueError as error:
+            raise ValueError(f"{'picture' if isinstance(given, Image.Image) else given}: {error}") from None
+    return picture
+
+
+def _opened(given: str | Path | Image.Image, what: str) -> Image.Image:
     try:
         if isinstance(given, Image.Image):
             given.load()
@@ -84,7 +96,10 @@ def from_array(array: np.ndarray | Tensor) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """Return a picture of any mode as eight-bit RGB: transparency laid on white, sixteen bits scaled to eight."""
+    """Return a picture of any mode as eight-bit RGB: transparency laid on white, sixteen bits scaled to eight.
+
+    A colour profile stays where it is one of RGB. Raises ValueError for levels that are out of a picture's range.
+    """
     if picture.mode.startswith("I"):  # 16-bit grey, or the 32-bit mode that some writers put it in
         levels = np.asarray(picture).astype(np.float64)
         if levels.min() < 0 or levels.max() > 65535:
@@ -93,9 +108,12 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         levels = np.asarray(picture)
         if not (np.isfinite(levels).all() and levels.min() >= 0 and levels.max() <= 1):
-            raise ValueError("a picture of floats: expected levels from 0 to 1")
+            raise ValueError(f"float levels from {levels.min():g} to {levels.max():g}: expected 0 to 1")
         return Image.fromarray(np.round(levels * 255).astype(np.uint8)).convert("RGB")
-    return _laid_on("white", picture).convert("RGB")
+    rgb = _laid_on("white", picture).convert("RGB")  # a copy at least
+    if picture.mode not in ("RGB", "RGBA", "P"):
+        rgb.info.pop("icc_profile", None)
+    return rgb
 
 
 def _laid_on(colour: str, picture: Image.Image) -> Image.Image:
@@ -292,9 +310,21 @@ def check_format(path: str | Path, size: Size = (300, 20)) -> str:
 
 
 def picture_bytes(picture: Image.Image, path: str | Path) -> bytes:
-    """Return the file that holds a picture in the format of the path's suffix. Raises as `check_format` does."""
-    data = BytesIO()
-    kind, profile = check_format(path, picture.size), picture.info.get("icc_profile")
+    """Return the file that holds a picture in the format of the path's suffix; as RGB where that has not its mode.
+
+    Raises as `check_format` and `to_rgb` do.
+    """
+    kind = check_format(path, picture.size)
+    if picture.mode not in PLAIN and kind not in STRICT:
+        picture = to_rgb(picture)
+    try:
+        return _encoded(picture, kind)
+    except (OSError, ValueError):  # Pillow's words for a mode that the format has not
+        return _encoded(to_rgb(picture), kind)
+
+
+def _encoded(picture: Image.Image, kind: str) -> bytes:
+    data, profile = BytesIO(), picture.info.get("icc_profile")
     how: dict[str, Any] = {"icc_profile": profile} if profile else {}
     if kind == "JPEG":
         how |= {"quality": 95, "subsampling": 0}  # Pillow's own, 75 and 4:2:0, are seen at coloured edges

@@ -46,6 +46,55 @@ def test_every_mode_is_read_and_comes_back_in_its_own_size(tmp_path: Path, mode:
     assert back.mode == ("L" if grey else "RGB")
 
 
+def of_mode(mode: str) -> Image.Image:
+    """A ramp in a mode; it is grey where that has no colours."""
+    grey = np.asarray(ramp().convert("L"))
+    if mode.startswith("I"):
+        deep = Image.fromarray(grey.astype(np.uint16) * 257)
+        return deep if mode == "I;16" else deep.convert("I")
+    return Image.fromarray(grey / np.float32(255)) if mode == "F" else ramp().convert(mode)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp", "tif"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_every_mode_can_be_written(tmp_path: Path, mode: str, suffix: str) -> None:
+    given = of_mode(mode)
+    images.save_picture(given, path := tmp_path / f"a.{suffix}")
+    lost = mean_error(images.to_rgb(images.open_picture(path)), images.to_rgb(given))
+    assert lost < (16 if suffix in ("jpg", "webp", "gif") else 0.1)  # levels that are cut off lose some 100
+    if mode in {"png": ("LA", "RGBA", "I;16"), "jpg": ("CMYK",), "tif": ("CMYK", "F", "I", "I;16")}.get(suffix, ()):
+        assert Image.open(path).mode == mode  # which the format has
+
+
+def test_a_colour_profile_is_dropped_with_the_colours_that_it_is_of(tmp_path: Path) -> None:
+    for mode, kept in (("RGB", True), ("P", True), ("CMYK", False), ("L", False), ("YCbCr", False)):
+        given = of_mode(mode)
+        given.info["icc_profile"] = b"profile"
+        assert ("icc_profile" in images.to_rgb(given).info) == kept and "icc_profile" in given.info
+        images.save_picture(images.to_rgb(given), path := tmp_path / f"{mode}.png")
+        assert ("icc_profile" in Image.open(path).info) == kept
+    given = of_mode("CMYK")
+    given.info["icc_profile"] = b"profile"
+    images.save_picture(given, tmp_path / "cmyk.png")
+    assert "icc_profile" not in Image.open(tmp_path / "cmyk.png").info
+    images.save_picture(given, tmp_path / "cmyk.tif")
+    assert "icc_profile" in Image.open(tmp_path / "cmyk.tif").info
+
+
+def test_levels_out_of_range_are_told_with_the_files_name(tmp_path: Path) -> None:
+    for levels, said in (
+        (np.full((4, 4), 250, np.float32), r"a\.tif: float levels from 250 to 250: expected 0 to 1$"),
+        (np.full((4, 4), 70000, np.int32), r"a\.tif: grey levels from 70000 to 70000: expected 0 to 65535$"),
+    ):
+        Image.fromarray(levels).save(tmp_path / "a.tif")
+        with pytest.raises(ValueError, match=said):
+            images.open_picture(tmp_path / "a.tif")
+        with pytest.raises(ValueError, match=r"a\.tif: "):
+            images.open_mask(tmp_path / "a.tif", (4, 4), (2, 2))
+        with pytest.raises(ValueError, match=r"^picture: "):
+            images.open_picture(Image.open(tmp_path / "a.tif"))
+
+
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:, :2] = (200, 0, 0, 255)  # the rest: black, and transparent
