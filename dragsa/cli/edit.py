@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dragsa.cli.jobs import NO_KEYS, OF_ONE_RUN, read_jobs
 from dragsa.cli.looking import Looker, check_looking, tells, watched, write_looking
 from dragsa.cli.options import Options
-from dragsa.cli.outputs import FILES, check_apart, check_outputs, is_kept, place, write, write_report
+from dragsa.cli.outputs import FILES, FOLDERS, check_apart, check_outputs, is_kept, place, write, write_report
 from dragsa.cli.progress import Failed, Progress, at_work, first_interrupt_ends_the_drag, is_told, one_line
 from dragsa.cli.weights import SMALL, changes_of, load_changed
 from dragsa.config import WHERE, DragConfig, EditConfig, suiting
@@ -190,7 +190,7 @@ def run_edit(given: Options, progress: Progress) -> int:
     check_apart([given, *jobs])
     session, failed = Session(progress), False
     for n, options in enumerate(jobs, start=1):
-        if all(is_kept(options, name) for name in FILES if name in options):
+        if all(is_kept(options, name) for name in (*FILES, *FOLDERS) if name in options):
             continue
         progress.label = f"{n}/{len(jobs)} " if len(jobs) > 1 else ""
         try:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,22 @@ def test_a_failed_job_is_named_the_others_are_done_and_a_rerun_does_the_rest(
     before = Path("b.json").read_bytes()
     assert run("edit", "--job", "jobs.json", "--skip-existing") == 0
     assert Path("b.png").exists() and Path("b.json").read_bytes() == before
+
+
+def test_folders_are_outputs_that_a_rerun_makes(picture: Path) -> None:
+    asked = {"image": "picture.png", "out": "a.png", "trace": "trace", "frames": "frames", "every": 1}
+    write_jobs(asked)
+    assert run("edit", "--job", "jobs.json") == 0
+    written = {path: path.read_bytes() for path in (Path("a.png"), *Path("frames").iterdir(), *Path("trace").iterdir())}
+    times = {path: path.stat().st_mtime_ns for path in written}
+    for name in ("trace", "frames"):
+        shutil.rmtree(name)
+        assert run("edit", "--job", "jobs.json", "--skip-existing") == 0
+        assert {path: path.read_bytes() for path in written} == written
+    assert Path("a.png").stat().st_mtime_ns == times[Path("a.png")]
+    times = {path: path.stat().st_mtime_ns for path in written}
+    assert run("edit", "--job", "jobs.json", "--skip-existing") == 0
+    assert {path: path.stat().st_mtime_ns for path in written} == times
 
 
 def test_a_list_may_end_where_a_job_fails(picture: Path) -> None:
