@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 import dragsa
-from dragsa import checks, ddim, drag, editing
+from dragsa import checks, ddim, drag, editing, pictures
 from dragsa.config import Control, DragConfig, EditConfig, LoRAConfig
 from dragsa.editing import Source
 from dragsa.hooks import MutualSelfAttention
 from dragsa.methods import lora, prompt_to_prompt
 from dragsa.model.unet import UNet
+from dragsa.page import Asked
 from dragsa.pictures import images, trace
 
 # Each edit denoises its source anew: what is equal is then equal to the bit. (Recorded K/V: test_source_kv.py.)
@@ -621,3 +622,49 @@ def test_a_drag_shorter_than_the_arrival_threshold_is_told(picture) -> None:
             checks.request(config, given, drags, None, ("", ""))
         found = [str(one.message) for one in told if "handle 1 is not dragged" in str(one.message)]
         assert len(found) == (said is not None) and all(re.search(said, one) for one in found if said)
+
+
+def test_settings_that_do_nothing_are_told(picture) -> None:
+    generated = Source(picture, torch.zeros(7, 1, 4, 8, 8), "", 42, ddim.Schedule(6), 1.0, True)
+    guided = replace(generated, guidance=3.0, negative_prompt="blurred")
+    words, negative = replace(CONFIG, object_words=("disc",)), "the negative prompt does nothing at guidance 1"
+    fixed = "fixed-point iterations (--fixed-point) do nothing"
+    for config, given, prompt, said in (
+        (CONFIG, picture, "blurred", negative),
+        (replace(CONFIG, guidance=2.0), picture, "blurred", None),
+        (replace(CONFIG, drag=DragConfig(drag_guidance=2.0)), picture, "blurred", None),
+        (CONFIG, None, "blurred", negative),
+        (CONFIG, guided, "", None),  # its own passes had guidance
+        (words, picture, "", "object_words: nothing but masked control"),
+        (replace(words, mask_threshold=0.2), picture, "", "object_words, mask_threshold: nothing but masked control"),
+        (replace(CONFIG, mask_blocks=(5,)), picture, "", "mask_blocks: nothing but masked control"),
+        (replace(words, mask_blocks=(5,), control="masked"), picture, "", None),
+        (replace(CONFIG, mask_blocks=EditConfig.small().mask_blocks), picture, "", None),
+        (replace(CONFIG, fixed_point=2), picture, "", None),
+        (replace(CONFIG, fixed_point=2), None, "", fixed),
+        (replace(CONFIG, fixed_point=2), generated, "", fixed),
+    ):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            checks.request(config, given, DRAGS, None, ("", prompt))
+        found = [str(one.message) for one in told]
+        assert len(found) == (said is not None) and all(one.startswith(said) for one in found if said), (said, found)
+    with pytest.warns(UserWarning, match="^crop auto does nothing: a generated picture is edited as a whole$"):
+        assert pictures.edit_part(lambda *asked: asked, None, DRAGS, None, 64) == (None, DRAGS, None)
+
+
+def test_a_source_depends_on_what_makes_it() -> None:
+    kept = replace(CONFIG, source_kv="inversion")
+    for one, other in (
+        (CONFIG, replace(CONFIG, fixed_point=2)),
+        (CONFIG, replace(CONFIG, variant="even")),
+        (CONFIG, kept),
+        (kept, replace(kept, control_step=0)),
+        (kept, replace(kept, control_blocks=(11,))),
+    ):
+        assert Asked(one).of_source != Asked(other).of_source
+    for other in (replace(CONFIG, control_step=0), replace(CONFIG, guidance=3.0), replace(CONFIG, drag_step=1)):
+        assert Asked(CONFIG).of_source == Asked(other).of_source
+    drawn = checks.of_source(CONFIG, generated=True)
+    assert drawn != checks.of_source(replace(CONFIG, guidance=3.0), generated=True)
+    assert drawn == checks.of_source(replace(CONFIG, fixed_point=2), generated=True)

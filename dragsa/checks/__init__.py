@@ -1,7 +1,7 @@
 """Check that what is asked for fits together: a ValueError in one line, before any work is done, where it does not."""
 
 from dragsa.checks.callables import functions, hook, supervised
-from dragsa.checks.requests import configured, generation, request, settings, words
+from dragsa.checks.requests import configured, generation, of_source, request, settings, words
 from dragsa.checks.tensors import drag_on, drag_settings, looked_at, mask_on, motion, points_of, tracking
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "looked_at",
     "mask_on",
     "motion",
+    "of_source",
     "points_of",
     "request",
     "settings",

@@ -1,19 +1,20 @@
-"""Warnings of what an edit loses of the picture that it is given, and of what asks for nothing."""
+"""Warnings of what an edit loses of the picture that it is given, and of what asks for nothing or does nothing."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from PIL import Image
 
 from dragsa import pictures
-from dragsa.config import EditConfig
+from dragsa.config import EditConfig, Preset
 from dragsa.pictures import Size
 
 MUCH_SMALLER = 2  # the picture's side to the working picture's, from which on a result is visibly blurred
+OF_MASKED = ("object_words", "mask_blocks", "mask_threshold")  # settings of masked control
 COLOURS = {"red", "orange", "yellow", "green", "blue", "cyan", "turquoise", "purple", "violet", "magenta", "pink"}
 COLOURS |= {"brown", "golden", "beige", "crimson", "scarlet", "lime", "navy", "maroon", "olive", "colourful"}
 
@@ -52,6 +53,21 @@ def warn_of_idle(drags: Sequence[Any], size: Size, working: Size, config: EditCo
             said = f"handle {n} is not dragged: it is {way * cell:.1f} px from its target, and has arrived below"
             smaller = ", a larger working size (--size), or --crop auto" if max(size) > config.size else ""
             _warn(f"{said} {reach * cell:.1f} px; try a smaller arrival threshold (--reach){smaller}")
+
+
+def warn_of_unused(config: EditConfig, negative: str, generated: bool) -> None:
+    """Warn of settings that are given and do nothing. generated: the source is drawn from noise.
+
+    The settings of masked control count as given where no preset has them.
+    """
+    if negative and config.guidance == config.drag.drag_guidance == 1:
+        _warn("the negative prompt does nothing at guidance 1: give another scale (--guidance)")
+    presets = [getattr(EditConfig, name)() for name in get_args(Preset)]
+    idle = [name for name in OF_MASKED if getattr(config, name) not in [getattr(one, name) for one in presets]]
+    if idle and config.control != "masked":
+        _warn(f"{', '.join(idle)}: nothing but masked control goes by that (--control masked)")
+    if config.fixed_point and generated:
+        _warn("fixed-point iterations (--fixed-point) do nothing: a generated picture is not inverted")
 
 
 def _warn(text: str) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dragsa import pictures
 from dragsa.checks import values
-from dragsa.checks.notices import warn_of_idle, warn_of_losses
+from dragsa.checks.notices import warn_of_idle, warn_of_losses, warn_of_unused
 from dragsa.checks.tensors import drag_settings, looked_at
 from dragsa.config import EditConfig, suiting
 from dragsa.ddim import Schedule
@@ -35,18 +35,21 @@ def request(
     words(*prompts, target_prompt)
     if None in prompts:
         raise ValueError("prompt and negative prompt are texts, came None: leave them out, or give ''")
-    prompt, working = prompts[0], None
-    if image is not None and not isinstance(image, Image.Image):
-        made_for(config, image, *prompts)
+    (prompt, negative), source = prompts, None if image is None or isinstance(image, Image.Image) else image
+    if source is not None:
+        made_for(config, source, *prompts)
         if config.crop != "none":
             raise ValueError("a part is cut out before inversion: for crop 'auto' give the picture, not its source")
-        prompt, working, image = image.prompt, image.working_size, image.picture
+        prompt, image = source.prompt, source.picture
+        negative = source.negative_prompt if source.guidance == 1 else ""  # its own passes have used it
     size = (config.size, config.size) if image is None else image.size
     settings(config, drags, mask, size)
     if image is not None:
         warn_of_losses(image, config, (prompt, target_prompt or ""))
     changed = target_prompt not in (None, prompt) or control is not None or config.guidance != 1
-    warn_of_idle(drags, size, working or pictures.working_size(*size, config.size), config, changed)
+    working = pictures.working_size(*size, config.size) if source is None else source.working_size
+    warn_of_idle(drags, size, working, config, changed)
+    warn_of_unused(config, negative, image is None or (source is not None and source.generated))
 
 
 def configured(config: Any, widths: tuple[int, ...] = ()) -> EditConfig:
@@ -117,21 +120,29 @@ def generation(config: EditConfig, size: Size) -> None:
         raise ValueError(f"a generated picture's sides are multiples of 8 from {least}, came {size[0]}×{size[1]}")
 
 
+def of_source(config: EditConfig, generated: bool = False) -> dict[str, Any]:
+    """Return the settings that a source is made by, by their names: edits that share them can share it.
+
+    generated: it is drawn from noise, not inverted. `kept` tells what its passes leave of their K and V.
+    """
+    made = {name: getattr(config, name) for name in ("steps", "variant", "size", "lora_steps")}
+    made |= {"guidance": config.guidance} if generated else {"fixed_point": config.fixed_point}
+    if config.source_kv == "inversion":
+        made["kept"] = config.control, config.control_step, config.control_blocks
+    return made
+
+
 def made_for(config: EditConfig, source: Any, prompt: str = "", negative: str = "") -> None:
     """Raise a ValueError where a source was prepared under other settings than the edit's."""
-    schedule, inverted = source.schedule, not source.generated  # a generated picture has its own size
-    width, height = source.picture.size
-    size = pictures.working_size(width, height, config.size) if inverted else source.working_size
+    schedule, wanted = source.schedule, of_source(config, source.generated)
     trained = 0 if source.adapted is None else len(source.adapted.losses)
-    for name, made, value in (
-        ("steps", schedule.steps, config.steps),
-        ("variant", schedule.variant, config.variant),
-        ("fixed_point", source.fixed_point, config.fixed_point if inverted else 0),
-        ("lora_steps", trained, config.lora_steps),
-        ("working size", source.working_size, size),
-    ):
-        if made != value:
-            raise ValueError(f"the source was prepared with {name} {made!r}, and the edit has {value!r}")
+    made = {"steps": schedule.steps, "variant": schedule.variant, "fixed_point": source.fixed_point}
+    made |= {"lora_steps": trained, "working size": source.working_size}
+    if not source.generated:  # a generated picture has its own size
+        wanted["working size"] = pictures.working_size(*source.picture.size, wanted["size"])
+    for name, value in made.items():
+        if value != wanted.get(name, value):
+            raise ValueError(f"the source was prepared with {name} {value!r}, and the edit has {wanted[name]!r}")
     for what, asked, own in (("", prompt, source.prompt), ("negative ", negative, source.negative_prompt)):
         if asked not in ("", own):
             raise ValueError(f"the source was prepared with the {what}prompt {own!r}; prepare one for {asked!r}")

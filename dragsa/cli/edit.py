@@ -108,15 +108,14 @@ class Session:
         self, sd: StableDiffusion, picture: Image.Image | None, options: Options, config: EditConfig
     ) -> tuple[editing.Source, bool]:
         """Return the source of the edit, and whether the job before had prepared it."""
-        from dragsa import editing
+        from dragsa import checks, editing
 
         assert self._model is not None
         prompt, seed, size = options.get("prompt", ""), options.get("seed", 42), options.get("size")
         negative = options.get("negative_prompt", "")
-        trajectory = config.steps, config.variant, config.fixed_point, config.lora_steps
-        guidance = config.guidance if picture is None else 1.0
         content = None if picture is None else (picture.mode, picture.size, sha256(picture.tobytes()).digest())
-        key = self._model[0], content, prompt, negative, seed, config.size, size, *trajectory, guidance
+        made = checks.of_source(config, generated=picture is None)
+        key = self._model[0], content, prompt, negative, seed, size, made
         if self._source is not None and self._source[0] == key:
             return self._source[1], True
         extent = size if isinstance(size, tuple) else None
@@ -175,10 +174,7 @@ def run_edit(given: Options, progress: Progress) -> int:
 
     A job of a list that fails is named, and the others are done. Returns 1 if one failed, else 0.
     """
-    jobs = [given]
-    if "job" in given:
-        over = {key: value for key, value in given.items() if key != "job"}
-        jobs = [{**job, **over} for job in read_jobs(given["job"])]
+    jobs = jobs_of(given)
     taken: set[Path] = set()
     for n, options in enumerate(jobs, start=1):
         try:
@@ -203,6 +199,19 @@ def run_edit(given: Options, progress: Progress) -> int:
             if not given.get("keep_going", True):
                 break
     return 1 if failed else 0
+
+
+def jobs_of(given: Options) -> list[Options]:
+    """Return the jobs that are asked for. Raises ValueError for a preset over a job that has all of its numbers."""
+    if "job" not in given:
+        return [given]
+    over, jobs = {key: value for key, value in given.items() if key != "job"}, read_jobs(given["job"])
+    for n, job in enumerate(jobs, start=1):
+        other = {**job, "preset": over.get("preset", job.get("preset"))}
+        if "preset" in job and other["preset"] != job["preset"] and config_of(other) == config_of(job):
+            said = f"--preset {other['preset']} would change nothing: the job gives the numbers itself, as reports do"
+            raise ValueError(f"{given['job']}, job {n}: {said}; give those that should differ")
+    return [{**job, **over} for job in jobs]
 
 
 def check_job(options: Options, taken: set[Path]) -> None:
@@ -317,6 +326,7 @@ def drawn_size(options: Options, config: EditConfig) -> tuple[int, int]:
 
 def run_generate(options: Options, progress: Progress) -> int:
     from dragsa import checks, pictures
+    from dragsa.checks import notices
 
     check_outputs(options, set())
     config = config_of(options)
@@ -324,6 +334,7 @@ def run_generate(options: Options, progress: Progress) -> int:
     checks.words(options.get("prompt"))
     checks.generation(config, drawn_size(options, config))
     pictures.check_format(options["out"], drawn_size(options, config))
+    notices.warn_of_unused(config, options.get("negative_prompt", ""), generated=True)
     begin = time.perf_counter()
     session = Session(progress)
     sd = session.model(options)

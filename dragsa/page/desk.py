@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dragsa import checks
 from dragsa.config import EditConfig
 from dragsa.editing import Drag
 from dragsa.loading import StableDiffusion
@@ -28,9 +29,7 @@ class Asked:
     @property
     def of_source(self) -> tuple[Any, ...]:
         """All that its source depends on but picture and model: an edit that shares it needs no inversion."""
-        config = self.config
-        trajectory = config.size, config.steps, config.variant, config.fixed_point, config.lora_steps
-        return self.prompt, self.negative_prompt, self.seed, *trajectory, config.source_kv == "inversion"
+        return self.prompt, self.negative_prompt, self.seed, checks.of_source(self.config)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,6 +138,8 @@ def edit_part(
 
     make: given a picture, its drags and its mask, returns the `EditResult`. Without a part it is given all.
     """
+    if image is None:
+        warnings.warn("crop auto does nothing: a generated picture is edited as a whole", stacklevel=3)
     part = None if image is None else part_of(image.size, drags, mask, working)
     if image is None or part is None:
         return make(image, drags, mask)

@@ -123,13 +123,18 @@ def test_force_replaces(picture: Path) -> None:
     assert not [path for path in Path.cwd().iterdir() if path.name.endswith(".part")]
 
 
-def test_from_noise_edits_what_generate_draws() -> None:
-    same = ("--prompt", "a dot", "--seed", "3", "--steps", "4", "--size", "72x64", "--guidance", "2")
+def test_from_noise_edits_what_generate_draws(capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = ("--prompt", "a dot", "--seed", "3", "--steps", "4", "--size", "72x64", "--guidance", "2")
+    same = (*drawn, "--fixed-point", "2")  # which does nothing here, and is told of
     assert run("generate", *same, "--out", "g.png", "--json", "g.json") == 0
+    assert capsys.readouterr().err.count("fixed-point iterations (--fixed-point) do nothing") == 1
     report = json.loads(Path("g.json").read_text(encoding="utf-8"))
     assert report["command"] == "generate" and report["size"] == [72, 64] and report["seconds"]["generation"] > 0
     drag = ("--drag", "20,20:30,20", "--drag-step", "1", "--updates", "1")
-    assert run("edit", "--from-noise", *same, *drag, "--out", "o.png", "--source", "s.png", "--json", "o.json") == 0
+    outputs = ("--out", "o.png", "--source", "s.png", "--json", "o.json")
+    assert run("edit", "--from-noise", *same, *drag, "--crop", "auto", *outputs) == 0
+    told = capsys.readouterr().err
+    assert told.count("fixed-point iterations (--fixed-point) do nothing") == told.count("crop auto does nothing") == 1
     assert Path("g.png").read_bytes() == Path("s.png").read_bytes()
     assert json.loads(Path("o.json").read_text(encoding="utf-8"))["source"] == "generated"
 

@@ -7,6 +7,8 @@ from command_line import QUICK, options, refused, run
 from PIL import Image
 
 from dragsa import cli, editing
+from dragsa.cli import edit
+from dragsa.config import DragConfig, EditConfig
 
 OUT = ("--out", "o.png")
 
@@ -50,6 +52,34 @@ def test_jobs_share_the_model_and_the_source(
     alone = ("--drag", "24,28:24,40", "--drag", "20,22:20,34", "--lr", "0.5", "--out", "alone.png")
     assert run("edit", picture, *QUICK, "--updates", "1", "--control-step", "never", *alone) == 0
     assert Path("alone.png").read_bytes() == (folder / "b.png").read_bytes()
+
+
+def test_a_source_is_shared_by_jobs_that_ask_for_the_same_of_it(picture: Path) -> None:
+    """A job on the K/V of the inversion needs a source that has them, in its blocks and at its levels."""
+    job = {"image": "picture.png", "drag": "24,28:40,28", "steps": 4, "drag_step": 1, "updates": 1, "control_step": 1}
+    kept = {**job, "source_kv": "inversion"}
+    jobs = [job, job, kept, {**kept, "drag": "20,22:20,34"}, {**kept, "control_step": 0}, {**kept, "seed": 1}]
+    Path("jobs.json").write_text(
+        json.dumps([{**one, "out": f"{n}.png", "json": f"{n}.json"} for n, one in enumerate(jobs)])
+    )
+    assert run("edit", "--job", "jobs.json", "--quiet") == 0
+    told = [json.loads(Path(f"{n}.json").read_text(encoding="utf-8")) for n in range(len(jobs))]
+    assert [one["source_reused"] for one in told] == [False, True, False, True, False, False]
+    assert [one["source_kv"] for one in told] == ["computed", "recorded", *["inversion"] * 4]
+
+
+def test_a_preset_over_a_report_is_refused(picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = edit.every_option(options("--preset", "sd15", "--drag", "24,28:40,28", "--", str(picture)))
+    told = {key: str(value) if isinstance(value, Path) else value for key, value in every.items() if key != "command"}
+    report = {"command": "edit", "options": {key: value for key, value in told.items() if key != "version"}}
+    Path("a.json").write_text(json.dumps([{"image": "picture.png", "drag": "1,2:3,4"}, report]))
+    said = refused(capsys, "edit", "--job", "a.json", "--out", "o.png", "--preset", "paper")
+    assert "a.json, job 2: --preset paper would change nothing: the job gives the numbers itself, as reports do" in said
+    same = options("--job", "a.json", "--preset", "sd15")
+    assert [job["preset"] for job in edit.jobs_of(same)] == ["sd15", "sd15"]
+    Path("a.json").write_text(json.dumps({"image": "picture.png", "preset": "small", "lr": 0.5}))
+    (job,) = edit.jobs_of(options("--job", "a.json", "--preset", "paper"))  # which gives one number of many
+    assert cli.config_of(job) == EditConfig.paper(drag=DragConfig(lr=0.5))
 
 
 COMMON = {
@@ -180,7 +210,8 @@ def test_a_list_of_two_points_is_one_drag_and_a_mark_at_the_beginning_is_none(pi
 
 
 def test_the_job_file_that_the_help_names_is_there() -> None:
-    jobs = cli.read_jobs(Path(cli.__file__).parents[2] / "scripts/demo/jobs.json")
+    root = Path(cli.__file__).parents[2]
+    jobs = cli.read_jobs(root / "scripts/demo/jobs.json")
     assert len(jobs) == 2 and jobs[0]["image"].is_file() and jobs[0]["mask"].is_file()
     assert jobs[1]["image"].resolve() == jobs[0]["out"].resolve()
 
@@ -228,10 +259,10 @@ def test_wrong_jobs_are_named(picture: Path, capsys: pytest.CaptureFixture[str],
 def test_a_single_edit_keeps_nothing_of_its_source_and_a_list_does(
     picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept, edit = [], editing.edit
+    kept, make = [], editing.edit
 
     def watched(sd: object, source: editing.Source, *arguments: object, **more: object) -> editing.EditResult:
-        result = edit(sd, source, *arguments, **more)  # type: ignore[arg-type]
+        result = make(sd, source, *arguments, **more)  # type: ignore[arg-type]
         kept.append(source.recorded.nbytes)
         return result
 
