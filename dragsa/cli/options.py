@@ -181,7 +181,7 @@ INFO: Rows = (
 UI: dict[str, Rows] = {
     "": (
         ("--host ADDRESS", "listen there (default 127.0.0.1: this machine alone; others need the printed token)", str),
-        ("--port N", "and at this port (default 7860; 0: any that is free)", whole(0)),
+        ("--port N", "and at this port (default 7860; 0: any that is free)", whole(0, 65535)),
         ("--open", "show the page in the browser", FLAG),
         ("--megapixels N", "of a picture, at most (default 20)", whole(1)),
         ("--megabytes N", "of a file, at most (default 64)", whole(1)),

@@ -36,6 +36,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(dragsa.__file__).parents[1])
             "--threads: must be at",
         ),
         (["bench", "--threads", "100000"], "--threads: must be at most"),
+        (["ui", "--port", "65536"], "--port: must be at most 65535, came '65536'"),
         (
             ["edit", "picture.png", *["--drag=1,2:3,4"] * 2000, "--out", "o.png", "--radius", "99"],
             "2000 handles are too",
