@@ -214,6 +214,11 @@ def test_the_job_file_that_the_help_names_is_there() -> None:
     jobs = cli.read_jobs(root / "scripts/demo/jobs.json")
     assert len(jobs) == 2 and jobs[0]["image"].is_file() and jobs[0]["mask"].is_file()
     assert jobs[1]["image"].resolve() == jobs[0]["out"].resolve()
+    # README makes the folder before, and no other command there writes a file of these names.
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    assert "mkdir -p out\n" in readme
+    for path in (job["out"].resolve() for job in jobs):
+        assert path.parent == root / "out" and f"out/{path.name}" not in readme
 
 
 @pytest.mark.parametrize(
