@@ -76,7 +76,7 @@ def edit(
         return pictures.edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
     checks.request(config, image, drags, mask, (prompt, negative_prompt), target_prompt, control)
     of_source = image.prompt if isinstance(image, Source) else prompt
-    methods.check_object_words(config, of_source, of_source if target_prompt is None else target_prompt)
+    methods.control_at(config, sd.text, of_source, of_source if target_prompt is None else target_prompt)
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
     source = prepare(sd, image, prompt, seed, config, **told) if not isinstance(image, Source) else image
@@ -117,7 +117,7 @@ class EditResult(NamedTuple):
         return f"EditResult({self.image.width}×{self.image.height} px, {outcomes.in_short(self.trace)})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """A picture and its prompt, inverted once for any number of edits.
 
@@ -139,7 +139,7 @@ class Source:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     negative_prompt: str = ""  # of its passes and of its edits', where there is guidance
     begun: InitVar[Recording | None] = None
-    recorded: Recording = field(init=False, compare=False)
+    recorded: Recording = field(init=False)
     _repr_html_, _repr_png_ = pictures.source_html, pictures.picture_png
 
     def __post_init__(self, begun: Recording | None) -> None:
@@ -181,6 +181,7 @@ def prepare(
     """
     config = checks.configured(config, sd.unet.config.widths)
     checks.settings(config)
+    checks.words(prompt, negative_prompt)
     sd.check_finite()
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
     if image is None:
@@ -356,8 +357,8 @@ def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None
     done = config.steps - start  # steps from z_T that lie behind
     zs = ddim.sample_controlled(
         guided.unet, branch.z_source, branch.z_target, guided.context, schedule, start, stop, guided.scale,
-        guided.uncond, None, config.control_blocks, blend, progress, plan.record,
-        lambda step: checks.hook(branch.hook_at(done + step)),
+        guided.uncond, control_blocks=config.control_blocks, may_move=blend, progress=progress, record=plan.record,
+        hook_at=lambda step: checks.hook(branch.hook_at(done + step)),
     )  # (start - stop + 1, 2, 4, h, w)  # fmt: skip
     if plan.record is not None:
         source.recorded.keep_latents(plan.trajectory, start, zs[:, :1])
