@@ -248,7 +248,7 @@ class Branch:
     target_prompt: str
 
     @property
-    def grid(self) -> Size:
+    def grid_size(self) -> Size:
         return pictures.grid_size(self.source.working_size)
 
     @property
@@ -321,7 +321,7 @@ def drag_source(
 ) -> DragResult:
     """Drag the branch's target: optimise its latent until the features under the handles have come to the targets."""
     size, context = branch.source.picture.size, branch.drag_context
-    handles, targets, asked = pictures.drags_to_grid(drags, size, branch.grid)
+    handles, targets, asked = pictures.drags_to_grid(drags, size, branch.grid_size)
     unet: Any = branch.guided.unet
     asks: dict[str, Any] = {"observe": observe, "supervision": supervision, "optimizer": optimizer}
     given = unet, branch.z_target, branch.level, context, branch.source.schedule
@@ -335,9 +335,9 @@ def find_again(branch: Branch, drags: Sequence[Drag]) -> list[Drag]:
     pair = torch.cat([branch.source.latents[branch.level], branch.z_target])
     t, unet = branch.source.schedule.timesteps[branch.level - 1], cast(UNet, branch.guided.unet)
     size, tap = branch.source.picture.size, branch.config.drag.tap
-    handles = pictures.drags_to_grid(drags, size, branch.grid)[0]
-    places = outcomes.find_again(unet, pair, t, branch.guided.context, handles, tap, branch.grid)
-    now, before = (pictures.from_grid(points, size, branch.grid) for points in (places, handles))
+    handles = pictures.drags_to_grid(drags, size, branch.grid_size)[0]
+    places = outcomes.find_again(unet, pair, t, branch.guided.context, handles, tap, branch.grid_size)
+    now, before = (pictures.from_grid(points, size, branch.grid_size) for points in (places, handles))
     moved = zip(drags, (now - before).tolist(), strict=True)  # in pixels, by whole cells
     return [((x + dx, y + dy), target) for ((x, y), target), (dx, dy) in moved]
 
@@ -372,7 +372,7 @@ def trace_of(
     source, target_prompt = branch.source, branch.target_prompt
 
     def in_pixels(points: Tensor) -> tuple[tuple[Point, ...], ...]:
-        rows = pictures.from_grid(points, source.picture.size, branch.grid).tolist()
+        rows = pictures.from_grid(points, source.picture.size, branch.grid_size).tolist()
         return tuple(tuple((x, y) for x, y in row) for row in rows)
 
     return Trace(
@@ -383,7 +383,7 @@ def trace_of(
         generated=source.generated,
         picture_size=source.picture.size,
         working_size=source.working_size,
-        grid_size=branch.grid,
+        grid_size=branch.grid_size,
         weights=sd.provenance,
         drags=tuple(drags),
         masked=branch.mask is not None,

@@ -183,7 +183,7 @@ def frames_of(sd: StableDiffusion, edited: Edited) -> dict[int, Image.Image]:
 
 
 def tracked(branch: Branch, z: Tensor, edited: Edited) -> list[Figure]:
-    trace, grid = edited.result.trace, branch.grid
+    trace, grid = edited.result.trace, branch.grid_size
     if not edited.latents:
         return []
     loop, size = branch.config.drag, (grid[1], grid[0])
@@ -218,7 +218,7 @@ def _scaled(point: tuple[float, float], size: tuple[int, int], new: tuple[int, i
 
 
 def attention(branch: Branch, z: Tensor, edited: Edited) -> list[Figure]:
-    trace, grid = edited.result.trace, branch.grid
+    trace, grid = edited.result.trace, branch.grid_size
     points = list(trace.tracked[:HANDLES]) or [((trace.picture_size[0] - 1) / 2, (trace.picture_size[1] - 1) / 2)]
     t, figures = branch.source.schedule.timesteps[branch.level - 1], []
     pair, control = torch.cat([branch.z_source, z]), MutualSelfAttention(branch.config.control_blocks)
