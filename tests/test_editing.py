@@ -86,8 +86,8 @@ def captured(monkeypatch):
     calls = []
     plain = ddim.sample_controlled
 
-    def look(unet, z_source, z_target, *rest):
-        zs = plain(unet, z_source, z_target, *rest)
+    def look(unet, z_source, z_target, *rest, **more):
+        zs = plain(unet, z_source, z_target, *rest, **more)
         calls.append((z_source, z_target, zs))
         return zs
 
@@ -524,8 +524,8 @@ def test_the_dragdiffusion_presets_edit_is_its_programs(monkeypatch):
     drags = [(tuple(handle), tuple(target)) for handle, target in zip(*ends, strict=True)]
     calls = []
 
-    def look(unet, z_source, z_target, *rest):
-        calls.append((z_target, *rest))
+    def look(unet, z_source, z_target, *rest, hook_at, **more):
+        calls.append((z_target, *rest, hook_at))
         return torch.stack([z_source, z_target], dim=1)
 
     monkeypatch.setattr(ddim, "sample_controlled", look)
