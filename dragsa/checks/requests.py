@@ -132,8 +132,8 @@ def of_source(config: EditConfig, generated: bool = False) -> dict[str, Any]:
 
     generated: it is drawn from noise, not inverted. `kept` tells what its passes leave of their K and V.
     """
-    made = {name: getattr(config, name) for name in ("steps", "variant", "size", "lora_steps")}
-    made |= {"guidance": config.guidance} if generated else {"fixed_point": config.fixed_point}
+    names = ("steps", "variant", "size", "lora_steps", "guidance" if generated else "fixed_point")
+    made = {name: getattr(config, name) for name in names}
     if config.source_kv == "inversion":
         made["kept"] = config.control, config.control_step, config.control_blocks
     return made
