@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,32 @@ CONFIG = dragsa.EditConfig.sd15(drag=LOOP, size=64, steps=4, drag_step=1, contro
 DRAGS = [((24, 28), (50, 40))]
 ENDLESS = replace(CONFIG, drag=dragsa.DragConfig(updates=10**5, lr=0.0, reach=0, patience=None, lost_patience=None))
 
+# The widget's state as a notebook has it beside the cell; `show` adds a view of it to the page, as a cell does.
+MODEL = """async ([code, file]) => {
+    const bytes = (text) => new DataView(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+    const { default: { render } } = await import(`data:text/javascript;charset=utf-8;base64,${code}`);
+    window.model = {
+        values: { drags: [], _picture_file: bytes(file), _mask_file: bytes("") }, listeners: [], seen: [],
+        get(name) { return this.values[name]; },
+        set(name, value) {
+            this.values[name] = value;
+            this.seen.push(name);
+            this.call(`change:${name}`);
+        },
+        on(name, listener) { this.listeners.push([name, listener]); },
+        call(name, ...told) { for (const [one, listener] of this.listeners) if (one === name) listener(...told); },
+        save_changes() {},
+        send(message) { this.seen.push(message); },
+    };
+    window.show = async () => {
+        const el = document.body.appendChild(document.createElement("div"));
+        await render({ model, el });
+        return el;
+    };
+    window.press = (el, name) => el.querySelector(`[data-name="${name}"]`).click();
+    window.view = await show();
+}"""
+
 
 def kinds(sent: list[Any]) -> list[str]:
     return [content["kind"] for content, _ in sent]
@@ -38,6 +66,33 @@ def told(sd: dragsa.StableDiffusion, picture: Path) -> tuple[Any, list[Any]]:
     sent: list[Any] = []
     widget.send = lambda content, buffers=None: sent.append((content, buffers))
     return widget, sent
+
+
+@pytest.fixture
+def cell(browser: Any, picture: Path) -> Iterator[Any]:
+    """A page with the `MODEL` of a widget, and a view of it."""
+    from dragsa.page import notebook
+
+    page = browser.new_page()
+    page.set_default_timeout(60_000)  # a busy machine is no fault
+    files = (notebook.joined().encode(), picture.read_bytes())
+    page.evaluate(MODEL, [base64.b64encode(file).decode() for file in files])
+    yield page
+    page.close()
+
+
+def test_a_view_goes_on_after_a_fault_and_after_a_drag_without_updates(cell: Any) -> None:
+    tell = "([kind, told]) => model.call('msg:custom', { kind, ...told }, [told.file ?? model.get('_picture_file')])"
+    said = cell.locator(".said").first
+    for told in (["begin", {"in_cell": False}], ["frame", {"box": None, "file": "no picture"}]):
+        cell.evaluate(tell, told)
+    cell.wait_for_selector('.said:has-text("decoded")')
+    cell.evaluate(tell, ["done", {"losses": [], "left": [], "stop": "reached"}])
+    cell.wait_for_selector(".view:visible")
+    assert said.text_content() == "0 updates, reached" and cell.is_visible(".run")
+    for told in (["begin", {"in_cell": False}], ["done", {"losses": [0.5], "left": [[1, 3]], "stop": "budget"}]):
+        cell.evaluate(tell, told)
+    cell.wait_for_selector('.said:has-text("1 updates, budget, 3.0 px left")')
 
 
 def test_without_a_config_it_takes_the_models_own_preset(sd: dragsa.StableDiffusion, picture: Path) -> None:

@@ -14,6 +14,10 @@ async function render({ model, el }) {
   const part = (name) => el.querySelector(name), said = (text) => (part(".said").textContent = text);
   const bitmap = (bytes) => createImageBitmap(new Blob([bytes]));
   let course = null, result = null, told = Promise.resolve();
+  const wrong = (error) => {
+    said(error.message);
+    reportError(error);
+  };
 
   const board = new Board(el.firstElementChild, async () => {
     if (!board.picture) return;
@@ -82,8 +86,9 @@ async function render({ model, el }) {
       live();
     },
     async done({ losses, stop, left }, [bytes]) {
+      const worst = left.length ? `, ${Math.max(...left.at(-1)).toFixed(1)} px left` : "";
+      ended(stop ? `${losses.length} updates, ${stop}${worst}` : "done");
       result = await bitmap(bytes);
-      ended(stop ? `${losses.length} updates, ${stop}, ${Math.max(...left.at(-1)).toFixed(1)} px left` : "done");
       part(".view").hidden = false;
       look("compare");
     },
@@ -93,7 +98,8 @@ async function render({ model, el }) {
     },
   };
   model.on("msg:custom", (message, buffers) => {
-    told = told.then(() => TOLD[message.kind]?.(message, buffers)); // one after another: pictures are read meanwhile
+    // One after another: pictures are read meanwhile.
+    told = told.then(() => TOLD[message.kind]?.(message, buffers)).catch(wrong);
   });
   model.on("change:drags", () => {
     if (JSON.stringify(board.drags) !== JSON.stringify(model.get("drags"))) board.take(model.get("drags"));
