@@ -53,6 +53,7 @@ MODEL = """async ([code, file]) => {
     window.press = (el, name) => el.querySelector(`[data-name="${name}"]`).click();
     window.view = await show();
 }"""
+MASKED = "model.get('_mask_file').byteLength > 0"
 
 
 def kinds(sent: list[Any]) -> list[str]:
@@ -93,6 +94,30 @@ def test_a_view_goes_on_after_a_fault_and_after_a_drag_without_updates(cell: Any
     for told in (["begin", {"in_cell": False}], ["done", {"losses": [0.5], "left": [[1, 3]], "stop": "budget"}]):
         cell.evaluate(tell, told)
     cell.wait_for_selector('.said:has-text("1 updates, budget, 3.0 px left")')
+
+
+def test_a_painted_mask_stays_where_drags_are_set_or_another_view_is_shown(cell: Any) -> None:
+    settled = "new Promise((done) => setTimeout(done, 100))"
+    cell.evaluate("press(view, 'invert')")  # all of the picture
+    cell.wait_for_function(MASKED)
+    cell.evaluate("model.set('drags', [[[1, 2], [30, 40]]])")
+    cell.evaluate(settled)
+    assert cell.evaluate(MASKED), "drags were set"
+    cell.evaluate("show().then((el) => (window.other = el))")
+    cell.evaluate(settled)
+    assert cell.evaluate(MASKED) and cell.evaluate("model.get('drags').length") == 1, "a view was shown"
+    add = "(el) => el.firstElementChild.dispatchEvent(new KeyboardEvent('keydown', { key: 'n' }))"
+    for n, view in enumerate(("view", "other"), start=2):
+        cell.evaluate_handle(view).evaluate(add)
+        cell.wait_for_function(f"model.get('drags').length === {n}")
+        cell.evaluate(settled)
+        assert cell.evaluate(MASKED), "a drag was pulled"
+    cell.evaluate("press(other, 'invert')")  # what is left is nothing, in both
+    cell.wait_for_function(f"!({MASKED})")
+    cell.evaluate(settled)
+    cell.evaluate("press(view, 'invert'), view.querySelector('.run').click()")
+    cell.wait_for_function("model.seen.at(-1) === 'run'")
+    assert cell.evaluate(MASKED), "an edit is asked for with what was painted before"
 
 
 def test_without_a_config_it_takes_the_models_own_preset(sd: dragsa.StableDiffusion, picture: Path) -> None:
