@@ -8,6 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from page_hand import QUICK, Hand, saved
@@ -271,6 +272,19 @@ def test_a_drag_runs_live_and_stops(hand: Hand, served: Any, picture: Path) -> N
     hand.page.click('[data-view="steps"]')
     hand.page.locator("#step input").fill("1")
     assert (hand.page.text_content("#step output") or "").startswith("update 1: 28.6 px left")
+
+
+def test_a_double_press_on_run_asks_for_one_edit(hand: Hand, picture: Path) -> None:
+    hand.open(picture)
+    hand.tool("rectangle")
+    hand.pull((8, 8), (60, 56))  # a mask's file takes a while
+    hand.tool("drag")
+    hand.pull((24, 28), (50, 40))
+    asked: list[str] = []
+    hand.page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+    hand.page.dblclick("#run")
+    assert "After 2 updates" in hand.outcome()
+    assert asked.count("/edit") == 1 and "/stop" not in asked
 
 
 def test_a_second_drag_needs_no_inversion(hand: Hand, served: Any, picture: Path) -> None:

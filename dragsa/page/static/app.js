@@ -18,7 +18,7 @@ const REASONS = {
   "not finite": "the numbers were no longer finite",
 };
 const GONE = "the server does not answer: is `dragsa ui` still running?";
-let tab = null, about = null, picture = null, result = null, course = null, running = false, asking = 0, painting = null, silent, jobs = [];
+let tab = null, about = null, picture = null, result = null, course = null, running = false, asking = 0, painting = null, silent, posted, jobs = [];
 const board = new Board($("board"), () => changed());
 const job = () => ({ ...asked(), drag: board.drags });
 
@@ -151,14 +151,13 @@ function prepare() {
 
 // ---- running
 
-async function run() {
+function run() {
   say("");
-  await attempt(async () => {
-    clearTimeout(asking);
-    const body = await request();
-    begin();
+  clearTimeout(asking);
+  begin(); // before the mask's file is waited for: a second press must not ask for a second edit
+  posted = attempt(async () => {
     try {
-      await ask("edit", body);
+      await ask("edit", await request());
     } catch (error) {
       finish("Not begun");
       throw error;
@@ -336,9 +335,10 @@ function listen() {
   };
   $("example").onclick = () => attempt(async () => showPicture(await (await ask("example")).json(), null));
   $("run").onclick = run;
-  $("stop").onclick = () => attempt(async () => {
+  $("stop").onclick = ({ detail }) => attempt(async () => {
+    if (detail > 1 && $("stop").textContent === "Stop") return; // the second press of a double click on Run
     $("stop").textContent = "Stop at once";
-    await ask("stop");
+    await posted.then(() => ask("stop"));
   });
   $("save-picture").onclick = () => save("result", `${stem()}-dragged.png`);
   $("save-trace").onclick = () => save("trace", `${stem()}-dragged.json`);
