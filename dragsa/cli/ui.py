@@ -14,6 +14,7 @@ from dragsa.cli.edit import SMALL, config_of, place, suits, weights_of
 from dragsa.cli.jobs import read_job
 from dragsa.cli.options import CHANGES, CHOICE, EDIT, FLAG, TYPES, Options, default_text
 from dragsa.cli.progress import Progress, one_line
+from dragsa.cli.readers import FileWith
 from dragsa.cli.weights import load_changed
 from dragsa.config import DragConfig, EditConfig
 
@@ -119,7 +120,8 @@ class Shop:
         if options.get("from_noise"):
             raise ValueError(f"job {n}: it draws its picture from noise; save that by `dragsa generate` and open it")
         for key in OF_MODEL:
-            if key in options and str(options[key]) != str(self.start.get(key, "float32" if key == "dtype" else None)):
+            started = self.start.get(key, "float32" if key == "dtype" else None)
+            if key in options and plain(options[key]) != plain(started):
                 flag = f"--{key.replace('_', '-')}"
                 raise ValueError(f"job {n}: it asks for {flag}: start `dragsa ui` with the same")
         told: dict[str, Any] = {name: options[name] for name in WORDS if name in options}
@@ -166,6 +168,6 @@ def plain(value: Any) -> Any:
     """Return an option's value as JSON has it; files by their whole paths."""
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
-    if hasattr(value, "within"):
-        return str(value.within(Path.cwd()))
-    return str(value.resolve()) if isinstance(value, Path) else value
+    if isinstance(value, FileWith):  # the file keeps its name, by which an embedding is called
+        return str(FileWith(place(value.file.parent) / value.file.name, value.extra))
+    return str(place(value)) if isinstance(value, Path) else value

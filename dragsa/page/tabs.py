@@ -158,6 +158,8 @@ class Teller:
         uncond, context = self.sd.embed([source.negative_prompt, target]).chunk(2)
         guided = Guided(source.unet_of(self.sd), context, uncond, self.asked.config.guidance)
         (shown,) = looking.frames(self.sd, guided, [event.latent], source.schedule, level)
+        if self.task.ended:  # meanwhile: the tab's frames may be another picture's
+            return
         self.tab.frames[event.update] = encoded(shown, "JPEG", quality=88)
         end = time.monotonic()
         self._free = end + (end - now) * (1 / FRAME_SHARE - 1)
@@ -254,6 +256,8 @@ class Editor:
             tab.frames = {}
             tab.log.tell("begin")
             result = make(tab, task, self.model(model, tab), picture, asked, levels)
+            if tab.picture is not picture:  # it was left behind the last event
+                raise Ended
             tab.made = Made(result, model, job, mask, picture, tab.frames)
             tab.log.tell("done", **told_of(result))
 
@@ -287,11 +291,19 @@ class Editor:
                 self.worker.end(task)
 
     def _told(self, tab: Tab, do: Callable[[Task], None]) -> Callable[[Task], None]:
-        """Return the work with its warnings and its end told to the tab, whatever the end is."""
+        """Return the work with its warnings and its end told to the tab, whatever the end is.
+
+        Of a picture that was left nothing is told: the tab would take it for an end of what it asked for since.
+        """
+        picture = tab.picture
+
+        def tell(kind: str, **said: Any) -> None:
+            if tab.picture is picture:
+                tab.log.tell(kind, **said)
 
         def told(task: Task) -> None:
             def warn(message: Warning | str, *rest: Any) -> None:
-                tab.log.tell("warning", text=one_line(message))
+                tell("warning", text=one_line(message))
 
             with warnings.catch_warnings():
                 warnings.simplefilter("always")
@@ -301,10 +313,10 @@ class Editor:
                 except Ended:
                     tab.unfinished()
                     if not task.background:
-                        tab.log.tell("ended")
+                        tell("ended")
                 except Exception as error:  # whatever it is, the page says it and the next edit can run
                     tab.unfinished()
-                    tab.log.tell("warning" if task.background else "error", text=one_line(error))
+                    tell("warning" if task.background else "error", text=one_line(error))
 
         return told
 

@@ -51,10 +51,10 @@ class Worker:
             return place + (self.running is not None)
 
     def of(self, owner: Any) -> list[Task]:
-        """Return the owner's tasks, the running one first."""
+        """Return the owner's tasks but those that were ended, the running one first."""
         with self._changed:
             every = ([] if self.running is None else [self.running]) + list(self._waiting)
-            return [task for task in every if task.owner is owner]
+            return [task for task in every if task.owner is owner and not task.ended]
 
     def end(self, task: Task) -> None:
         """Take a task from the queue, or end it at its next event where it runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from command_line import refused
 
 from dragsa.cli import SMALL, config_of
+from dragsa.cli.readers import FileWith
 from dragsa.cli.ui import SETTINGS, Shop, desk_of
 from dragsa.config import EditConfig
 
@@ -58,6 +60,30 @@ def test_a_job_of_other_weights_or_of_another_model_is_refused(shop: Shop, tmp_p
     for wrong in ([], 3, [3], {"command": "generate", "options": {}}):
         with pytest.raises(ValueError, match="job"):
             shop.jobs_in(wrong)
+
+
+def test_files_that_change_the_model_are_known_however_their_paths_are_written(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    near = Path(os.path.relpath(tmp_path))
+    files = {"vae": near / "v.safetensors", "lora": [FileWith(near / "l.safetensors", 0.5)]}
+    shop = Shop({"weights": [tiny_folder], **files, "embedding": [FileWith(near / "e.safetensors", "dot")]})
+    by_page = shop.to_file("tiny", {"lr": "1"})
+    assert by_page["vae"] == str(tmp_path.resolve() / "v.safetensors")
+    by_command = {
+        "vae": str(tmp_path / "v.safetensors"),
+        "lora": [f"{Path.cwd() / near / 'l.safetensors'}:0.5"],
+        "embedding": [f"{tmp_path / 'e.safetensors'}:dot"],
+    }
+    for job in (by_page, by_command, {"command": "edit", "options": by_command}):
+        assert shop.jobs_in({"image": "a.png", **job})[0]["drag"] == []
+    for more in (
+        {"vae": "other.safetensors"},
+        {"lora": f"{tmp_path}/l.safetensors:0.6"},
+        {"embedding": f"{tmp_path}/e.pt"},
+    ):
+        with pytest.raises(ValueError, match=f"asks for --{next(iter(more))}"):
+            shop.jobs_in({**by_page, **more})
 
 
 def test_models_are_named_and_known_by_their_paths(tiny_folder: Path, tmp_path: Path) -> None:

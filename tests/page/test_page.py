@@ -8,6 +8,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from page_hand import QUICK, Hand, saved
@@ -273,6 +274,19 @@ def test_a_drag_runs_live_and_stops(hand: Hand, served: Any, picture: Path) -> N
     assert (hand.page.text_content("#step output") or "").startswith("update 1: 28.6 px left")
 
 
+def test_a_double_press_on_run_asks_for_one_edit(hand: Hand, picture: Path) -> None:
+    hand.open(picture)
+    hand.tool("rectangle")
+    hand.pull((8, 8), (60, 56))  # a mask's file takes a while
+    hand.tool("drag")
+    hand.pull((24, 28), (50, 40))
+    asked: list[str] = []
+    hand.page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+    hand.page.dblclick("#run")
+    assert "After 2 updates" in hand.outcome()
+    assert asked.count("/edit") == 1 and "/stop" not in asked
+
+
 def test_a_second_drag_needs_no_inversion(hand: Hand, served: Any, picture: Path) -> None:
     hand.open(picture)
     hand.page.locator("#prompt").fill("a dot")
@@ -400,6 +414,37 @@ def test_a_job_file_is_opened_with_its_picture(hand: Hand, picture: Path, tmp_pa
     assert hand.drags() == [[[20, 30], [40, 20]]]
     hand.page.select_option("#jobs", "2 of 2")
     assert hand.drags() == [[[1, 2], [3, 4]]] and hand.job()[0]["lr"] == 0.25
+
+
+def test_each_job_of_a_list_has_its_own_picture_and_mask(hand: Hand, picture: Path, tmp_path: Path) -> None:
+    rest = {"size": 64, "steps": 4}
+    jobs = [
+        {"image": "square.png", "drag": "20,30:40,20", **rest},
+        {"image": "other.png", "mask": "white.png", "drag": "1,2:30,80", **rest},
+        {"image": "third.png", "drag": "1,2:3,4", **rest},
+        {"image": "square.png", "mask": "lost.png", "drag": "5,6:7,8", **rest},
+    ]
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    other, white = saved(halves(60, 90)), saved(Image.new("L", (60, 90), 255))
+    for name, data in (("other.png", other), ("white.png", white)):
+        (tmp_path / name).write_bytes(data)
+    files = [tmp_path / "jobs.json", picture, tmp_path / "other.png", tmp_path / "white.png"]
+    hand.open(*files, shows="square.png")
+    until(lambda: hand.drags() == [[[20, 30], [40, 20]]])
+    hand.page.select_option("#jobs", "2 of 4")
+    until(lambda: hand.drags() == [[[1, 2], [30, 80]]])
+    assert hand.name() == "other.png, 60×90" and hand.job()[1]["other.png"] == other
+    mask = mask_of(hand)
+    assert mask is not None and mask.getextrema() == (255, 255)
+    hand.page.select_option("#jobs", "3 of 4")
+    hand.page.wait_for_selector('#toast:has-text("The job\'s picture, third.png, is not open")')
+    assert hand.page.input_value("#jobs") == "2 of 4" and hand.drags() == [[[1, 2], [30, 80]]]
+    hand.page.select_option("#jobs", "4 of 4")
+    hand.page.wait_for_selector('#toast:has-text("The job\'s mask, lost.png, was not chosen with it")')
+    assert hand.name() == "square.png, 72×64" and hand.drags() == [[[5, 6], [7, 8]]] and mask_of(hand) is None
+    hand.page.select_option("#jobs", "1 of 4")
+    hand.page.wait_for_selector("#toast", state="hidden")
+    assert hand.drags() == [[[20, 30], [40, 20]]]
 
 
 def test_what_is_wrong_is_a_sentence_on_the_page(hand: Hand, picture: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,40 @@ def test_a_second_stop_ends_all_and_the_next_edit_runs(served: Any, tab: Any) ->
     assert tab.made is None and "ended" in kinds(tab)
     edit(served, tab)
     until(lambda: "done" in kinds(tab))
+
+
+class Watched(tabs.Log):
+    """A log that calls `do` once, as soon as an event of a kind is told; of stages, the end of the last."""
+
+    def __init__(self, kind: str, do: Callable[[], None]) -> None:
+        super().__init__()
+        self.kind, self.do = kind, [do]
+
+    def tell(self, kind: str, **told: Any) -> None:
+        super().tell(kind, **told)
+        last = told.get("stage") == "decode" and told["done"] == told["total"]
+        if self.do and kind == self.kind and (kind != "stage" or last):
+            self.do.pop()()
+
+
+@pytest.mark.parametrize("kind", ["begin", "update", "stage"])
+def test_a_picture_that_is_left_is_told_of_no_more_and_holds_nothing_up(served: Any, tab: Any, kind: str) -> None:
+    job = {**QUICK, "drag": [[[24, 28], [50, 40]]], "preset": "sd15"}
+    left: list[int] = []
+
+    def leave() -> None:  # in the middle of an edit, which ends at its next event
+        left.append(len(kinds(tab)))
+        served.page.leave(tab)
+        tab.open(tabs.Picture("other.png", tab.picture.image))
+        served.editor.edit(tab, "tiny", job, None)
+
+    tab.log = Watched(kind, leave)
+    served.editor.edit(tab, "tiny", job, None)
+    until(lambda: left and {"done", "error"} & set(kinds(tab)[left[0] :]))
+    until(lambda: served.editor.worker.running is None)
+    after = kinds(tab)[left[0] :]
+    assert after[:2] == ["queued", "begin"] and after.count("done") == 1 and "ended" not in after
+    assert tab.made.picture.name == "other.png"
 
 
 def test_a_closed_tab_leaves_no_edit_behind(served: Any, tab: Any) -> None:

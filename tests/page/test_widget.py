@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,33 @@ CONFIG = dragsa.EditConfig.sd15(drag=LOOP, size=64, steps=4, drag_step=1, contro
 DRAGS = [((24, 28), (50, 40))]
 ENDLESS = replace(CONFIG, drag=dragsa.DragConfig(updates=10**5, lr=0.0, reach=0, patience=None, lost_patience=None))
 
+# The widget's state as a notebook has it beside the cell; `show` adds a view of it to the page, as a cell does.
+MODEL = """async ([code, file]) => {
+    const bytes = (text) => new DataView(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+    const { default: { render } } = await import(`data:text/javascript;charset=utf-8;base64,${code}`);
+    window.model = {
+        values: { drags: [], _picture_file: bytes(file), _mask_file: bytes("") }, listeners: [], seen: [],
+        get(name) { return this.values[name]; },
+        set(name, value) {
+            this.values[name] = value;
+            this.seen.push(name);
+            this.call(`change:${name}`);
+        },
+        on(name, listener) { this.listeners.push([name, listener]); },
+        call(name, ...told) { for (const [one, listener] of this.listeners) if (one === name) listener(...told); },
+        save_changes() {},
+        send(message) { this.seen.push(message); },
+    };
+    window.show = async () => {
+        const el = document.body.appendChild(document.createElement("div"));
+        await render({ model, el });
+        return el;
+    };
+    window.press = (el, name) => el.querySelector(`[data-name="${name}"]`).click();
+    window.view = await show();
+}"""
+MASKED = "model.get('_mask_file').byteLength > 0"
+
 
 def kinds(sent: list[Any]) -> list[str]:
     return [content["kind"] for content, _ in sent]
@@ -38,6 +67,57 @@ def told(sd: dragsa.StableDiffusion, picture: Path) -> tuple[Any, list[Any]]:
     sent: list[Any] = []
     widget.send = lambda content, buffers=None: sent.append((content, buffers))
     return widget, sent
+
+
+@pytest.fixture
+def cell(browser: Any, picture: Path) -> Iterator[Any]:
+    """A page with the `MODEL` of a widget, and a view of it."""
+    from dragsa.page import notebook
+
+    page = browser.new_page()
+    page.set_default_timeout(60_000)  # a busy machine is no fault
+    files = (notebook.joined().encode(), picture.read_bytes())
+    page.evaluate(MODEL, [base64.b64encode(file).decode() for file in files])
+    yield page
+    page.close()
+
+
+def test_a_view_goes_on_after_a_fault_and_after_a_drag_without_updates(cell: Any) -> None:
+    tell = "([kind, told]) => model.call('msg:custom', { kind, ...told }, [told.file ?? model.get('_picture_file')])"
+    said = cell.locator(".said").first
+    for told in (["begin", {"in_cell": False}], ["frame", {"box": None, "file": "no picture"}]):
+        cell.evaluate(tell, told)
+    cell.wait_for_selector('.said:has-text("decoded")')
+    cell.evaluate(tell, ["done", {"losses": [], "left": [], "stop": "reached"}])
+    cell.wait_for_selector(".view:visible")
+    assert said.text_content() == "0 updates, reached" and cell.is_visible(".run")
+    for told in (["begin", {"in_cell": False}], ["done", {"losses": [0.5], "left": [[1, 3]], "stop": "budget"}]):
+        cell.evaluate(tell, told)
+    cell.wait_for_selector('.said:has-text("1 updates, budget, 3.0 px left")')
+
+
+def test_a_painted_mask_stays_where_drags_are_set_or_another_view_is_shown(cell: Any) -> None:
+    settled = "new Promise((done) => setTimeout(done, 100))"
+    cell.evaluate("press(view, 'invert')")  # all of the picture
+    cell.wait_for_function(MASKED)
+    cell.evaluate("model.set('drags', [[[1, 2], [30, 40]]])")
+    cell.evaluate(settled)
+    assert cell.evaluate(MASKED), "drags were set"
+    cell.evaluate("show().then((el) => (window.other = el))")
+    cell.evaluate(settled)
+    assert cell.evaluate(MASKED) and cell.evaluate("model.get('drags').length") == 1, "a view was shown"
+    add = "(el) => el.firstElementChild.dispatchEvent(new KeyboardEvent('keydown', { key: 'n' }))"
+    for n, view in enumerate(("view", "other"), start=2):
+        cell.evaluate_handle(view).evaluate(add)
+        cell.wait_for_function(f"model.get('drags').length === {n}")
+        cell.evaluate(settled)
+        assert cell.evaluate(MASKED), "a drag was pulled"
+    cell.evaluate("press(other, 'invert')")  # what is left is nothing, in both
+    cell.wait_for_function(f"!({MASKED})")
+    cell.evaluate(settled)
+    cell.evaluate("press(view, 'invert'), view.querySelector('.run').click()")
+    cell.wait_for_function("model.seen.at(-1) === 'run'")
+    assert cell.evaluate(MASKED), "an edit is asked for with what was painted before"
 
 
 def test_without_a_config_it_takes_the_models_own_preset(sd: dragsa.StableDiffusion, picture: Path) -> None:

@@ -5,6 +5,7 @@ import { drawCurve } from "./curve.js";
 import { asked, buildForm, change, fillSelect, markWrong, take } from "./form.js";
 import { heat } from "./heat.js";
 import { pressed } from "./keys.js";
+import { base64 } from "./mask.js";
 
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.search).get("token");
@@ -18,7 +19,7 @@ const REASONS = {
   "not finite": "the numbers were no longer finite",
 };
 const GONE = "the server does not answer: is `dragsa ui` still running?";
-let tab = null, about = null, picture = null, result = null, course = null, running = false, asking = 0, painting = null, silent, jobs = [];
+let tab = null, about = null, picture = null, result = null, course = null, running = false, asking = 0, painting = null, silent, posted, list = null;
 const board = new Board($("board"), () => changed());
 const job = () => ({ ...asked(), drag: board.drags });
 
@@ -73,15 +74,6 @@ async function request() {
   return JSON.stringify({ model: $("model").value, job: job(), mask: file && (await base64(file)) });
 }
 
-async function base64(blob) {
-  const url = await new Promise((done) => {
-    const reader = new FileReader();
-    reader.onload = () => done(reader.result);
-    reader.readAsDataURL(blob);
-  });
-  return url.slice(url.indexOf(",") + 1);
-}
-
 // ---- opening
 
 async function openFiles(list) {
@@ -118,23 +110,32 @@ async function showPicture(opened, file) {
 }
 
 async function openJob(file, files) {
-  const loaded = await (await ask("load", file)).json();
-  jobs = loaded.jobs;
-  const named = (name) => files.find((one) => one.name === name), first = jobs[0];
+  const loaded = await (await ask("load", file)).json(), [first] = loaded.jobs;
+  if (loaded.mask) files.unshift(new File([Uint8Array.from(atob(loaded.mask), (letter) => letter.charCodeAt(0))], first.mask));
   if (loaded.picture) await showPicture(loaded.picture, null);
-  else if (first.image && named(first.image)) await openPicture(named(first.image));
-  else if (!picture) throw new Wrong(`the job's picture, ${first.image || "which it does not name"}, is not open: choose it together with the job`);
-  let mask = loaded.mask && Uint8Array.from(atob(loaded.mask), (letter) => letter.charCodeAt(0));
-  mask = mask ? new Blob([mask]) : first.mask && named(first.mask);
-  if (first.mask && !mask) say(`the job's mask, ${first.mask}, was not chosen with it: paint one, or choose both together`);
-  fillSelect($("jobs"), jobs.map((_, i) => `${i + 1} of ${jobs.length}`));
-  $("jobs-label").hidden = jobs.length < 2;
-  useJob(first, mask ? await createImageBitmap(mask) : null);
+  else await openPictureOf(first, files, picture);
+  list = { jobs: loaded.jobs, files, at: 0 };
+  fillSelect($("jobs"), list.jobs.map((_, i) => `${i + 1} of ${list.jobs.length}`));
+  await useJob(0);
 }
 
-function useJob(loaded, mask = null) {
-  take(loaded);
-  board.take(loaded.drag, mask);
+// Open a job's picture from the files that were chosen with it; what stands for it where they lack it may stay.
+async function openPictureOf({ image }, files, stays) {
+  const file = files.find(({ name }) => name === image);
+  if (file) await openPicture(file);
+  else if (!stays) throw new Wrong(`the job's picture, ${image || "which it does not name"}, is not open: choose it together with the job`);
+}
+
+// Take a job of the list, with its mask, and with its picture where that is not the one of the job before.
+async function useJob(n) {
+  const { jobs, files, at } = list, { image, mask, drag } = jobs[n], file = files.find(({ name }) => name === mask);
+  const painted = file ? await createImageBitmap(file) : null;
+  if (image && ![jobs[at].image, picture.name].includes(image)) await openPictureOf(jobs[n], files, false);
+  list.at = n;
+  $("jobs-label").hidden = jobs.length < 2;
+  say(mask && !file ? `the job's mask, ${mask}, was not chosen with it: paint one, or choose both together` : "");
+  take(jobs[n]);
+  board.take(drag, painted);
   showView("draw");
   prepare();
 }
@@ -151,14 +152,13 @@ function prepare() {
 
 // ---- running
 
-async function run() {
+function run() {
   say("");
-  await attempt(async () => {
-    clearTimeout(asking);
-    const body = await request();
-    begin();
+  clearTimeout(asking);
+  begin(); // before the mask's file is waited for: a second press must not ask for a second edit
+  posted = attempt(async () => {
     try {
-      await ask("edit", body);
+      await ask("edit", await request());
     } catch (error) {
       finish("Not begun");
       throw error;
@@ -336,9 +336,10 @@ function listen() {
   };
   $("example").onclick = () => attempt(async () => showPicture(await (await ask("example")).json(), null));
   $("run").onclick = run;
-  $("stop").onclick = () => attempt(async () => {
+  $("stop").onclick = ({ detail }) => attempt(async () => {
+    if (detail > 1 && $("stop").textContent === "Stop") return; // the second press of a double click on Run
     $("stop").textContent = "Stop at once";
-    await ask("stop");
+    await posted.then(() => ask("stop"));
   });
   $("save-picture").onclick = () => save("result", `${stem()}-dragged.png`);
   $("save-trace").onclick = () => save("trace", `${stem()}-dragged.json`);
@@ -348,7 +349,10 @@ function listen() {
     await showPicture(opened, null);
     if (target) [$("prompt").value, $("target_prompt").value] = [target, ""];
   });
-  $("jobs").onchange = () => useJob(jobs[$("jobs").selectedIndex]);
+  $("jobs").onchange = async () => {
+    await attempt(() => useJob($("jobs").selectedIndex));
+    $("jobs").selectedIndex = list.at;
+  };
   $("toast").querySelector("button").onclick = () => say("");
   $("step").querySelector("input").oninput = showStep;
   for (const button of document.querySelectorAll("[data-view]")) button.onclick = () => showView(button.dataset.view);

@@ -97,6 +97,16 @@ export function whiteAsAlpha(image) {
   return canvas;
 }
 
+// A file's bytes as a JSON request has them.
+export async function base64(blob) {
+  const url = await new Promise((done) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.readAsDataURL(blob);
+  });
+  return url.slice(url.indexOf(",") + 1);
+}
+
 export function blank(width, height) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [width, height];

@@ -13,26 +13,44 @@ async function render({ model, el }) {
     <figcaption><span class="left-key"></span><span class="loss-key"></span></figcaption></figure></div>`;
   const part = (name) => el.querySelector(name), said = (text) => (part(".said").textContent = text);
   const bitmap = (bytes) => createImageBitmap(new Blob([bytes]));
-  let course = null, result = null, told = Promise.resolve();
+  let course = null, result = null, told = Promise.resolve(), sending = Promise.resolve();
+  let file = null, painted = null; // the mask's file that the model has, and the canvas's document that it was made of
 
-  const board = new Board(el.firstElementChild, async () => {
-    if (!board.picture) return;
-    part(".run").disabled = !board.drags.length;
-    if (JSON.stringify(board.drags) !== JSON.stringify(model.get("drags"))) model.set("drags", board.drags);
-    if (board.sent !== board.mask.version) {
-      board.sent = board.mask.version;
-      const file = await board.maskFile();
-      model.set("_mask_file", new DataView(file ? await file.arrayBuffer() : new ArrayBuffer(0)));
-    }
-    model.save_changes();
-  });
+  const board = new Board(el.firstElementChild);
+  const wrong = (error) => {
+    said(error.message);
+    reportError(error);
+  };
   // Keys that are pressed here are not the notebook's, whose D D would delete the cell.
   for (const one of el.querySelectorAll("canvas, button, input")) one.dataset.lmSuppressShortcuts = "true";
   board.wheels = false; // a notebook is scrolled by the wheel
   const image = await bitmap(model.get("_picture_file"));
-  const drags = model.get("drags");
-  board.open(image, image.width, image.height);
-  if (drags.length) board.take(drags);
+
+  // Show the mask that the model has: that of an earlier view, or what was painted in another one meanwhile.
+  const takeMask = async () => {
+    file = model.get("_mask_file");
+    const mask = file.byteLength ? await bitmap(file) : null;
+    if (!painted) board.open(image, image.width, image.height);
+    if (mask || painted || model.get("drags").length) board.take(model.get("drags"), mask);
+    painted = board.now;
+  };
+  // What is drawn goes to Python, of the mask only what was painted here.
+  const send = async () => {
+    if (JSON.stringify(board.drags) !== JSON.stringify(model.get("drags"))) model.set("drags", board.drags);
+    const { strokes, soft } = board.now;
+    if (strokes !== painted.strokes || soft !== painted.soft) {
+      painted = board.now;
+      const made = await board.maskFile();
+      file = new DataView(made ? await made.arrayBuffer() : new ArrayBuffer(0));
+      model.set("_mask_file", file);
+    }
+    model.save_changes();
+  };
+  board.changed = () => {
+    part(".run").disabled = !board.drags.length;
+    sending = sending.then(send).catch(wrong);
+  };
+  await takeMask();
 
   const live = () => board.show({ mode: "live", drags: course.drags, handles: course.handles.at(-1) || [], paths: course.handles, ...course.seen });
   const look = (mode) => {
@@ -82,8 +100,9 @@ async function render({ model, el }) {
       live();
     },
     async done({ losses, stop, left }, [bytes]) {
+      const worst = left.length ? `, ${Math.max(...left.at(-1)).toFixed(1)} px left` : "";
+      ended(stop ? `${losses.length} updates, ${stop}${worst}` : "done");
       result = await bitmap(bytes);
-      ended(stop ? `${losses.length} updates, ${stop}, ${Math.max(...left.at(-1)).toFixed(1)} px left` : "done");
       part(".view").hidden = false;
       look("compare");
     },
@@ -93,12 +112,15 @@ async function render({ model, el }) {
     },
   };
   model.on("msg:custom", (message, buffers) => {
-    told = told.then(() => TOLD[message.kind]?.(message, buffers)); // one after another: pictures are read meanwhile
+    // One after another: pictures are read meanwhile.
+    told = told.then(() => TOLD[message.kind]?.(message, buffers)).catch(wrong);
   });
   model.on("change:drags", () => {
-    if (JSON.stringify(board.drags) !== JSON.stringify(model.get("drags"))) board.take(model.get("drags"));
+    const drags = model.get("drags");
+    if (JSON.stringify(board.drags) !== JSON.stringify(drags)) board.set({ ...board.now, drags });
   });
-  part(".run").addEventListener("click", () => model.send("run"));
+  model.on("change:_mask_file", () => model.get("_mask_file") === file || takeMask().catch(wrong));
+  part(".run").addEventListener("click", () => sending.then(() => model.send("run"))); // with what was just painted
   part(".stop").addEventListener("click", () => model.send("stop"));
   part(".view").addEventListener("click", () => look(board.shown.mode === "draw" ? "compare" : "draw"));
 }
