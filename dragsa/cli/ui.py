@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from dragsa import config
-from dragsa.cli.edit import SMALL, config_of, place, suits, weights_of
+from dragsa.cli.edit import SMALL, config_of, suits, weights_of
 from dragsa.cli.jobs import read_job
 from dragsa.cli.options import CHANGES, CHOICE, EDIT, FLAG, TYPES, Options, default_text
+from dragsa.cli.outputs import place
 from dragsa.cli.progress import Progress, one_line
 from dragsa.cli.readers import FileWith
 from dragsa.cli.weights import load_changed
