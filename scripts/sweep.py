@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = arguments_of(arguments)
         if options.command == "run":
             planned = plan_of(options)
-            runs.claim(options.folder, planned.settings, options.weights, list=options.list)
+            more = {name: getattr(options, name) for name in ("list", "cases", "published")}
+            runs.claim(options.folder, planned.settings, options.weights, **more)
             rows = [row._asdict() for row in planned.rows]
             files.save_json(rows, options.folder / "sweep.json", overwrite=True)
             if not truth.run_as_asked(options, planned.settings, explain=False):

@@ -302,6 +302,20 @@ def test_a_run_of_other_settings_is_refused(finished: Path, model: Path) -> None
         truth.run(finished, LISTED, SETTINGS[:2], model)
 
 
+def test_other_cases_of_the_same_names_are_refused(model: Path, tmp_path: Path) -> None:
+    idle, others = SETTINGS[:1], cases.cases("settings", limit=1, size=64)[:1]
+    assert truth.run(tmp_path, LISTED[:1], idle, model, published=False)
+    with pytest.raises(ValueError, match="a run with other cases; give another folder"):
+        truth.run(tmp_path, others, idle, model, published=False)
+    changes: list[dict[str, Any]] = [{"size": 128}, {"after": LISTED[1].after}]
+    for change in changes:  # as another option, or other code, would make it
+        with pytest.raises(ValueError, match="its move-00 is another case"):
+            truth.run(tmp_path, [replace(LISTED[0], **change), LISTED[1]], idle, model, published=False)
+    assert not (tmp_path / LISTED[1].name).exists()
+    with pytest.raises(ValueError, match="a run with other published; give another folder"):
+        truth.run(tmp_path, LISTED[:1], idle, model)
+
+
 def test_a_case_that_breaks_off_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **options: Any) -> None:
         raise OSError("no space left on device")
