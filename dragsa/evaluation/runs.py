@@ -12,8 +12,11 @@ import os
 import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -234,22 +237,43 @@ def save(folder: Path, images: Mapping[str, Image.Image], values: Mapping[str, A
 def each(work: Callable[[StableDiffusion, Any], str], items: Sequence[Any], model: Path, workers: int = 1) -> None:
     """Do every item with the model, and print the line that each gives, as soon as it is done.
 
-    `workers` processes take the next item when they are free; a single one is this process.
+    `workers` processes take the next item when they are free; a single one is this process. Each computes with one
+    thread, so that seconds mean the same however many there are. Raises ChildProcessError if a worker is killed, and
+    what `work` raises.
     """
     if min(workers, len(items)) > 1:
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(items)), _begin) as pool:
-            for line in pool.imap_unordered(partial(_with_model, model, work), items):
-                print(line, flush=True)
+        _shared_out(partial(_with_model, model, work), items, min(workers, len(items)))
     elif items:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's other ranks share the machine
-            torch.set_num_threads(1)
-        sd = loading.load(model)
-        for item in items:
-            print(work(sd, item), flush=True)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            sd = loading.load(model)
+            for item in items:
+                print(work(sd, item), flush=True)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _shared_out(work: Callable[[Any], str], items: Sequence[Any], workers: int) -> None:
+    """Do every item in one of so many processes, as `each` says."""
+    pool, waiting = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin), iter(items)
+    try:
+        running = {pool.submit(work, item) for item in islice(waiting, workers)}
+        while running:  # none is queued: after an error no item is begun
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in done:
+                print(one.result(), flush=True)
+            running |= {pool.submit(work, item) for item in islice(waiting, len(done))}
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            "a worker was killed, perhaps for want of memory; run the same again to go on, with fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown()
 
 
 def _begin() -> None:
-    """Begin a worker. Several share the machine, so each computes with one thread."""
+    """Begin a worker, which computes with one thread."""
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
@@ -305,5 +329,5 @@ def add_case_options(parser: ArgumentParser, whole: Callable[[int], Any], which:
 def add_run_options(parser: ArgumentParser, whole: Callable[[int], Any]) -> None:
     """Add the options of a run. `whole(n)` reads a whole number from n on."""
     parser.add_argument("--weights", type=Path, help=lists.WEIGHTS_HELP)
-    parser.add_argument("--workers", type=whole(1), help="processes; by default one for each core")
+    parser.add_argument("--workers", type=whole(1), help="processes, of one thread each; by default one for each core")
     parser.add_argument("--no-published", dest="published", action="store_false", help="without the published metrics")

@@ -270,6 +270,43 @@ def test_workers_end_when_their_parent_is_killed(model: Path, tmp_path: Path) ->
     process.communicate(timeout=60)  # its end of the pipe is the workers' too: it closes with the last of them
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dragsa.evaluation import runs
+
+def work(sd, item):
+    if item == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+if __name__ == "__main__":
+    try:
+        runs.each(work, ["done", "killed", "left"], Path(sys.argv[1]), workers=2)
+    except OSError as error:
+        print("told:", error)
+"""
+
+
+def test_a_killed_worker_ends_the_run_and_is_told(model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2])}
+    command = [sys.executable, str(script), str(model)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=True)
+    assert ran.stdout.splitlines()[-1].startswith("told: a worker was killed") and "run the same again" in ran.stdout
+
+
+def test_a_single_worker_computes_with_one_thread_too(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        runs.each(lambda sd, item: f"{item}: {torch.get_num_threads()}", ["threads"], model)
+        assert capsys.readouterr().out == "threads: 1\n" and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_networks_of_another_type_are_a_copy(sd: loading.StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases.cases("figures", limit=1, size=64)[0]
     used, prepare = [], editing.prepare
