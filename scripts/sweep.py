@@ -95,7 +95,7 @@ def plan_of(options: Any) -> Plan:
         if len(values) != 1:
             raise ValueError(f"--set takes one value, came {given!r}")
         of_base[key] = values[0]
-    start = getattr(EditConfig, options.base)(size=options.size)
+    start = getattr(EditConfig, options.base)(size=options.size, paste=False)
     base = sweeps.changed(Setting(sweeps.BASE, start, "five"), of_base, sweeps.BASE)
     listed: dict[str, list[Change]] = {name: SWEEPS[name] for name in options.sweep}
     listed |= {key: [{key: value} for value in values] for key, values in map(assignment, options.vary)}

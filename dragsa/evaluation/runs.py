@@ -1,6 +1,7 @@
 """Runs of many edits: their settings, who does what, and a folder that holds each finished piece whole or not at all.
 
-A setting is an edit's numbers under a name; there are lists of them that are compared.
+A setting is an edit's numbers under a name; there are lists of them that are compared. None pastes: what is measured is
+what the networks drew, outside of the mask too.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def headline(size: int = SIZE) -> list[Setting]:
 
     A small patch on an object's even middle is content as soon as that has arrived, before the rest.
     """
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     return [
         Setting(NO_EDIT),
         Setting(RECONSTRUCTION, small),
@@ -76,7 +77,7 @@ def headline(size: int = SIZE) -> list[Setting]:
         Setting("one-handle", small, "one", fitted=True),
         Setting("no-control", replace(small, control_step=None), "five"),
         Setting("blended", replace(small, blend=True), "five"),
-        Setting("paper", EditConfig.paper(size=size), "five"),
+        Setting("paper", EditConfig.paper(size=size, paste=False), "five"),
         Setting(WARPED, None, "five"),
     ]
 
@@ -87,7 +88,7 @@ def parts(size: int = SIZE) -> list[Setting]:
     "adam" has an optimiser that scales each element by itself. "not-anchored" pulls as the paper prints it, to the
     current latent's patch alone; with and without control, since the anchor holds the colours that control is for.
     """
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     loose = replace(small, drag=replace(small.drag, anchor=0.0))
     configs = {
         MAIN: small,
@@ -104,22 +105,22 @@ def rivals(size: int = SIZE) -> list[Setting]:
 
     MasaCtrl, which drags nothing, is asked by the caption, at the guidance that the small model wants.
     """
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     return [Setting(NO_EDIT), *drag_rivals(small), _masactrl(small)]
 
 
 def _masactrl(small: EditConfig) -> Setting:
-    config = EditConfig.masactrl(size=small.size, steps=small.steps, guidance=GUIDANCE, source_kv="none")
+    config = EditConfig.masactrl(size=small.size, steps=small.steps, guidance=GUIDANCE, source_kv="none", paste=False)
     return Setting("masactrl", config, CAPTION)
 
 
 def everything(size: int = SIZE) -> list[Setting]:
     """Return ours with and without control, the paper's numbers as it prints them, others' methods, and no network."""
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     ours, *others = drag_rivals(small)
     more = [
         Setting("no-control", replace(small, control_step=None), "five"),
-        Setting("as-printed", EditConfig.paper_printed(size=size), "five"),
+        Setting("as-printed", EditConfig.paper_printed(size=size, paste=False), "five"),
     ]
     return _beside(small, [ours, *more, *others])
 
@@ -160,8 +161,8 @@ def published(size: int = SIZE) -> list[Setting]:
     their targets, without control, under a LoRA of 200 steps or none; its last one z_35 for 80 updates or to two cells,
     with control and 80 steps. Both read features at their own tap, and in rows of their own at ours.
     """
-    small, printed_ones = EditConfig.small(size=size), EditConfig.paper_printed(size=size)
-    last = EditConfig.dragdiffusion(size=size)
+    small, printed_ones = EditConfig.small(size=size, paste=False), EditConfig.paper_printed(size=size, paste=False)
+    last = EditConfig.dragdiffusion(size=size, paste=False)
     first = replace(last, drag=replace(last.drag, updates=40, reach=1.0), drag_step=10, control_step=None)
     configs = {
         "ours": small,
@@ -179,13 +180,13 @@ def published(size: int = SIZE) -> list[Setting]:
 
 def precision(size: int = SIZE) -> list[Setting]:
     """Return the small model's own settings, with networks of each type."""
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     return [Setting(NO_EDIT), Setting(MAIN, small, "five"), Setting("bfloat16", small, "five", "bfloat16")]
 
 
 def printed(size: int = SIZE) -> list[Setting]:
     """Return the paper's settings with DragDiffusion's Adam and mean, and with the descent and the sum it prints."""
-    paper, as_printed = EditConfig.paper(size=size), EditConfig.paper_printed(size=size)
+    paper, as_printed = EditConfig.paper(size=size, paste=False), EditConfig.paper_printed(size=size, paste=False)
     return [Setting(NO_EDIT), Setting("paper", paper, "five"), Setting("as-printed", as_printed, "five")]
 
 

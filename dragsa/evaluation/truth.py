@@ -97,7 +97,7 @@ def run_case(
 def _edit(sd: StableDiffusion, case: Edit, setting: Setting, config: EditConfig, shared: Shared) -> Result:
     """Edit a case under one setting; the figures are the drag's course, if any, and the seconds."""
     prompt = case.caption(case.before, full=True) if setting.handles == CAPTION else case.prompt
-    numbers = config.steps, config.variant, config.fixed_point, config.size, config.lora_steps
+    numbers = config.steps, config.variant, config.fixed_point, config.size, config.lora_steps, config.source_kv
     inversion = (*numbers, prompt, setting.dtype)
     if inversion not in shared:
         shared[inversion] = editing.prepare(sd, case.source, prompt, config=config)

@@ -142,6 +142,12 @@ def test_settings_of_one_drag_share_it(sd: loading.StableDiffusion, monkeypatch:
     assert results["no-edit"].picture == LISTED[0].source
 
 
+def test_another_source_of_keys_and_values_is_another_edit(sd: loading.StableDiffusion) -> None:
+    settings = [Setting(name, replace(FAST, source_kv=name), "five") for name in ("exact", "inversion")]
+    results = truth.run_case(sd, LISTED[0], settings, published=False, explain=False)
+    assert results["exact"].picture.tobytes() != results["inversion"].picture.tobytes()
+
+
 def test_one_handle_of_a_whole_object_holds_a_patch_of_its_size() -> None:
     small = EditConfig.small()
     setting = Setting("one-handle", small, "one", fitted=True)
@@ -162,7 +168,7 @@ def test_one_handle_of_a_whole_object_holds_a_patch_of_its_size() -> None:
 
 def test_rivals_differ_in_the_method_alone() -> None:
     settings = {setting.name: setting for setting in rivals(64)}
-    small, theirs = EditConfig.small(size=64), EditConfig.dragdiffusion()
+    small, theirs = EditConfig.small(size=64, paste=False), EditConfig.dragdiffusion()
     assert settings["ours"] == Setting("ours", small, "five")
     for name, control, steps in (
         ("dragdiffusion-first", None, 0),
@@ -178,6 +184,11 @@ def test_rivals_differ_in_the_method_alone() -> None:
     masactrl = settings["masactrl"].config
     assert masactrl is not None and settings["masactrl"].handles == CAPTION
     assert (masactrl.variant, masactrl.control_step, masactrl.size) == ("masactrl", 4, 64)
+
+
+def test_no_setting_says_that_it_pastes() -> None:
+    said = [setting.config for settings in runs.SETTINGS.values() for setting in settings(64)]
+    assert not any(config.paste for config in said if config is not None)
 
 
 def test_others_programs_run_by_their_published_numbers() -> None:
