@@ -86,6 +86,12 @@ STAYING = {  # heading -> kind, figure
 }
 
 
+def overall(results: Results, first: str = "setting") -> str:
+    """Return every figure's mean over all cases as a Markdown table, its first column headed `first`."""
+    named = figures_of(results)
+    return tables.markdown([{first: name, **_overall(of_case, named)} for name, of_case in results.items()])
+
+
 def text_of(results: Results, which: str = "figures") -> str:
     """Return all of a run's tables as Markdown. Means over cases with 95 % bootstrap intervals.
 
@@ -105,7 +111,7 @@ def text_of(results: Results, which: str = "figures") -> str:
     staying = {head: of for head, of in STAYING.items() if of[0] in kinds and of[1] in named}
 
     parts = {
-        "All cases": table(lambda of_case: _overall(of_case, named)),
+        "All cases": overall(results),
         "Share of the distance left, by kind": by(kinds, "share"),
         "Overlap with the truth (IoU), by kind": by(kinds, "overlap"),
         "What should stay, and the turn itself": table(
