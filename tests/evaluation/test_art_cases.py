@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,19 @@ def test_a_pulled_part_comes_to_its_target() -> None:
             for picture, u, v in zip(drawn, (x, to_x), (y, to_y), strict=True)
         ]
         assert (rounded[0] - rounded[1]).abs().max() < 0.25, case.name
+
+
+def test_what_stands_out_stands_out_from_both_sides() -> None:
+    """Of two places that are two rays apart or less, neither is further out than the other."""
+    ray = 2 * math.pi / art_points.RAYS
+    for name in artwork.shipped().names:
+        for style in artwork.STYLES:
+            u, v = art_points.marks(name, style)["centre"]
+            places = [(x - u, y - v) for x, y in art_points.outstanding(name, style)]
+            for one, other in combinations(places, 2):
+                between = math.remainder(math.atan2(*one) - math.atan2(*other), 2 * math.pi)
+                if abs(between) < 2.5 * ray:
+                    assert math.hypot(*one) == pytest.approx(math.hypot(*other), abs=0.03), (name, style)
 
 
 def test_where_a_pull_brings_a_place_is_what_is_drawn_there() -> None:
