@@ -67,7 +67,7 @@ class DragConfig:
     Radii and distances are in cells of the supervision grid (half the picture in each direction). The two patiences,
     `stall` and `anchor` are not the paper's, whose loop ends on arrival or when the updates are used up: None for the
     first three and 0 for the last give that. Nor is Adam, DragDiffusion's, which stands in for the paper's plain
-    descent ("sgd") in every preset, or a sum of taps.
+    descent ("sgd") in every preset but `paper_printed`, or a sum of taps.
 
     The paper's loss is a sum over channels, DragDiffusion's program takes the mean: by `loss`="mean" plain descent goes
     C times less far than printed, and λ weighs C times more beside the patches (C = 320 at SD 1.5's block14, 32 at the

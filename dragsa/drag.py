@@ -96,7 +96,8 @@ def motion_supervision(
         if config.anchor > 0:
             patch = motion.patches(features, handles, config.radius, grid)  # (n, C, P, P)
             first = motion.patches(first_pass.features, first_pass.handles, config.radius, grid)
-            target_patch = torch.lerp(patch, first, config.anchor)
+            there = kernels.windows.window_about(first_pass.handles, patch.shape[-1] // 2, grid).inside  # (n, P, P)
+            target_patch = torch.lerp(patch, first, config.anchor * there[:, None].to(patch))
     distances = (task.targets - handles).norm(dim=1)
     active = distances >= config.reach
     loss = motion.motion_supervision_loss(features, handles, task.targets, config.radius, grid, active, target_patch)

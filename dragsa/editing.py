@@ -76,7 +76,7 @@ def edit(
         return pictures.edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
     checks.request(config, image, drags, mask, (prompt, negative_prompt), target_prompt, control)
     of_source = image.prompt if isinstance(image, Source) else prompt
-    methods.check_object_words(config, of_source, of_source if target_prompt is None else target_prompt)
+    methods.control_at(config, sd.text, of_source, of_source if target_prompt is None else target_prompt)
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
     source = prepare(sd, image, prompt, seed, config, **told) if not isinstance(image, Source) else image
@@ -117,7 +117,7 @@ class EditResult(NamedTuple):
         return f"EditResult({self.image.width}×{self.image.height} px, {outcomes.in_short(self.trace)})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
     """A picture and its prompt, inverted once for any number of edits.
 
@@ -139,7 +139,7 @@ class Source:
     seconds: dict[str, float] = field(default_factory=dict)  # by stage
     negative_prompt: str = ""  # of its passes and of its edits', where there is guidance
     begun: InitVar[Recording | None] = None
-    recorded: Recording = field(init=False, compare=False)
+    recorded: Recording = field(init=False)
     _repr_html_, _repr_png_ = pictures.source_html, pictures.picture_png
 
     def __post_init__(self, begun: Recording | None) -> None:
@@ -181,6 +181,7 @@ def prepare(
     """
     config = checks.configured(config, sd.unet.config.widths)
     checks.settings(config)
+    checks.words(prompt, negative_prompt)
     sd.check_finite()
     schedule, report = Schedule(config.steps, config.variant), Report(observe, sd.device)
     if image is None:
@@ -247,7 +248,7 @@ class Branch:
     target_prompt: str
 
     @property
-    def grid(self) -> Size:
+    def grid_size(self) -> Size:
         return pictures.grid_size(self.source.working_size)
 
     @property
@@ -320,7 +321,7 @@ def drag_source(
 ) -> DragResult:
     """Drag the branch's target: optimise its latent until the features under the handles have come to the targets."""
     size, context = branch.source.picture.size, branch.drag_context
-    handles, targets, asked = pictures.drags_to_grid(drags, size, branch.grid)
+    handles, targets, asked = pictures.drags_to_grid(drags, size, branch.grid_size)
     unet: Any = branch.guided.unet
     asks: dict[str, Any] = {"observe": observe, "supervision": supervision, "optimizer": optimizer}
     given = unet, branch.z_target, branch.level, context, branch.source.schedule
@@ -334,9 +335,9 @@ def find_again(branch: Branch, drags: Sequence[Drag]) -> list[Drag]:
     pair = torch.cat([branch.source.latents[branch.level], branch.z_target])
     t, unet = branch.source.schedule.timesteps[branch.level - 1], cast(UNet, branch.guided.unet)
     size, tap = branch.source.picture.size, branch.config.drag.tap
-    handles = pictures.drags_to_grid(drags, size, branch.grid)[0]
-    places = outcomes.find_again(unet, pair, t, branch.guided.context, handles, tap, branch.grid)
-    now, before = (pictures.from_grid(points, size, branch.grid) for points in (places, handles))
+    handles = pictures.drags_to_grid(drags, size, branch.grid_size)[0]
+    places = outcomes.find_again(unet, pair, t, branch.guided.context, handles, tap, branch.grid_size)
+    now, before = (pictures.from_grid(points, size, branch.grid_size) for points in (places, handles))
     moved = zip(drags, (now - before).tolist(), strict=True)  # in pixels, by whole cells
     return [((x + dx, y + dy), target) for ((x, y), target), (dx, dy) in moved]
 
@@ -356,8 +357,8 @@ def denoise(branch: Branch, stop: int = 0, progress: ddim.Progress | None = None
     done = config.steps - start  # steps from z_T that lie behind
     zs = ddim.sample_controlled(
         guided.unet, branch.z_source, branch.z_target, guided.context, schedule, start, stop, guided.scale,
-        guided.uncond, None, config.control_blocks, blend, progress, plan.record,
-        lambda step: checks.hook(branch.hook_at(done + step)),
+        guided.uncond, control_blocks=config.control_blocks, may_move=blend, progress=progress, record=plan.record,
+        hook_at=lambda step: checks.hook(branch.hook_at(done + step)),
     )  # (start - stop + 1, 2, 4, h, w)  # fmt: skip
     if plan.record is not None:
         source.recorded.keep_latents(plan.trajectory, start, zs[:, :1])
@@ -371,7 +372,7 @@ def trace_of(
     source, target_prompt = branch.source, branch.target_prompt
 
     def in_pixels(points: Tensor) -> tuple[tuple[Point, ...], ...]:
-        rows = pictures.from_grid(points, source.picture.size, branch.grid).tolist()
+        rows = pictures.from_grid(points, source.picture.size, branch.grid_size).tolist()
         return tuple(tuple((x, y) for x, y in row) for row in rows)
 
     return Trace(
@@ -382,7 +383,7 @@ def trace_of(
         generated=source.generated,
         picture_size=source.picture.size,
         working_size=source.working_size,
-        grid_size=branch.grid,
+        grid_size=branch.grid_size,
         weights=sd.provenance,
         drags=tuple(drags),
         masked=branch.mask is not None,

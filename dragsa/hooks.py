@@ -7,8 +7,9 @@ registered on a module, and nothing counts calls. The site says where the hook i
 caller, who owns the loop over timesteps, says when, by passing a hook or none.
 
 A hook enters an edit by `edit(control=hook_at)`, a function from the denoising step, counted from z_T, to the hook of
-that step or None; a pass by `unet(z, t, context, attention=hook)`; samplers, inversion and the drag by their argument
-`attention`. A tap is added by yielding its name and value in `UNet.walk` and listing it in `model.blocks.ACTIVATIONS`.
+that step or None; a pass by `unet(z, t, context, attention=hook)`; `sample`, `invert` and the drag by their argument
+`attention`, `sample_controlled` by `hook_at`. A tap is added by yielding its name and value in `UNet.walk` and listing
+it in `model.blocks.ACTIVATIONS`.
 """
 
 from __future__ import annotations

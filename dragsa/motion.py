@@ -96,7 +96,7 @@ def motion_supervision_loss_reference(
 def patches(features: Tensor, handles: Tensor, radius: int = 1, grid: tuple[int, int] | None = None) -> Tensor:
     """Return F about each handle: (1, C, h, w) and (n, 2) -> (n, C, 2 r₁ + 1, 2 r₁ + 1).
 
-    What lies beyond the border counts nowhere, and no patch is larger than reaches over the grid.
+    Beyond the border it is what is at the border, and no patch is larger than reaches over the grid.
     """
     grid = checks.points_of(features, handles, radius, grid)
     return kernels.patches(features, handles, kernels.windows.within(radius, grid), grid)

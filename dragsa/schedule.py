@@ -31,7 +31,8 @@ class Schedule:
     - "omitted": as "dragdiffusion", but inversion leaves out z_0 -> z_1 and its labels shift by one: the fault that
       section 3.3 of the paper repairs, kept for comparison.
 
-    Raises ValueError for an unknown variant or a T that does not fit 1000 training steps.
+    Timesteps but those of "even" are ⌊1000 / T⌋ apart: z_T stands at 981 for T = 50, but at 600 for T = 600, far from
+    noise. Raises ValueError for an unknown variant, or a T that is not from 1 to 999.
     """
 
     steps: int = 50

@@ -71,7 +71,7 @@ def sample_points(features: Tensor, points: Tensor, grid: tuple[int, int] | None
     Between cells of the grid they are bilinear, beyond its border those of the border. The plain twin is `bilinear` in
     scripts/plain.py, of a map that `on_grid` made.
     """
-    return kernels.sample_points(features, points, checks.points_of(features, points, 0, grid))
+    return kernels.sample_points(features, points, checks.points_about(features, points, grid))
 
 
 @torch.no_grad()

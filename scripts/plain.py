@@ -1,7 +1,6 @@
 """The method from its printed formulas, without speed: to be read first. `python scripts/plain.py out/plain.png`
 
-The networks, their schedule and the reading of pictures are the package's, and so is the result, but for rounding, at
-settings that `edit` has not to refuse. "Paper:" says what is printed where that differs; the numbers are its sections.
+The networks and the result, but for rounding, are the package's. "Paper:" says what is printed where that differs.
 """
 
 import math
@@ -29,8 +28,7 @@ def on_grid(features: Tensor) -> Tensor:
 
 def omega(h: Any, r: int, F: Tensor) -> list[tuple[int, int]]:
     """Return Ω(h, r), the cells (x, y) of a square about h, row by row. Paper: nothing of those beyond the border."""
-    square = ((h[0] + i, h[1] + j) for j in range(-r, r + 1) for i in range(-r, r + 1))
-    return [(x, y) for x, y in square if 0 <= x < F.shape[2] and 0 <= y < F.shape[1]]
+    return [(x, y) for y in range(F.shape[1]) for x in range(F.shape[2]) if abs(x - h[0]) <= r and abs(y - h[1]) <= r]
 
 
 def motion_supervision(F: Tensor, h: Any, g: Any, loop: dragsa.DragConfig) -> Any:
@@ -60,7 +58,9 @@ def edit(sd: Any, z_0: Tensor, first: Any, targets: Any, frozen: Any, config: dr
     """Edit z_0. first: the handles h^0, whole cells. frozen: 1 - M, (h, w), or 0. Paper: no values of r, λ, arrival."""
     loop, levels, k = config.drag, dragsa.Schedule(config.steps), config.steps - config.drag_step
     done: Any = {"optimizer": ("adam", "sgd"), "variant": ("restored",), "control": ("mutual",), "guidance": (1,)}
-    done |= dict.fromkeys(("patience", "lost_patience", "stall", "anchor", "blend", "fixed_point"), (None, 0))
+    done |= {"control_step": range(config.drag_step + 1), "control_blocks": [(*range(11, 17),)], "drag_guidance": (1,)}
+    done |= dict.fromkeys(("patience", "lost_patience", "stall", "anchor"), (None, 0))
+    done |= dict.fromkeys(("blend", "fixed_point", "lora_steps"), (0,))
     if odd := [name for name, values in done.items() if (vars(config) | vars(loop))[name] not in values]:
         raise ValueError(f"not done here: {', '.join(odd)}")
     bars, context, zs = levels.alpha_bars, sd.embed([""]), [z_0]

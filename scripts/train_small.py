@@ -85,7 +85,7 @@ ARTWORK = Plan(  # a narrow last level, so that both models together stay under 
     replace(UNET, widths=(32, 64, 128, 64)),
     tokens=24,
     vae_minutes=190.0,
-    unet_minutes=180.0,
+    unet_minutes=116.0,
     crop_part=0.5,
     latents=24_000,
 )

@@ -111,6 +111,18 @@ def test_an_anchor_pulls_to_the_first_latent_s_patch():
         torch.testing.assert_close(came.loss, expected)
 
 
+def test_an_anchor_is_what_the_first_patch_had_inside_of_the_border():
+    net, later, moved, grid = Toy(), latent(seed=1), torch.tensor([[26.0, 23.0]]), (64, 64)
+    first = step(net, handles=torch.tensor([[0.0, 63.0]])).first_pass
+    features = F.conv2d(later, net.weight, padding=2)
+    came = step(net, later, moved, first_pass=first, anchor=0.3, track_radius=0)
+    pulled_to, anchor = (motion.patches(f, at, 1, grid) for f, at in ((features, moved), (first.features, HANDLES)))
+    anchor = motion.patches(first.features, torch.tensor([[0.0, 63.0]]), 1, grid)
+    pulled_to[:, :, :2, 1:] = 0.7 * pulled_to[:, :, :2, 1:] + 0.3 * anchor[:, :, :2, 1:]  # not its left and lower edge
+    expected = motion.motion_supervision_loss_reference(features, moved, TARGETS, 1, grid, target_patch=pulled_to)
+    torch.testing.assert_close(came.loss, expected)
+
+
 # --- one step ---------------------------------------------------------------------------------------------------------
 
 

@@ -73,6 +73,16 @@ def test_the_observer_ends_it():
     assert torch.equal(result.latent, seen[1].latent)
 
 
+def test_not_moving_between_cells():
+    def still(run, task, first_pass, lap):
+        return drag.motion_supervision(run, task, first_pass, lap)._replace(handles=torch.full((1, 2), 20.6))
+
+    config = DragConfig(tap="decoder3", updates=20, lr=0.0, patience=4)
+    given = Toy(), latent(), 35, CONTEXT, SCHEDULE, HANDLES, TARGETS
+    result = drag_latent(*given, config=config, supervision=still)
+    assert result.reason == "not moving" and len(result.losses) < 6
+
+
 @pytest.mark.parametrize("start", [20.0, 20.6])
 def test_not_moving(start):
     handles = torch.full((1, 2), start)

@@ -130,6 +130,18 @@ def test_sources_results_and_models_print_on_one_line(sd, source):
     assert repr(alone).startswith(f"EditResult({size[0]}×{size[1]} px, no drag, ")
 
 
+def test_a_source_is_itself_alone(source):
+    copy = replace(source)
+    assert source in [copy, source] and source not in [copy] and len({source, copy}) == 2
+
+
+def test_a_mask_too_thin_for_the_latent_is_told(sd, source):
+    thin = Image.new("L", (70, 90))
+    thin.paste(255, (5, 0, 7, 90))
+    with pytest.warns(UserWarning, match="the mask's white is too thin for the latent's cells of 8 pixels"):
+        editing.leave(sd, source, None, DRAGS, thin, CONFIG)
+
+
 def test_the_prompt_acts_alone_and_before_the_drag(sd, source):
     changed = dragsa.edit(sd, source, target_prompt="a blue star", config=CONFIG)
     same = dragsa.edit(sd, source, target_prompt="a red disc", config=CONFIG)
@@ -345,6 +357,10 @@ def test_any_mode_comes_back_in_its_own_size(sd, picture, mode):
             {"config": replace(CONFIG, control="masked", object_words=("red",)), "target_prompt": "a blue star"},
             "the prompt 'a blue star' has none of the object's words red",
         ),
+        (
+            {"drags": [((1, 2), (3,))]},
+            r"a drag is .*, handle and target, came \(\(1, 2\), \(3,\)\)",
+        ),
         ({"config": replace(CONFIG, mask_blocks=(0,))}, "no transformer block 0"),
         ({"config": replace(CONFIG, mask_threshold=1.5)}, "mask_threshold must be a number from 0 to 1, came 1.5"),
         ({"config": replace(CONFIG, lora_steps=2)}, "prepared with lora_steps 0, and the edit has 2"),
@@ -364,6 +380,11 @@ def test_arguments_are_checked_before_the_inversion(sd, picture, monkeypatch):
         dragsa.edit(sd, picture, [((70.0, 3.0), (5.0, 5.0))], config=CONFIG)
     with pytest.raises(ValueError, match="it must be the picture's"):
         dragsa.edit(sd, picture, DRAGS, Image.new("L", (64, 64)), config=CONFIG)
+    masked = replace(CONFIG, control="masked", object_words=("disc",))
+    with pytest.raises(ValueError, match="tokens"):
+        dragsa.edit(sd, picture, DRAGS, prompt="a disc " * 60, config=masked)
+    with pytest.raises(ValueError, match="not text in UTF-8"):
+        dragsa.prepare(sd, picture, "\ud800", config=CONFIG)
 
 
 def test_drags_may_be_an_array(sd, source):

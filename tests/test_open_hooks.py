@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import gallery_peers as peers
 import golden_cases
 import pytest
 import torch
@@ -15,6 +16,7 @@ import dragsa
 from dragsa import ddim, drag, hooks, kernels
 from dragsa.config import DragConfig
 from dragsa.hooks import AtRegions, Attend, Maps, MutualSelfAttention, Site, compose
+from dragsa.methods.masactrl import MaskedSelfAttention, UnionSelfAttention
 from dragsa.model import blocks
 from dragsa.model.layers import ResBlock, Transformer
 
@@ -38,9 +40,11 @@ class Seen:
 
     def __init__(self) -> None:
         self.rows: set[tuple[str, ...]] = set()
+        self.calls = 0
 
     def __call__(self, s: Site, a: Tensor, b: Tensor, c: Tensor, go_on: Attend) -> Tensor:
         self.rows.add(s.rows)
+        self.calls += 1
         return go_on(a, b, c)
 
 
@@ -142,6 +146,27 @@ def test_maps_of_chosen_sites_and_rows() -> None:
     assert torch.allclose(hooks.attention_map(q, k) @ k, kernels.attend(q, k, k), atol=1e-6)
     with pytest.raises(ValueError, match="block14 cross-attention: expected a row 'target', came latent"):
         ddim.sample(net, latents(1), contexts(1), SCHEDULE, 1, attention=Maps(blocks=(14,), rows=("target",)))
+
+
+def test_a_hook_inside_of_one_that_splits_the_rows_is_not_told_wrong_names() -> None:
+    q, k, v = (drawn(seed, 4, 2, 6, 4) for seed in (1, 2, 3))
+    site = Site(14, "self", (2, 3), ("source uncond", "target uncond", "source", "target"))
+    halves = torch.zeros(2, 3).index_fill(1, torch.tensor([0]), 1)
+    for outer in (UnionSelfAttention(), MaskedSelfAttention(halves, halves)):
+        spy = Seen()
+        assert torch.equal(compose(outer, spy)(site, q, k, v, kernels.attend), outer(site, q, k, v, kernels.attend))
+        assert spy.rows == {()} and spy.calls == (2 if isinstance(outer, UnionSelfAttention) else 3)
+        with pytest.raises(ValueError, match="expected a row 'target uncond'"):
+            named = Maps(kind="self", rows=("target uncond",))
+            compose(outer, named)(site, q, k, v, kernels.attend)
+
+
+def test_diffusers_takes_what_is_composed_but_for_regions() -> None:
+    unet, plain = peers.theirs(), compose(MutualSelfAttention(), Maps(kind="self"))
+    assert len(hooks.as_processors(hooks.Named(plain, ("source", "target")), unet)) == 32
+    own = compose(MutualSelfAttention(), AtRegions(lambda name, call, *x: call(*x)))
+    with pytest.raises(ValueError, match="diffusers has no place for a region hook"):
+        hooks.as_processors(hooks.Named(own, ()), unet)
 
 
 def test_a_stochastic_step_is_song_et_als() -> None:

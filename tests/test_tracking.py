@@ -117,6 +117,14 @@ def test_samples_of_the_grid(native, grid):
     torch.testing.assert_close(sample_points(features, points.trunc(), grid), dense[0][:, rows, columns].T)
 
 
+def test_samples_beyond_the_border_are_the_borders():
+    grid = (20, 24)
+    beyond = torch.tensor([[-3.0, 5.25], [26.5, -0.75], [7.5, 23.0], [-40.0, 90.0]])
+    at_the_border = torch.tensor([[0.0, 5.25], [23.0, 0.0], [7.5, 19.0], [0.0, 19.0]])
+    features = drawn((5, 6), 3)
+    torch.testing.assert_close(sample_points(features, beyond, grid), sample_points(features, at_the_border, grid))
+
+
 def test_samples_are_differentiable():
     features = drawn((5, 6), 3, dtype=torch.float64).requires_grad_()
     points = torch.tensor([[0.3, 0.7], [11.2, 19.0]])

@@ -2,7 +2,7 @@
 
 from dragsa.checks.callables import functions, hook, supervised
 from dragsa.checks.requests import configured, generation, request, settings, words
-from dragsa.checks.tensors import drag_on, drag_settings, looked_at, mask_on, motion, points_of, tracking
+from dragsa.checks.tensors import drag_on, drag_settings, looked_at, mask_on, motion, points_about, points_of, tracking
 
 __all__ = [
     "configured",
@@ -14,6 +14,7 @@ __all__ = [
     "looked_at",
     "mask_on",
     "motion",
+    "points_about",
     "points_of",
     "request",
     "settings",

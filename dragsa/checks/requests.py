@@ -84,7 +84,7 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         said = f"drag step S must be a whole number from 0 to T - 1 = {last}, came {config.drag_step!r}"
         raise ValueError(f"{said}; give {hint}")
     for pair in drags:
-        if np.shape(pair) != (2, 2):
+        if not _is_drag(pair):
             raise ValueError(f"a drag is ((x, y), (x, y)), handle and target, came {pair!r}")
     if size is not None:
         if config.blend and mask is None:
@@ -94,6 +94,13 @@ def settings(config: EditConfig, drags: Sequence[Any] = (), mask: Any = None, si
         looked_at(len(drags), config.drag, (height, width))
         if mask is not None:
             pictures.open_mask(mask, size, (1, 1))
+
+
+def _is_drag(pair: Any) -> bool:
+    try:
+        return np.shape(pair) == (2, 2)
+    except ValueError:  # of two points, one is no pair
+        return False
 
 
 def words(*prompts: str | None) -> None:

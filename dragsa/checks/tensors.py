@@ -22,16 +22,21 @@ def points_of(features: Tensor, points: Tensor, radius: int, grid: Grid | None) 
 
     Where a point lies is not looked at where that would stop a device or a trace.
     """
+    grid = points_about(features, points, grid)
+    if radius < 0:
+        raise ValueError(f"the radius must be 0 or more, came {radius}")
+    if points.device.type == "cpu" and not torch.compiler.is_compiling():
+        _inside(points, "point", "grid", grid)
+    return grid
+
+
+def points_about(features: Tensor, points: Tensor, grid: Grid | None) -> Grid:
+    """Raise a ValueError unless these are a map and points, in its grid or beyond the border; return the grid."""
     if features.ndim != 4 or features.shape[0] != 1:
         raise ValueError(f"features must be (1, C, h, w), came {tuple(features.shape)}")
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"points must be (n, 2) of (x, y), came {tuple(points.shape)}")
-    if radius < 0:
-        raise ValueError(f"the radius must be 0 or more, came {radius}")
-    grid = (features.shape[2], features.shape[3]) if grid is None else grid
-    if points.device.type == "cpu" and not torch.compiler.is_compiling():
-        _inside(points, "point", "grid", grid)
-    return grid
+    return (features.shape[2], features.shape[3]) if grid is None else grid
 
 
 def motion(

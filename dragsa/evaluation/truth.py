@@ -29,7 +29,7 @@ def drag_source(branch: Branch, drags: Sequence[Drag]) -> tuple[Tensor, dict[str
     begin = time.perf_counter()
     dragged = editing.drag_source(branch, drags)
     size = branch.source.picture.size
-    handles, targets = (pictures.to_grid([pair[end] for pair in drags], size, branch.grid) for end in (0, 1))
+    handles, targets = (pictures.to_grid([pair[end] for pair in drags], size, branch.grid_size) for end in (0, 1))
     course = {
         "updates": len(dragged.losses),
         "stop": dragged.reason,

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from dragsa import ddim, editing, passes, pictures, tracking
+from dragsa.config import EditConfig
 from dragsa.editing import Branch, Drag, EditResult, Mask, Source
 from dragsa.hooks import MutualSelfAttention
 from dragsa.loading import StableDiffusion
 from dragsa.looking import inside
 from dragsa.model.blocks import block_name
-from dragsa.pictures import looking
+from dragsa.pictures import Trace, looking
 
 SIDE = 256  # pixels, of a small picture's longer side
 MOMENTS = 6  # levels of the trajectory that are shown
@@ -87,7 +88,7 @@ denoising under control besides."""
 TRACKING = """How far the features of every cell are from what was at the handle in the source, dark is near. The best
 match within the window is where the tracking is; a second one that is nearly as dark is where it may be lost to."""
 ATTENTION = """Where the handle's place looks in the edit's next pass. Without control it looks into its own picture,
-with control its keys and values are the source's."""
+under the paper's control, where the edit has that there, its keys and values are the source's."""
 
 
 def said(edited: Edited) -> str:
@@ -182,7 +183,7 @@ def frames_of(sd: StableDiffusion, edited: Edited) -> dict[int, Image.Image]:
 
 
 def tracked(branch: Branch, z: Tensor, edited: Edited) -> list[Figure]:
-    trace, grid = edited.result.trace, branch.grid
+    trace, grid = edited.result.trace, branch.grid_size
     if not edited.latents:
         return []
     loop, size = branch.config.drag, (grid[1], grid[0])
@@ -217,7 +218,7 @@ def _scaled(point: tuple[float, float], size: tuple[int, int], new: tuple[int, i
 
 
 def attention(branch: Branch, z: Tensor, edited: Edited) -> list[Figure]:
-    trace, grid = edited.result.trace, branch.grid
+    trace, grid = edited.result.trace, branch.grid_size
     points = list(trace.tracked[:HANDLES]) or [((trace.picture_size[0] - 1) / 2, (trace.picture_size[1] - 1) / 2)]
     t, figures = branch.source.schedule.timesteps[branch.level - 1], []
     pair, control = torch.cat([branch.z_source, z]), MutualSelfAttention(branch.config.control_blocks)
@@ -230,11 +231,17 @@ def attention(branch: Branch, z: Tensor, edited: Edited) -> list[Figure]:
             for what, map_, ground in (
                 ("without control, in the edit", found.own, edited.result.image),
                 ("with control, in the source", found.controlled, edited.result.source),
-            ):
+            )[: 2 if controlled(branch.config, branch.level, trace) else 1]:
                 picture = looking.over_picture(small(ground), map_)
                 marked = looking.with_points(picture, {"": [_scaled(point, trace.picture_size, picture.size)]})
                 figures.append((f"{block_name(block)}, from handle {n + 1}, {what}", marked))
     return figures
+
+
+def controlled(config: EditConfig, level: int, trace: Trace) -> bool:
+    """Tell whether the edit's step from a level took its keys and values from the source alone."""
+    first = config.control_step if config.control == "mutual" and trace.control is None else None
+    return first is not None and config.steps - level >= first
 
 
 def curves(edited: Edited) -> list[Figure]:

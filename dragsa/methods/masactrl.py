@@ -135,7 +135,7 @@ class MaskedSelfAttention:
             for mask in (self.source_mask, self.target_mask)
         )
         f_o, f_b = (
-            F.scaled_dot_product_attention(q_t, k_s, v_s, attn_mask=(kind | ~kind.any())[None])  # (1, n), for all
+            attend(q_t, k_s, v_s, bias=torch.where(kind | ~kind.any(), 0.0, -torch.inf)[None])  # (1, n), for all
             for kind in (among, ~among)
         )
         return torch.stack([attend(q_s, k_s, v_s), torch.where(at[:, None], f_o, f_b)], dim=1).flatten(0, 1)

@@ -36,7 +36,8 @@ class Site(NamedTuple):
     kind: str  # "self" or "cross"
     grid: tuple[int, int]  # (h, w) of the query's tokens, n = h w
     # What the batch's rows are, as far as the caller says: ("source", "target"), with guidance ("source uncond",
-    # "target uncond", "source", "target"); of a pass on one latent ("latent",). Samplers say it, a bare pass does not.
+    # "target uncond", "source", "target"); in a drag ("target",) or ("target uncond", "target"); of another pass on
+    # one latent ("latent",). Samplers and the drag say it, a bare pass does not.
     rows: tuple[str, ...] = ()
 
     @property

@@ -253,7 +253,9 @@ def unmasked(mask: Tensor, points: Tensor) -> list[bool]:
 
 
 def warn_unmasked(mask: Tensor, handles: Tensor, targets: Tensor) -> None:
-    """Warn of handles and targets (n, 2) each that stand where the mask (H, W) lets nothing move."""
+    """Warn of handles and targets (n, 2) each that stand where the mask (H, W) lets nothing move, and of thin white."""
+    if mask.any() and not mask[::4, ::4].any():  # by nearest neighbour, as `drag.to_latent_grid`
+        warnings.warn("the mask's white is too thin for the latent's cells of 8 pixels: nothing may move", stacklevel=3)
     for n, off in enumerate(zip(unmasked(mask, handles), unmasked(mask, targets), strict=True), start=1):
         if all(off):
             said = f"handle {n} and its target stand outside of the mask's white: is the mask inverted? White may move"

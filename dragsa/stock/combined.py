@@ -63,6 +63,7 @@ class Composed:
 def _call(
     hook: AttentionHook, site: Site, attend: Attend, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None
 ) -> Tensor:
+    site = site if len(site.rows) == len(q) else site._replace(rows=())  # of some rows alone the names are not known
     return hook(site, q, k, v, attend if bias is None else partial(_biased, attend, bias))
 
 
@@ -87,6 +88,12 @@ class Named:
 def region_of(hook: AttentionHook) -> RegionHook:
     """Return a hook's method `region`, or for one that has none the region hook that changes nothing."""
     return getattr(hook, "region", _as_it_is)
+
+
+def has_region(hook: AttentionHook) -> bool:
+    """Tell whether a hook, or one of those that it is made of, acts on regions."""
+    inner = hook.hooks if isinstance(hook, Composed) else (hook.hook,) if isinstance(hook, Named) else ()
+    return any(map(has_region, inner)) if inner else hasattr(hook, "region")
 
 
 def _as_it_is(name: str, call: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dragsa.kernels import attend
 from dragsa.model.blocks import ACTIVATIONS, TRANSFORMERS, block_name
 from dragsa.model.sites import AttentionHook, Site
+from dragsa.stock.combined import has_region
 
 
 def as_processors(
@@ -23,7 +24,7 @@ def as_processors(
     diffusers tells a processor the number of tokens alone. rows: as `Site.rows` is to tell them. A region hook has no
     place there. Raises ValueError for a hook that has one, and for layers that are not SD 1.5's.
     """
-    if hasattr(hook, "region"):
+    if has_region(hook):
         raise ValueError(f"diffusers has no place for a region hook, came {hook!r}")
     blocks, found = {names.diffusers: block for block, names in TRANSFORMERS.items()}, {}
     for name in getattr(pipe, "unet", pipe).attn_processors:

@@ -21,7 +21,7 @@ from dragsa.pictures import looking as drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore:the drag did not arrive")
 LOOP = dragsa.DragConfig(updates=2, tap="block14+block15")
-CONFIG = dragsa.EditConfig.paper(steps=5, drag_step=2, source_kv="none", drag=LOOP)
+CONFIG = dragsa.EditConfig.paper(steps=5, drag_step=2, control_step=2, source_kv="none", drag=LOOP)
 PICTURE = Image.fromarray(np.arange(64 * 72 * 3, dtype=np.uint8).reshape(64, 72, 3))
 DRAGS = tuple(((20.0 + 8 * n, 20.0 + 6 * n), (40.0, 20.0 + 10 * n)) for n in range(4))
 K = 3  # the level of the drag
@@ -210,6 +210,17 @@ def test_the_maps_of_attention_are_of_the_handles_place(sd: dragsa.StableDiffusi
     plain = drawn.over_picture(folder.small(edited.result.image), maps.own)
     apart = np.abs(np.asarray(middle[0][1]).astype(int) - np.asarray(plain)).max(axis=2)
     assert len(middle) == 4 and (apart > 2).mean() < 0.02  # the ring alone
+
+
+def test_only_control_that_the_edit_had_there_is_shown(sd: dragsa.StableDiffusion, edited: Edited) -> None:
+    branch, z = folder.at_the_drag(sd, edited)
+    own = replace(edited, result=edited.result._replace(trace=replace(edited.result.trace, control="mine")))
+    uncontrolled: list[dict[str, Any]] = [{"control": "union"}, {"control_step": 3}, {"control_step": None}]
+    for changes, told in (*((one, edited) for one in uncontrolled), ({}, own)):
+        figures = folder.attention(replace(branch, config=replace(CONFIG, control_blocks=(14,), **changes)), z, told)
+        assert [caption.partition(", ")[2] for caption, _ in figures] == [
+            f"from handle {n}, without control, in the edit" for n in (1, 2, 3)
+        ]
 
 
 def test_the_curves_are_the_traces(edited: Edited) -> None:

@@ -26,7 +26,8 @@ def qkv(rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    return (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1) @ v
+    scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+    return (scores if bias is None else scores + bias).softmax(-1) @ v
 
 
 def one_token(q: Tensor, k: Tensor, v: Tensor, among: list[int]) -> Tensor:

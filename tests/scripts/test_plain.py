@@ -103,6 +103,10 @@ def test_what_it_does_not_do_is_refused() -> None:
     config = dragsa.EditConfig.paper(drag=others, guidance=7.5)
     with pytest.raises(ValueError, match=r"^not done here: optimizer, guidance, patience, stall, anchor$"):
         plain.edit(None, torch.zeros(1, 4, 8, 8), [[3, 3]], [[9.0, 3.0]], 0, config)
+    here = dragsa.EditConfig.paper(drag=PAPER)
+    for changes in ({"control_step": 20}, {"control_step": None}, {"control_blocks": (11,)}, {"lora_steps": 1}):
+        with pytest.raises(ValueError, match=rf"^not done here: {next(iter(changes))}$"):
+            plain.edit(None, torch.zeros(1, 4, 8, 8), [[3, 3]], [[9.0, 3.0]], 0, replace(here, **changes))
 
 
 def test_it_fits_two_pages() -> None:

@@ -188,6 +188,19 @@ def test_free_drag_has_arrived_where_the_template_is_matched():
     assert at(follow([0.0], 0.9, 10.8)) == [10.0]  # one that is near from the beginning is not pulled
 
 
+def test_free_drag_s_patches_reach_over_the_border():
+    handles, end = torch.tensor([[0.0, 16.0]]), torch.tensor([[31.0, 31.0]])
+    noise, config = ddim.noise_at(SCHEDULE, 35, torch.device("cpu")), DragConfig(radius=3)
+    task = Task(torch.zeros(1, 4, 8, 8), noise, torch.zeros(1, 5, 16), handles, end, None, config)
+    free = FreeDrag(0.9)
+    found = free(ramp(0.0), task, None, drag.no_lap)
+    # Of the seven columns of the template -3 … 0 show the border's 0, and 0.8 of a cell on, -0.2 to 3.8.
+    assert free.template[0].unflatten(0, (7, 7))[:, 0, 0].tolist() == [0, 0, 0, 0, 1, 2, 3]
+    x = found.handles[0, 0].item()
+    expected = sum(max(0, n + x) - max(0, n) for n in range(-3, 4)) / 7
+    assert x > 0 and found.loss.item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_free_drag_in_a_drag(net):
     config = DragConfig(updates=12, lr=0.05, compile="off", patience=None)
     mask = (torch.arange(32) < 20).float().expand(32, 32)
