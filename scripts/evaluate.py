@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dragsa import cli, files, loading
-from dragsa.evaluation import art_cases, art_figures, cases, figures, lists
+from dragsa.evaluation import art_cases, art_figures, cases, figures, lists, truth_tables
 
 
 def checked(name: str, limit: int | None, sd: loading.StableDiffusion) -> str:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             results = lists.measure_folder(options.folder)
             files.save_json(results, options.folder / "metrics.json", overwrite=True)
-            print(figures.table(results))
+            print(truth_tables.overall(results, "result"))
     except (OSError, ValueError) as error:
         print(f"evaluate: error: {cli.one_line(error)}", file=sys.stderr)
         return 2

@@ -22,6 +22,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def chosen(options: Any) -> Choice:
     own = None if options.images is None else tuple(own_subjects(options.images, options.seed))
     if own is None and not small:
         raise ValueError(f"the {options.list} scenes are for weights/{name}: give your own with --images JOBS.json")
-    base = cli.config_of({"weights": str(options.weights)})
+    base = replace(cli.config_of({"weights": str(options.weights)}), paste=False)  # as published figures were measured
     return Choice(base, GUIDANCE["small" if small else "sd15"], options.seed, options.count, own, options.list)
 
 

@@ -95,7 +95,7 @@ def plan_of(options: Any) -> Plan:
         if len(values) != 1:
             raise ValueError(f"--set takes one value, came {given!r}")
         of_base[key] = values[0]
-    start = getattr(EditConfig, options.base)(size=options.size)
+    start = getattr(EditConfig, options.base)(size=options.size, paste=False)
     base = sweeps.changed(Setting(sweeps.BASE, start, "five"), of_base, sweeps.BASE)
     listed: dict[str, list[Change]] = {name: SWEEPS[name] for name in options.sweep}
     listed |= {key: [{key: value} for value in values] for key, values in map(assignment, options.vary)}
@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = arguments_of(arguments)
         if options.command == "run":
             planned = plan_of(options)
-            runs.claim(options.folder, planned.settings, options.weights, list=options.list)
+            more = {name: getattr(options, name) for name in ("list", "cases", "published")}
+            runs.claim(options.folder, planned.settings, options.weights, **more)
             rows = [row._asdict() for row in planned.rows]
             files.save_json(rows, options.folder / "sweep.json", overwrite=True)
             if not truth.run_as_asked(options, planned.settings, explain=False):

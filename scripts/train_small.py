@@ -7,9 +7,10 @@
     python scripts/train_small.py evaluate             # held-out figures of an exported folder
 
 A stage that was interrupted goes on from its last checkpoint in the work folder; a stage that is complete is passed
-over; `--fresh` starts again. A stage is planned over its minutes, counted while the processor works on it: the learning
-rate falls as they pass, so the number of updates depends on the machine. Every update draws its own random numbers from
-the seed and the update's number.
+over; `--fresh` starts again, with what later stages made of it. A work folder is of one seed, size and artwork. A stage
+is planned over its minutes, counted while the processor works on it: the learning rate falls as they pass, so the
+number of updates depends on the machine. Every update draws its own random numbers from the seed and the update's
+number.
 
 The VAE learns from drawn pictures that never repeat. Then pictures are encoded once (`latents`), the latents' mean and
 spread per channel are folded into the VAE's 1×1 convolutions so that SD 1.5's scaling factor holds as it is, and the
@@ -24,10 +25,10 @@ import math
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,7 @@ from dragsa.model.vae import VAE
 
 ROOT = Path(__file__).resolve().parents[1]
 ENCODED = 1024  # pictures between two savings
+STAGES = ("vae", "latents", "unet")  # that leave checkpoints, each made of what the one before it left
 
 UNET = UNetConfig(widths=(32, 64, 128, 128), heads=(2, 4, 4, 4), context_dim=64, groups=4)
 
@@ -139,9 +141,12 @@ def reconstruct(vae: VAE, pictures: Tensor) -> Tensor:
 
 def encode_latents(work: Path, vae: VAE, plan: Plan, lessons: Lessons) -> dict[str, Any]:
     """Return scaled latents of training and held-out scenes and the normalised VAE, cached in `work/latents.pt`."""
-    path = work / "latents.pt"
+    path, of = work / "latents.pt", training.fingerprint(vae.state_dict())
     if path.exists():
-        return torch.load(path, weights_only=True)
+        there = torch.load(path, weights_only=True)
+        if not torch.equal(there.get("of", of), of):  # one without a note of its VAE is trusted
+            refuse(f"{path} is of another VAE than {work / 'vae.pt'} is now; encode again with `latents --fresh`")
+        return there
     rng = random.Random(plan.seed + 1)
     seeds = rng.sample(scenes.TRAINING_SEEDS, plan.latents) + list(scenes.HELD_OUT_SEEDS[:512])
     training.say(f"latents: encoding {len(seeds)} pictures")
@@ -169,6 +174,7 @@ def encode_latents(work: Path, vae: VAE, plan: Plan, lessons: Lessons) -> dict[s
         "held_out": latents[plan.latents :].clone(),
         "held_out_seeds": torch.tensor(seeds[plan.latents :]),
         "vae": vae.state_dict(),
+        "of": of,
     }
     training.save(cache, path)
     part.unlink()
@@ -351,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bfloat16", action="store_true", help="autocast in the VAE's training")
-    parser.add_argument("--fresh", action="store_true", help="forget the stage's checkpoint")
+    parser.add_argument("--fresh", action="store_true", help="forget the checkpoints of the stage and of later ones")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     if options.size < 64 or options.size % 64:
@@ -363,10 +369,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = replace(DRAWN if options.artwork is None else ARTWORK, **changes(options))
     name = "small" if options.artwork is None else "artwork"
     work, out, stage = options.work or ROOT / "runs" / name, options.out or ROOT / "weights" / name, options.stage
-    if options.fresh:
-        for one in ("vae", "latents", "unet") if stage == "all" else (stage,):
-            for file in (f"{one}.pt", f"{one}-part.pt"):
-                (work / file).unlink(missing_ok=True)
+    if options.fresh and stage in ("all", *STAGES):
+        for one in STAGES[0 if stage == "all" else STAGES.index(stage) :]:
+            for file in checkpoints(work, one):
+                file.unlink()
+    if stage != "evaluate":
+        claim(work, plan, options.artwork)
     with memory.kept(torch.device(plan.device)):
         if stage in ("all", "vae"):
             train_vae(work, plan, lessons)
@@ -390,6 +398,30 @@ def changes(options: argparse.Namespace) -> dict[str, Any]:
     return named | {name: value for name, value in minutes.items() if value is not None}
 
 
+def claim(work: Path, plan: Plan, sprites: Path | None) -> None:
+    """Write down what a work folder's networks learn from, or check that it is the same as before.
+
+    A folder with checkpoints and without such a note is trusted. Exits with 2 and one line for one of other numbers.
+    """
+    named = {name: getattr(plan, name) for name in ("seed", "size", "latents", "tokens")}
+    mine = {**named, "vae": asdict(plan.vae), "unet": asdict(plan.unet)}
+    mine = json.loads(json.dumps({**mine, "artwork": None if sprites is None else loading.sha256(sprites)}))
+    note = work / "plan.json"
+    if not any(checkpoints(work, stage) for stage in STAGES):
+        work.mkdir(parents=True, exist_ok=True)
+        files.save_json(mine, note, overwrite=True)
+    elif note.exists():
+        theirs = json.loads(note.read_text())
+        other = [name for name, value in mine.items() if theirs.get(name) != value]
+        if other:
+            refuse(f"{work} was begun with other {', '.join(other)}; give the same, another --work, or `all --fresh`")
+
+
+def checkpoints(work: Path, stage: str) -> list[Path]:
+    """Return the files that a stage has left, whole or in part."""
+    return [file for file in (work / f"{stage}.pt", work / f"{stage}-part.pt") if file.exists()]
+
+
 def checkpoint(work: Path, stage: str) -> dict[str, Any]:
     need(work / f"{stage}.pt", stage)
     return torch.load(work / f"{stage}.pt", weights_only=True)
@@ -397,8 +429,12 @@ def checkpoint(work: Path, stage: str) -> dict[str, Any]:
 
 def need(path: Path, stage: str) -> None:
     if not path.exists():
-        print(f"train_small: there is no {path}; run the stage `{stage}` first", file=sys.stderr)
-        raise SystemExit(2)
+        refuse(f"there is no {path}; run the stage `{stage}` first")
+
+
+def refuse(line: str) -> NoReturn:
+    print(f"train_small: {line}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

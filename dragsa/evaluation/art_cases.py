@@ -55,7 +55,7 @@ SIZES_OF_RESIZE = (0.3, 0.72)
 ROOM = 0.1  # of the thing's size: the mask's
 LARGE = (0.48, 0.62)  # things that turn, or whose parts are pulled
 CONTRAST = 0.5  # between thing and ground, the median distance of their colours in [-1, 1]³
-EDGE = 0.05  # of the width: a pulled part keeps so far from the picture's edge
+EDGE = 0.05  # of the width: handles and targets keep so far from the picture's edge
 TRIES = 1_000
 
 
@@ -164,8 +164,11 @@ def _case(which: str, kind: str, number: int, size: int) -> ArtCase:
     for _ in range(TRIES):
         before = _scene(rng, kind, wanted, structured)
         after = _EDITS[kind](rng, before, number)
-        if after is not None and _stands_out(before):
-            return ArtCase(kind, number, seed, before, after, size)
+        if after is None:
+            continue
+        case = ArtCase(kind, number, seed, before, after, size)
+        if _drags_are_inside(case) and _stands_out(before):
+            return case
     raise ValueError(f"no case {kind}-{number:02d}: no scene of the shipped artwork has room for it")
 
 
@@ -193,6 +196,12 @@ def _placed(rng: random.Random, name: str, style: str, sizes: tuple[float, float
     x, y = (rng.uniform(size / 2, 1 - size / 2) for _ in range(2))
     turned = art_scenes.TURNED
     return Thing(name, style, x, y, size, rng.uniform(-turned, turned), rng.random() < 0.5)
+
+
+def _drags_are_inside(case: ArtCase) -> bool:
+    """Return True if no handle and no target is nearer than `EDGE` to the edge, which a thing that turns may leave."""
+    places = [place + 0.5 for drag in case.drags("five") for point in drag for place in point]  # "one" is among them
+    return EDGE * case.size <= min(places) and max(places) <= (1 - EDGE) * case.size
 
 
 def _stands_out(scene: ArtScene) -> bool:
@@ -254,10 +263,8 @@ def _part(rng: random.Random, before: ArtScene, number: int) -> ArtScene | None:
     way = outward + math.radians(rng.choice((-1, 1)) * rng.uniform(0, 100))
     length = rng.uniform(0.06, 0.1) / thing.size
     pull = Pull(u, v, length * math.cos(way), length * math.sin(way), max(0.2, 2.5 * length))
-    target = art_scenes.to_picture(thing, u + pull.dx, v + pull.dy, 1)
-    inside = all(EDGE <= place + 0.5 <= 1 - EDGE for place in target)
     after = replace(before, thing=replace(thing, pull=pull))
-    return after if inside and art_scenes.is_clear(after) else None
+    return after if art_scenes.is_clear(after) else None
 
 
 _EDITS: Mapping[str, Callable[[random.Random, ArtScene, int], ArtScene | None]] = {

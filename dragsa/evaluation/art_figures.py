@@ -24,6 +24,13 @@ OTHERS = 4  # things that a result is compared with
 LEAST_HOLE = 16  # pixels; a smaller hole is not reported
 COVERED = 0.02  # the alpha of what a thing covers
 SOLID = 0.9
+NOT_FOUND: dict[str, float | None] = {  # what `_thing_figures` would say of a thing that was not found
+    "object_colour": None,
+    "style_kept": 0.0,
+    "style_margin": None,
+    "identity_kept": 0.0,
+    "identity_margin": None,
+}
 
 
 def measure(result: Image.Image, case: ArtCase) -> dict[str, Any]:
@@ -33,7 +40,8 @@ def measure(result: Image.Image, case: ArtCase) -> dict[str, Any]:
     of the mask, where things were and are no more. `object_colour`: of the things where they are found, against their
     own colours there. `style_kept`: 1 if of the three styles' drawings of the thing, near the place that was found,
     the source's own is nearest to the result, else 0; `style_margin`: dB to it, less dB to the nearer of the others.
-    `identity_kept` and `identity_margin`: the same against `OTHERS` other things in the same style. `neighbour_*`: what
+    `identity_kept` and `identity_margin`: the same against `OTHERS` other things in the same style. A thing that is not
+    found has kept neither style nor identity, 0, and has no margins and no colour, None. `neighbour_*`: what
     became of a protected neighbour. `centre_moved`: where the thing should stay, how far it went. `angle_left`: of a
     rotation, the share of the angle. `size_left`: of a resize, the share of the change.
     """
@@ -44,10 +52,11 @@ def measure(result: Image.Image, case: ArtCase) -> dict[str, Any]:
         for name, point in case.points(found.scene).items()
         if (found.neighbour_found if name.startswith(NEIGHBOUR) else found.found)
     }
-    scenes = [found.scene]
+    scenes = [(found.scene, found.found)]
     if case.kind == "two" and found.scene.neighbour is not None:
-        scenes.append(replace(found.scene, thing=found.scene.neighbour, neighbour=found.scene.thing))
-    judged = [_thing_figures(picture, scene) for scene in scenes]
+        beside = replace(found.scene, thing=found.scene.neighbour, neighbour=found.scene.thing)
+        scenes.append((beside, found.neighbour_found))
+    judged = [_thing_figures(picture, scene) if there else NOT_FOUND for scene, there in scenes]
     return {
         "novelty": case.novelty,
         "found": found.found and (case.kind != "two" or found.neighbour_found),
@@ -91,23 +100,29 @@ def _thing_figures(picture: Tensor, scene: ArtScene) -> dict[str, float | None]:
     number = names.index(thing.name)
     others = [replace(thing, name=names[(number + n) % len(names)]) for n in range(1, OTHERS + 1)]
     figures_of = {"object_colour": colour}
-    for word, rivals in (("style", styles), ("identity", others)):
-        margin = nearness(picture, scene, rivals)
+    for word, margin in zip(("style", "identity"), nearness(picture, scene, styles, others), strict=True):
         figures_of |= {f"{word}_kept": float(margin > 0), f"{word}_margin": margin}
     return figures_of
 
 
-def nearness(picture: Tensor, scene: ArtScene, rivals: Sequence[Thing]) -> float:
-    """Return dB of a picture (3, H, W) to a scene's own thing, less dB to the nearest of its rivals' drawings.
+def nearness(picture: Tensor, scene: ArtScene, *groups: Sequence[Thing]) -> list[float]:
+    """Return dB of a picture (3, H, W) to a scene's own thing, less dB to the nearest drawing of each group of rivals.
 
-    The thing is where it was found. Drawings fill their squares differently, so each rival is brought to its own best
-    place, size and rotation near there. All are compared over the same pixels, those that any of them covers.
+    The thing is where it was found. Drawings fill their squares differently, so each rival, and the own thing like
+    them, is brought to its best place, size and rotation near there. The own and a group are compared over the same
+    pixels, those that any of them covers.
     """
-    placed = [art_fit.refined(picture, replace(scene, thing=rival)).thing for rival in rivals]
-    drawings = [_drawing(one, scene, picture.shape[-1]) for one in (scene.thing, *placed)]
-    covered = torch.stack([alpha for _, alpha in drawings]).amax(dim=0) > COVERED
-    own, *theirs = (quality.decibels(picture[:, covered, None], drawn[:, covered, None]) for drawn, _ in drawings)
-    return own - max(theirs)
+
+    def best(thing: Thing) -> tuple[Tensor, Tensor]:
+        return _drawing(art_fit.refined(picture, replace(scene, thing=thing)).thing, scene, picture.shape[-1])
+
+    own, margins = best(scene.thing), list[float]()
+    for rivals in groups:
+        drawings = [own, *map(best, rivals)]
+        covered = torch.stack([alpha for _, alpha in drawings]).amax(dim=0) > COVERED
+        mine, *theirs = (quality.decibels(picture[:, covered, None], drawn[:, covered, None]) for drawn, _ in drawings)
+        margins.append(mine - max(theirs))
+    return margins
 
 
 def _drawing(thing: Thing, scene: ArtScene, size: int) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ STEPS = {"x": 0.004, "y": 0.004, "size": 0.004, "rotation": 0.02, "share": 0.04}
 FURTHEST = {"x": 0.08, "y": 0.08, "size": 0.08, "rotation": 0.3, "share": 0.4}  # that one iteration may go
 SMALLER, LARGER = 0.4, 2.2  # of the source's size, and nothing beyond is looked for
 MOST_TURNED = math.pi / 2  # from the source's rotation
+NEAR = 0.25  # of a thing's size: `refined` looks no further from where it stands
 MOST_PULLED = 1.3  # of the way that was asked
 LOOSE, BOUND = 1.5, 0.4  # of a pixel's difference, colours in [-1, 1]: on the way, and at the end
 SHOWN = 0.5  # a thing is there if its drawing leaves less than so much of what the bare ground leaves unexplained
@@ -64,18 +65,20 @@ def fit(picture: Tensor, before: ArtScene, pull: Pull | None = None) -> ArtFit:
 
 
 def refined(picture: Tensor, scene: ArtScene) -> ArtScene:
-    """Return the scene with its thing moved, resized and turned to where the picture agrees with it best."""
-    names = fitted(replace(scene, neighbour=None), None)
-    things = [scene.thing, *best_places(scene.thing, scene, picture)]
+    """Return the scene with its thing moved, resized and turned to where the picture agrees with it best nearby."""
+    names, near = fitted(replace(scene, neighbour=None), None), NEAR * scene.thing.size
+    things = [scene.thing, *best_places(scene.thing, scene, picture, near)]
     rows = torch.tensor([values(replace(scene, thing=thing), names) for thing in things])
-    return placed(scene, names, _descended(picture, scene, names, rows, None), None)
+    return placed(scene, names, _descended(picture, scene, names, rows, None, near), None)
 
 
 def _small(picture: Tensor) -> Tensor:
     return F.interpolate(picture[None], size=(GRID, GRID), mode="area")[0]
 
 
-def _descended(picture: Tensor, before: ArtScene, names: Names, rows: Tensor, pull: Pull | None) -> list[float]:
+def _descended(
+    picture: Tensor, before: ArtScene, names: Names, rows: Tensor, pull: Pull | None, near: float = 1.0
+) -> list[float]:
     """Return the row of numbers by which the scene agrees best with the picture, from the best of the starts on."""
     seen, ground = _small(picture), art_scenes.draw_ground(before.ground, GRID)  # (3, G, G) each
 
@@ -84,7 +87,7 @@ def _descended(picture: Tensor, before: ArtScene, names: Names, rows: Tensor, pu
         apart = drawn - seen  # (B, 3, G, G)
         return (apart / (1 + apart.square().sum(dim=1, keepdim=True) / bound**2).sqrt()).flatten(1)
 
-    least, most = limits(before, names)
+    least, most = limits(before, names, near)
     steps, furthest = (torch.tensor([one[name] for _, name in names]) for one in (STEPS, FURTHEST))
     numbers = Numbers(steps, furthest, least, most)
     for bound, count in ((LOOSE, STARTS), (BOUND, 1)):
@@ -117,8 +120,8 @@ def values(scene: ArtScene, names: Names, share: float = 0.0) -> list[float]:
     return [share if name == "share" else getattr(things[beside], name) for beside, name in names]
 
 
-def limits(before: ArtScene, names: Names) -> Tensor:
-    """Return the least and the greatest values that are looked at: (2, P)."""
+def limits(before: ArtScene, names: Names, near: float = 1.0) -> Tensor:
+    """Return the least and the greatest values that are looked at: (2, P). `near`: of places, so far from before."""
     spans = []
     for (_, name), value in zip(names, values(before, names), strict=True):
         of_name = {
@@ -126,7 +129,7 @@ def limits(before: ArtScene, names: Names) -> Tensor:
             "rotation": (value - MOST_TURNED, value + MOST_TURNED),
             "share": (0.0, MOST_PULLED),
         }
-        spans.append(of_name.get(name, (0.0, 1.0)))
+        spans.append(of_name.get(name, (max(0.0, value - near), min(1.0, value + near))))
     return torch.tensor(spans).T
 
 
@@ -159,9 +162,10 @@ def starts(before: ArtScene, names: Names, picture: Tensor, pull: Pull | None) -
     return torch.tensor([values(place, names, share) for place in places for share in shares])
 
 
-def best_places(thing: Thing, scene: ArtScene, picture: Tensor) -> list[Thing]:
+def best_places(thing: Thing, scene: ArtScene, picture: Tensor, near: float = 1.0) -> list[Thing]:
     """Return the thing at the places where it explains most of the picture, in its best size, in several rotations.
 
+    `near`: so far along x and y from where it stands, in fractions of the width.
     With c - g = o - a g for a thing o of alpha a over the ground g, and d the picture less the ground, it takes
     Σ 2 d·(o - a g) - |o - a g|² from the squared error, which is a few correlations.
     """
@@ -178,8 +182,13 @@ def best_places(thing: Thing, scene: ArtScene, picture: Tensor) -> list[Thing]:
     kernels = torch.cat([-2 * colours, 2 * alpha, -2 * alpha * colours, alpha.square()], dim=1)  # (T, 8, C, C)
     error = F.conv2d(maps[None], kernels, padding=COARSE // 2)[0]  # (T, C + 1, C + 1): i is the place i / C
     error = error + colours.square().sum(dim=(1, 2, 3))[:, None, None]
-    found = []
+    side = torch.arange(COARSE + 1) / COARSE
+    beyond = ((side - thing.x).abs() > near)[None, :] | ((side - thing.y).abs() > near)[:, None]
+    error[:, beyond] = math.inf
+    found: list[Thing] = []
     for _ in range(PLACES):
+        if error.isinf().all():
+            break
         row, column = divmod(int(error.amin(dim=0).argmin()), COARSE + 1)
         here = error[:, row, column].view(len(SIZES_TRIED), -1).amin(dim=0).argsort()[:TURNS]  # the best rotations
         for turn in here.tolist():

@@ -45,7 +45,7 @@ def outstanding(name: str, style: str) -> list[Place]:
     solid = _Solid(name, style)
     angles = [2 * math.pi * n / RAYS for n in range(RAYS)]
     extents = [solid.extent(angle) for angle in angles]
-    peaks = [n for n in range(RAYS) if extents[n] >= max(extents[n - 1], extents[(n + 1) % RAYS], extents[n - 2])]
+    peaks = [n for n in range(RAYS) if extents[n] >= max(extents[(n + apart) % RAYS] for apart in (-2, -1, 1, 2))]
     mean = sum(extents) / RAYS
     return [solid.towards(angles[n], OUTER) for n in peaks if extents[n] >= mean]
 

@@ -77,9 +77,6 @@ class Sprites:
         self.names, self._pictures = tuple(names), pictures
         self._number = {name: number for number, name in enumerate(self.names)}
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._number
-
     def picture(self, name: str, style: str) -> Tensor:
         """Return a drawing as float (4, SIDE, SIDE) in [0, 1]: red, green and blue times alpha, and alpha.
 

@@ -171,12 +171,3 @@ def check_table(errors: dict[str, dict[str, list[float]]]) -> str:
             error = {"mean px": sum(row) / len(row), "95 % px": high, "most px": max(row)}
             rows.append({"picture": what, "kind": kind, "points": len(row), **error})
     return tables.markdown(rows)
-
-
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Return means over the cases with their 95 % intervals as a Markdown table, a row for each result's name."""
-    columns = {"left": ("share", 2), "IoU": ("overlap", 2), "truth dB": ("truth_db", 1), "SSIM": ("truth_ssim", 3)}
-    columns |= {"object's colour": ("object_colour", 1), "background": ("background_error", 2), "shape": ("shape", 2)}
-    of_each = results.items()
-    rows = [{"result": name, "cases": len(row), **tables.means(row, columns)} for name, row in of_each]
-    return tables.markdown(rows)

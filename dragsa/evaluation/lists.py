@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from dragsa.evaluation import art_cases, art_figures, cases, edits, figures
+from dragsa.evaluation import art_cases, art_figures, cases, edits, figures, scenes
 from dragsa.evaluation.art_cases import ArtCase
 from dragsa.evaluation.cases import Case
 from dragsa.evaluation.edits import SIZE, Edit
@@ -35,6 +35,12 @@ def cases_of(name: str, which: str = "figures", limit: int | None = None, size: 
 def name_of(listed: Sequence[Edit]) -> str:
     """Return the name of the list that cases are of."""
     return ARTWORK if any(isinstance(case, ArtCase) for case in listed) else DRAWN
+
+
+def part_of(listed: Sequence[Edit]) -> str:
+    """Return the part of their list that cases are of, by their seeds: "figures" or "settings"."""
+    first = (art_cases.FIRST if name_of(listed) == ARTWORK else cases.FIRST)["settings"]
+    return "settings" if any(case.seed >= scenes.HELD_OUT_SEEDS[first] for case in listed) else "figures"
 
 
 def measure(result: Image.Image, case: Edit) -> dict[str, Any]:

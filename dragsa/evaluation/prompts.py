@@ -81,7 +81,7 @@ def edited(
     sd: StableDiffusion, source: Source, config: EditConfig, subject: Subject, drags: Sequence[Drag] = ()
 ) -> Image.Image:
     """Return the subject's edit by its prompt, and by a drag where `drags` are given."""
-    mask, config = subject.mask if drags else None, replace(config, paste=False)  # as published figures were measured
+    mask = subject.mask if drags else None
     return editing.edit(sd, source, drags, mask, target_prompt=subject.target_prompt, config=config).image
 
 

@@ -46,7 +46,7 @@ def do(sd: StableDiffusion, item: Item, configs: Configs) -> Done:
         if inversion not in sources:
             sources[inversion] = editing.prepare(sd, subject.picture, subject.prompt, subject.seed, config)
         source = sources[inversion]
-        result = editing.edit(sd, source, subject.drags, subject.mask, config=replace(config, paste=False))
+        result = editing.edit(sd, source, subject.drags, subject.mask, config=config)
         stages = {**source.seconds, **result.trace.seconds}
         seconds = {"lora": stages.get("lora", 0.0), "all": sum(stages.values())}
         pictures[name] = result.image

@@ -1,6 +1,7 @@
 """Runs of many edits: their settings, who does what, and a folder that holds each finished piece whole or not at all.
 
-A setting is an edit's numbers under a name; there are lists of them that are compared.
+A setting is an edit's numbers under a name; there are lists of them that are compared. None pastes: what is measured is
+what the networks drew, outside of the mask too.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import os
 import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +69,7 @@ def headline(size: int = SIZE) -> list[Setting]:
 
     A small patch on an object's even middle is content as soon as that has arrived, before the rest.
     """
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     return [
         Setting(NO_EDIT),
         Setting(RECONSTRUCTION, small),
@@ -73,7 +77,7 @@ def headline(size: int = SIZE) -> list[Setting]:
         Setting("one-handle", small, "one", fitted=True),
         Setting("no-control", replace(small, control_step=None), "five"),
         Setting("blended", replace(small, blend=True), "five"),
-        Setting("paper", EditConfig.paper(size=size), "five"),
+        Setting("paper", EditConfig.paper(size=size, paste=False), "five"),
         Setting(WARPED, None, "five"),
     ]
 
@@ -84,7 +88,7 @@ def parts(size: int = SIZE) -> list[Setting]:
     "adam" has an optimiser that scales each element by itself. "not-anchored" pulls as the paper prints it, to the
     current latent's patch alone; with and without control, since the anchor holds the colours that control is for.
     """
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     loose = replace(small, drag=replace(small.drag, anchor=0.0))
     configs = {
         MAIN: small,
@@ -101,22 +105,22 @@ def rivals(size: int = SIZE) -> list[Setting]:
 
     MasaCtrl, which drags nothing, is asked by the caption, at the guidance that the small model wants.
     """
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     return [Setting(NO_EDIT), *drag_rivals(small), _masactrl(small)]
 
 
 def _masactrl(small: EditConfig) -> Setting:
-    config = EditConfig.masactrl(size=small.size, steps=small.steps, guidance=GUIDANCE, source_kv="none")
+    config = EditConfig.masactrl(size=small.size, steps=small.steps, guidance=GUIDANCE, source_kv="none", paste=False)
     return Setting("masactrl", config, CAPTION)
 
 
 def everything(size: int = SIZE) -> list[Setting]:
     """Return ours with and without control, the paper's numbers as it prints them, others' methods, and no network."""
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     ours, *others = drag_rivals(small)
     more = [
         Setting("no-control", replace(small, control_step=None), "five"),
-        Setting("as-printed", EditConfig.paper_printed(size=size), "five"),
+        Setting("as-printed", EditConfig.paper_printed(size=size, paste=False), "five"),
     ]
     return _beside(small, [ours, *more, *others])
 
@@ -157,8 +161,8 @@ def published(size: int = SIZE) -> list[Setting]:
     their targets, without control, under a LoRA of 200 steps or none; its last one z_35 for 80 updates or to two cells,
     with control and 80 steps. Both read features at their own tap, and in rows of their own at ours.
     """
-    small, printed_ones = EditConfig.small(size=size), EditConfig.paper_printed(size=size)
-    last = EditConfig.dragdiffusion(size=size)
+    small, printed_ones = EditConfig.small(size=size, paste=False), EditConfig.paper_printed(size=size, paste=False)
+    last = EditConfig.dragdiffusion(size=size, paste=False)
     first = replace(last, drag=replace(last.drag, updates=40, reach=1.0), drag_step=10, control_step=None)
     configs = {
         "ours": small,
@@ -176,13 +180,13 @@ def published(size: int = SIZE) -> list[Setting]:
 
 def precision(size: int = SIZE) -> list[Setting]:
     """Return the small model's own settings, with networks of each type."""
-    small = EditConfig.small(size=size)
+    small = EditConfig.small(size=size, paste=False)
     return [Setting(NO_EDIT), Setting(MAIN, small, "five"), Setting("bfloat16", small, "five", "bfloat16")]
 
 
 def printed(size: int = SIZE) -> list[Setting]:
     """Return the paper's settings with DragDiffusion's Adam and mean, and with the descent and the sum it prints."""
-    paper, as_printed = EditConfig.paper(size=size), EditConfig.paper_printed(size=size)
+    paper, as_printed = EditConfig.paper(size=size, paste=False), EditConfig.paper_printed(size=size, paste=False)
     return [Setting(NO_EDIT), Setting("paper", paper, "five"), Setting("as-printed", as_printed, "five")]
 
 
@@ -234,22 +238,43 @@ def save(folder: Path, images: Mapping[str, Image.Image], values: Mapping[str, A
 def each(work: Callable[[StableDiffusion, Any], str], items: Sequence[Any], model: Path, workers: int = 1) -> None:
     """Do every item with the model, and print the line that each gives, as soon as it is done.
 
-    `workers` processes take the next item when they are free; a single one is this process.
+    `workers` processes take the next item when they are free; a single one is this process. Each computes with one
+    thread, so that seconds mean the same however many there are. Raises ChildProcessError if a worker is killed, and
+    what `work` raises.
     """
     if min(workers, len(items)) > 1:
-        with multiprocessing.get_context("spawn").Pool(min(workers, len(items)), _begin) as pool:
-            for line in pool.imap_unordered(partial(_with_model, model, work), items):
-                print(line, flush=True)
+        _shared_out(partial(_with_model, model, work), items, min(workers, len(items)))
     elif items:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's other ranks share the machine
-            torch.set_num_threads(1)
-        sd = loading.load(model)
-        for item in items:
-            print(work(sd, item), flush=True)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            sd = loading.load(model)
+            for item in items:
+                print(work(sd, item), flush=True)
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _shared_out(work: Callable[[Any], str], items: Sequence[Any], workers: int) -> None:
+    """Do every item in one of so many processes, as `each` says."""
+    pool, waiting = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin), iter(items)
+    try:
+        running = {pool.submit(work, item) for item in islice(waiting, workers)}
+        while running:  # none is queued: after an error no item is begun
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in done:
+                print(one.result(), flush=True)
+            running |= {pool.submit(work, item) for item in islice(waiting, len(done))}
+    except BrokenProcessPool:
+        raise ChildProcessError(
+            "a worker was killed, perhaps for want of memory; run the same again to go on, with fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown()
 
 
 def _begin() -> None:
-    """Begin a worker. Several share the machine, so each computes with one thread."""
+    """Begin a worker, which computes with one thread."""
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
 
@@ -305,5 +330,5 @@ def add_case_options(parser: ArgumentParser, whole: Callable[[int], Any], which:
 def add_run_options(parser: ArgumentParser, whole: Callable[[int], Any]) -> None:
     """Add the options of a run. `whole(n)` reads a whole number from n on."""
     parser.add_argument("--weights", type=Path, help=lists.WEIGHTS_HELP)
-    parser.add_argument("--workers", type=whole(1), help="processes; by default one for each core")
+    parser.add_argument("--workers", type=whole(1), help="processes, of one thread each; by default one for each core")
     parser.add_argument("--no-published", dest="published", action="store_false", help="without the published metrics")

@@ -21,6 +21,7 @@ from dragsa.evaluation.runs import Results, Setting
 from dragsa.evaluation.tables import Mean
 
 BASE = "base"
+FIXED = {"drag", "paste", "crop"}  # of EditConfig: the benchmark edits whole pictures, and measures what was drawn
 Change = Mapping[str, Any]  # names of DragConfig's or EditConfig's fields, or "handles", and their values
 PANEL = 260  # pixels of a chart's panel
 TABLE = ("share", "overlap", "object_colour", "shape", "background_error", "truth_db")
@@ -59,16 +60,16 @@ def changed(setting: Setting, change: Change, name: str) -> Setting:
     """Return the setting with other numbers. Raises ValueError for an unknown name or a value out of range."""
     config, handles = setting.config, setting.handles
     assert config is not None
-    of_drag, of_edit = ({field.name for field in fields(kind)} for kind in (DragConfig, EditConfig))
+    of_drag, of_edit = ({field.name for field in fields(kind)} - FIXED for kind in (DragConfig, EditConfig))
     for key, value in change.items():
         if key == "handles":
             handles = value
         elif key in of_drag:
             config = replace(config, drag=replace(config.drag, **{key: value}))
-        elif key in of_edit and key != "drag":
+        elif key in of_edit:
             config = replace(config, **{key: value})
         else:
-            known = ", ".join(sorted(of_drag | of_edit - {"drag"} | {"handles"}))
+            known = ", ".join(sorted(of_drag | of_edit | {"handles"}))
             raise ValueError(f"no setting {key!r}; there are {known}")
     if handles not in VARIANTS:
         raise ValueError(f"handles must be one or five, came {handles!r}")

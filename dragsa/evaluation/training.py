@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -110,6 +111,14 @@ def resumed(path: Path, parts: dict[str, Any]) -> tuple[int, float]:
     for key, part in parts.items():
         part.load_state_dict(state[key])
     return state["step"], state["seconds"]
+
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return a hash of named tensors, uint8 (32,), which tells whether others are the same to the bit."""
+    found = hashlib.sha256()
+    for name in sorted(tensors):
+        found.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return torch.tensor([*found.digest()], dtype=torch.uint8)
 
 
 def say(line: str) -> None:

@@ -97,7 +97,7 @@ def run_case(
 def _edit(sd: StableDiffusion, case: Edit, setting: Setting, config: EditConfig, shared: Shared) -> Result:
     """Edit a case under one setting; the figures are the drag's course, if any, and the seconds."""
     prompt = case.caption(case.before, full=True) if setting.handles == CAPTION else case.prompt
-    numbers = config.steps, config.variant, config.fixed_point, config.size, config.lora_steps
+    numbers = config.steps, config.variant, config.fixed_point, config.size, config.lora_steps, config.source_kv
     inversion = (*numbers, prompt, setting.dtype)
     if inversion not in shared:
         shared[inversion] = editing.prepare(sd, case.source, prompt, config=config)
@@ -207,14 +207,23 @@ def run(
 ) -> bool:
     """Do what is missing of a run. Return True once every case is there; under torchrun only the last rank may see it.
 
-    Raises ValueError as `runs.claim` does.
+    Raises ValueError as `runs.claim` does, and for a folder that holds another case under the name of one of these.
     """
-    runs.claim(folder, settings, model, list=lists.name_of(listed))
+    runs.claim(folder, settings, model, list=lists.name_of(listed), cases=lists.part_of(listed), published=published)
+    done = {case.name for case in listed if is_done(folder, case)}
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    missing = [case for case in listed[rank::ranks] if not (folder / case.name / "case.json").exists()]
+    missing = [case for case in listed[rank::ranks] if case.name not in done]
     work = partial(_do, folder=folder, settings=settings, published=published, explain=explain)
     runs.each(work, missing, model, workers)
-    return all((folder / case.name / "case.json").exists() for case in listed)
+    return all(is_done(folder, case) for case in listed)
+
+
+def is_done(folder: Path, case: Edit) -> bool:
+    """Return True if a run's folder has the case. Raises ValueError if it has another one under the same name."""
+    there = (folder / case.name / "case.json").exists()
+    if there and lists.load(folder / case.name) != case:
+        raise ValueError(f"{folder}: its {case.name} is another case, of another size or list; give another folder")
+    return there
 
 
 def run_as_asked(options: Any, settings: Sequence[Setting], explain: bool = True) -> bool:

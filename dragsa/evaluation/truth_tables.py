@@ -86,8 +86,17 @@ STAYING = {  # heading -> kind, figure
 }
 
 
-def text_of(results: Results) -> str:
-    """Return all of a run's tables as Markdown. Means over cases with 95 % bootstrap intervals."""
+def overall(results: Results, first: str = "setting") -> str:
+    """Return every figure's mean over all cases as a Markdown table, its first column headed `first`."""
+    named = figures_of(results)
+    return tables.markdown([{first: name, **_overall(of_case, named)} for name, of_case in results.items()])
+
+
+def text_of(results: Results, which: str = "figures") -> str:
+    """Return all of a run's tables as Markdown. Means over cases with 95 % bootstrap intervals.
+
+    `which`: the part of the list that the cases are of, "figures" or "settings".
+    """
 
     def table(cells: Callable[[Figures], Mapping[str, str]]) -> str:
         return tables.markdown([{"setting": name, **cells(of_case)} for name, of_case in results.items()])
@@ -102,7 +111,7 @@ def text_of(results: Results) -> str:
     staying = {head: of for head, of in STAYING.items() if of[0] in kinds and of[1] in named}
 
     parts = {
-        "All cases": table(lambda of_case: _overall(of_case, named)),
+        "All cases": overall(results),
         "Share of the distance left, by kind": by(kinds, "share"),
         "Overlap with the truth (IoU), by kind": by(kinds, "overlap"),
         "What should stay, and the turn itself": table(
@@ -123,7 +132,7 @@ def text_of(results: Results) -> str:
     meanings = "\n".join(f"- {name}: {meaning}." for name, meaning in REASONS.items())
     parts["What failed, and why"] = f"{tables.markdown(_failure_rows(results))}\n\n{meanings}"
     if results.get("ours") and sum(bool(results.get(name)) for name in METHODS) > 1:
-        parts["The methods compared"] = compared(results)
+        parts["The methods compared"] = compared(results, which)
     if verdicts := claims.verdicts(results):
         parts["What the paper says of its figure 4"] = verdicts
     return "\n\n".join(f"## {heading}\n\n{part}" for heading, part in parts.items()) + "\n"
@@ -168,11 +177,25 @@ def _published(of_case: Figures) -> dict[str, str]:
     return {**cells, "image fidelity, 1 − LPIPS": tables.mean(there, "fidelity", 3)}
 
 
-def compared(results: Results) -> str:
+SAME_NUMBERS = (
+    "with the same tap, level, learning rate and updates: rows differ in the method alone, but for the paper's numbers "
+    "as printed and for warped pixels where these have a row. Where the prompt stays, control before the drag changes "
+    "nothing, so that ours and DragDiffusion with K/V control and without LoRA are nearly one method: they differ in "
+    "the schedule's clean end."
+)
+OWN_NUMBERS = (
+    "DragDiffusion's programs by the numbers that they were published with: the tap, the level, the learning rate, the "
+    "updates and the LoRA's steps are their own, the tap ours where a row says block14."
+)
+
+
+def compared(results: Results, which: str = "figures") -> str:
     """Return a Markdown row for each method that a run of the rivals has, and a note on what the rows are of."""
     rows, named = [], figures_of(results)
     columns = {heading: of for heading, of in OF_METHODS.items() if of[0] in named}
     scenes = "scenes of artwork" if "novelty" in named else "drawn scenes"
+    scenes = f"held-out {scenes}" if which == "figures" else f"{scenes} for choosing settings"
+    numbers = OWN_NUMBERS if any(results.get(name) for name in (*claims.PLAIN, *claims.TRAINED)) else SAME_NUMBERS
     for words, of_case in ((words, results[name]) for name, words in METHODS.items() if results.get(name)):
         spent = [row["seconds"] for row in of_case.values() if "seconds" in row]
         whole, lora = (sum(one.get(key, 0.0) for one in spent) / max(1, len(spent)) for key in ("all", "lora"))
@@ -180,13 +203,9 @@ def compared(results: Results) -> str:
         rows.append({"method": words, **tables.means(of_case, columns), "seconds": seconds if spent else "–"})
     return (
         f"{tables.markdown(rows)}\n\n"
-        f"Means over {len(results['ours'])} held-out {scenes} with 95 % bootstrap intervals; seconds of a whole "
-        "edit, inversion and LoRA included, one thread. Every method is a setting of the same editor, with the same "
-        "tap, level, learning rate and updates: rows differ in the method alone, but for the paper's numbers as "
-        "printed and for warped pixels where these have a row. Where the prompt stays, control "
-        "before the drag changes nothing, so that ours and DragDiffusion with K/V control and without LoRA are nearly "
-        "one method: they differ in the schedule's clean end. DragGAN has no row: its part, motion supervision and "
-        "point tracking, is the drag loop of every row that drags."
+        f"Means over {len(results['ours'])} {scenes} with 95 % bootstrap intervals; seconds of a whole edit, inversion "
+        f"and LoRA included, one thread. Every method is a setting of the same editor, {numbers} DragGAN has no row: "
+        "its part, motion supervision and point tracking, is the drag loop of every row that drags."
     )
 
 
@@ -232,7 +251,7 @@ def summaries(results: Results) -> dict[str, Any]:
 def write_tables(folder: Path, rows: int = 4) -> str:
     """Write results.json, table.md and sheet.png of what a run's folder holds, and return the tables as text."""
     results = runs.read(folder)
-    text = text_of(results)
+    text = text_of(results, json.loads((folder / "run.json").read_text()).get("cases", "figures"))
     everything = {"summaries": summaries(results), "failures": failures(results), "results": results}
     files.save_json(files.finite(everything), folder / "results.json", overwrite=True)
     files.save_bytes(text.encode(), folder / "table.md", overwrite=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,11 @@ import torch
 from dragsa.evaluation import art_cases, art_points, art_scenes, artwork, lists, scenes, truth
 from dragsa.evaluation.art_cases import ArtCase
 from dragsa.evaluation.art_scenes import STRUCTURED, Pull
+from dragsa.evaluation.edits import VARIANTS
 from dragsa.pictures import images
 
 LISTED = art_cases.list_cases()
+SETTINGS = art_cases.list_cases("settings")
 
 
 def of(kind: str) -> list[ArtCase]:
@@ -41,9 +44,8 @@ def test_there_are_twenty_of_each_kind_in_thirds_and_halves() -> None:
 
 
 def test_no_seed_is_in_both_lists_or_in_training() -> None:
-    settings = art_cases.list_cases("settings", limit=2)
-    assert {case.seed for case in LISTED} | {case.seed for case in settings} <= set(scenes.HELD_OUT_SEEDS)
-    assert not {case.seed for case in LISTED} & {case.seed for case in settings}
+    seeds = [case.seed for case in (*LISTED, *SETTINGS)]
+    assert len(seeds) == len(set(seeds)) == 240 and set(seeds) <= set(scenes.HELD_OUT_SEEDS)
     assert art_cases.list_cases(limit=2) == LISTED[:12]
     with pytest.raises(ValueError, match="no list of cases 'training'; there are figures, settings"):
         art_cases.list_cases("training")
@@ -76,13 +78,24 @@ def test_nothing_else_changes() -> None:
 
 
 def test_handles_stand_on_the_thing_and_the_mask_lets_them_move() -> None:
-    for case in LISTED[::3]:
-        for variant in ("one", "five"):
+    some = [case for n, case in enumerate((*LISTED, *SETTINGS)) if n // len(art_cases.KINDS) % 8 == 0]
+    assert Counter(case.kind for case in some) == dict.fromkeys(art_cases.KINDS, 5)
+    for case in some:
+        for variant in VARIANTS:
             for name, (handle, target) in zip(case.handle_names(variant), case.drags(variant), strict=True):
                 assert alpha_at(case, case.before, handle) > 0.5, (case.name, name)
                 if math.dist(handle, target) > 3:
                     assert case.mask[round(handle[1]), round(handle[0])] == 1
                     assert case.mask[round(target[1]), round(target[0])] == 1
+
+
+def test_handles_and_targets_are_inside_of_the_picture() -> None:
+    least, most = (128 * edge - 0.5 for edge in (art_cases.EDGE, 1 - art_cases.EDGE))
+    for case in (*LISTED, *SETTINGS):
+        assert set(case.handle_names("one")) <= set(case.handle_names("five"))
+        assert all(least <= place <= most for drag in case.drags("five") for point in drag for place in point), (
+            case.name
+        )
 
 
 def test_the_mask_holds_all_that_changes_and_keeps_off_a_protected_neighbour() -> None:
@@ -103,6 +116,19 @@ def test_a_pulled_part_comes_to_its_target() -> None:
             for picture, u, v in zip(drawn, (x, to_x), (y, to_y), strict=True)
         ]
         assert (rounded[0] - rounded[1]).abs().max() < 0.25, case.name
+
+
+def test_what_stands_out_stands_out_from_both_sides() -> None:
+    """Of two places that are two rays apart or less, neither is further out than the other."""
+    ray = 2 * math.pi / art_points.RAYS
+    for name in artwork.shipped().names:
+        for style in artwork.STYLES:
+            u, v = art_points.marks(name, style)["centre"]
+            places = [(x - u, y - v) for x, y in art_points.outstanding(name, style)]
+            for one, other in combinations(places, 2):
+                between = math.remainder(math.atan2(*one) - math.atan2(*other), 2 * math.pi)
+                if abs(between) < 2.5 * ray:
+                    assert math.hypot(*one) == pytest.approx(math.hypot(*other), abs=0.03), (name, style)
 
 
 def test_where_a_pull_brings_a_place_is_what_is_drawn_there() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dragsa.evaluation import art_cases, art_figures, art_scenes, artwork, quality
+from dragsa.evaluation import art_cases, art_figures, art_fit, art_scenes, artwork, quality
 from dragsa.evaluation.artwork import STYLES
 from dragsa.pictures import images
 
@@ -47,7 +47,8 @@ def test_another_style_and_another_thing_are_told() -> None:
     names = artwork.shipped().names
     other = names[(names.index(thing.name) + 2) % len(names)]
     exchanged = case.drawn(replace(case.after, thing=replace(thing, name=other)))
-    assert art_figures.nearness(exchanged, case.after, [replace(thing, name=other)]) < -3
+    (margin,) = art_figures.nearness(exchanged, case.after, [replace(thing, name=other)])
+    assert margin < -3
 
 
 def test_the_hole_is_where_the_thing_was_and_is_no_more() -> None:
@@ -63,6 +64,23 @@ def test_a_thing_that_is_gone_counts_as_not_moved() -> None:
     case = BY_KIND["move"]
     found = art_figures.measure(images.to_picture(art_scenes.draw_ground(case.before.ground)), case)
     assert not found["found"] and found["share"] == 1 and found["overlap"] < 0.05
+    assert found["style_kept"] == found["identity_kept"] == 0
+    assert found["style_margin"] is found["identity_margin"] is found["object_colour"] is None
+
+
+def test_of_two_things_the_one_that_is_found_is_judged() -> None:
+    case = next(case for case in art_cases.list_cases("settings", limit=1) if case.kind == "two")
+    found = art_figures.measure(images.to_picture(case.drawn(replace(case.after, neighbour=None))), case)
+    assert not found["found"] and found["style_kept"] == found["identity_kept"] == 0.5
+    assert found["style_margin"] > 0 and found["identity_margin"] > 0 and found["object_colour"] is not None
+
+
+def test_a_thing_is_as_near_as_itself_where_it_is_faded_and_blurred() -> None:
+    case = BY_KIND["move"]
+    faded = torch.lerp(images.to_tensor(case.truth)[0], art_scenes.draw_ground(case.before.ground), 0.25)
+    spoilt = torch.nn.functional.avg_pool2d(faded[None], 5, stride=1, padding=2, count_include_pad=False)[0]
+    found = art_fit.fit(spoilt, case.before)
+    assert found.found and art_figures.nearness(spoilt, found.scene, [found.scene.thing]) == [0]
 
 
 def test_a_result_of_another_size_is_refused() -> None:

@@ -56,3 +56,14 @@ def test_a_thing_that_is_gone_is_not_found() -> None:
     two = BY_KIND["two"]
     alone = art_fit.fit(two.drawn(replace(two.after, neighbour=None)), two.before)
     assert alone.found and not alone.neighbour_found
+
+
+def test_a_drawing_is_refined_near_its_place_alone() -> None:
+    case = BY_KIND["move"]
+    one, other = (replace(case.before.thing, size=0.4, x=x, y=y) for x, y in ((0.27, 0.27), (0.73, 0.73)))
+    shown_elsewhere = replace(case.before, thing=other)
+    refined = art_fit.refined(case.drawn(shown_elsewhere), replace(case.before, thing=one)).thing
+    assert max(abs(refined.x - one.x), abs(refined.y - one.y)) <= art_fit.NEAR * one.size + 1e-6
+    moved = replace(one, x=one.x + 0.05, y=one.y - 0.03)
+    back = art_fit.refined(case.drawn(replace(case.before, thing=moved)), replace(case.before, thing=one)).thing
+    assert 128 * max(abs(back.x - moved.x), abs(back.y - moved.y)) < 0.5

@@ -142,6 +142,12 @@ def test_settings_of_one_drag_share_it(sd: loading.StableDiffusion, monkeypatch:
     assert results["no-edit"].picture == LISTED[0].source
 
 
+def test_another_source_of_keys_and_values_is_another_edit(sd: loading.StableDiffusion) -> None:
+    settings = [Setting(name, replace(FAST, source_kv=name), "five") for name in ("exact", "inversion")]
+    results = truth.run_case(sd, LISTED[0], settings, published=False, explain=False)
+    assert results["exact"].picture.tobytes() != results["inversion"].picture.tobytes()
+
+
 def test_one_handle_of_a_whole_object_holds_a_patch_of_its_size() -> None:
     small = EditConfig.small()
     setting = Setting("one-handle", small, "one", fitted=True)
@@ -162,7 +168,7 @@ def test_one_handle_of_a_whole_object_holds_a_patch_of_its_size() -> None:
 
 def test_rivals_differ_in_the_method_alone() -> None:
     settings = {setting.name: setting for setting in rivals(64)}
-    small, theirs = EditConfig.small(size=64), EditConfig.dragdiffusion()
+    small, theirs = EditConfig.small(size=64, paste=False), EditConfig.dragdiffusion()
     assert settings["ours"] == Setting("ours", small, "five")
     for name, control, steps in (
         ("dragdiffusion-first", None, 0),
@@ -178,6 +184,11 @@ def test_rivals_differ_in_the_method_alone() -> None:
     masactrl = settings["masactrl"].config
     assert masactrl is not None and settings["masactrl"].handles == CAPTION
     assert (masactrl.variant, masactrl.control_step, masactrl.size) == ("masactrl", 4, 64)
+
+
+def test_no_setting_says_that_it_pastes() -> None:
+    said = [setting.config for settings in runs.SETTINGS.values() for setting in settings(64)]
+    assert not any(config.paste for config in said if config is not None)
 
 
 def test_others_programs_run_by_their_published_numbers() -> None:
@@ -270,6 +281,43 @@ def test_workers_end_when_their_parent_is_killed(model: Path, tmp_path: Path) ->
     process.communicate(timeout=60)  # its end of the pipe is the workers' too: it closes with the last of them
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dragsa.evaluation import runs
+
+def work(sd, item):
+    if item == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+if __name__ == "__main__":
+    try:
+        runs.each(work, ["done", "killed", "left"], Path(sys.argv[1]), workers=2)
+    except OSError as error:
+        print("told:", error)
+"""
+
+
+def test_a_killed_worker_ends_the_run_and_is_told(model: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2])}
+    command = [sys.executable, str(script), str(model)]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=True)
+    assert ran.stdout.splitlines()[-1].startswith("told: a worker was killed") and "run the same again" in ran.stdout
+
+
+def test_a_single_worker_computes_with_one_thread_too(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        runs.each(lambda sd, item: f"{item}: {torch.get_num_threads()}", ["threads"], model)
+        assert capsys.readouterr().out == "threads: 1\n" and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_networks_of_another_type_are_a_copy(sd: loading.StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases.cases("figures", limit=1, size=64)[0]
     used, prepare = [], editing.prepare
@@ -300,6 +348,20 @@ def test_a_run_has_every_case_once_and_goes_on_where_it_stood(finished: Path, mo
 def test_a_run_of_other_settings_is_refused(finished: Path, model: Path) -> None:
     with pytest.raises(ValueError, match="a run with other settings; give another folder"):
         truth.run(finished, LISTED, SETTINGS[:2], model)
+
+
+def test_other_cases_of_the_same_names_are_refused(model: Path, tmp_path: Path) -> None:
+    idle, others = SETTINGS[:1], cases.cases("settings", limit=1, size=64)[:1]
+    assert truth.run(tmp_path, LISTED[:1], idle, model, published=False)
+    with pytest.raises(ValueError, match="a run with other cases; give another folder"):
+        truth.run(tmp_path, others, idle, model, published=False)
+    changes: list[dict[str, Any]] = [{"size": 128}, {"after": LISTED[1].after}]
+    for change in changes:  # as another option, or other code, would make it
+        with pytest.raises(ValueError, match="its move-00 is another case"):
+            truth.run(tmp_path, [replace(LISTED[0], **change), LISTED[1]], idle, model, published=False)
+    assert not (tmp_path / LISTED[1].name).exists()
+    with pytest.raises(ValueError, match="a run with other published; give another folder"):
+        truth.run(tmp_path, LISTED[:1], idle, model)
 
 
 def test_a_case_that_breaks_off_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,15 @@ def test_rows_of_the_comparison_are_the_runs_numbers() -> None:
     assert lines[-1].startswith("Means over 2 held-out drawn scenes") and "DragGAN" in lines[-1]
 
 
+def test_the_note_is_of_the_methods_and_cases_that_are_there() -> None:
+    note = truth_tables.compared(RESULTS)
+    assert "rows differ in the method alone" in note and "published with" not in note
+    programs = truth_tables.compared({**RESULTS, "last-program": RESULTS["ours"]})
+    assert "rows differ in the method alone" not in programs and "are their own" in programs
+    settings = truth_tables.text_of(RESULTS, "settings")
+    assert "Means over 2 drawn scenes for choosing settings with" in settings and "held-out" not in settings
+
+
 def test_methods_are_compared_where_ours_ran_beside_others() -> None:
     heading = "## The methods compared"
     assert heading in truth_tables.text_of(RESULTS)

@@ -97,6 +97,7 @@ def test_all_of_ones_own_pictures(
     assert ["fig3", "02-noise"] in done and ["fig2", "01-dot"] not in done and len(done) == 5
     assert before == {path: path.stat().st_mtime_ns for path in before}  # what was done is not done again
     told = {name: json.loads((out / f"{name}.json").read_text()) for name in reproduce.EXPERIMENTS}
+    assert not any(setting["config"]["paste"] for one in told.values() for setting in one["settings"])
     assert all((out / f"{name}.png").is_file() for name in told)
     assert set(told["fig2"]["items"]["01-dot"]["results"]) == {
         "mutual",
@@ -217,7 +218,7 @@ def test_the_table_is_by_the_papers_optimiser_and_learning_rate() -> None:
 
 def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None:
     sd, (subject,) = loading.load(tiny_folder), subjects.restyled("drawn", 1, 64, seed=42)
-    choice = Choice(replace(FAST, drag=replace(FAST.drag, radius=3)), 2.0, 42, None, None)
+    choice = Choice(replace(FAST, drag=replace(FAST.drag, radius=3), paste=False), 2.0, 42, None, None)
     configs = experiments.configs_of(steps_table.settings(choice))
     column = steps_table.do(sd, Item("table1", (subject,), 2), configs)
     assert list(column.figures["results"]) == [
@@ -225,7 +226,7 @@ def test_a_cell_of_the_table_is_its_edit(quick: None, tiny_folder: Path) -> None
     ]
     beyond = steps_table.do(sd, Item("table1", (subject,), 3), configs)
     assert list(beyond.figures["results"]) == ["table, control 2", "paper, control 2"]
-    config = replace(configs["table"], drag_step=2, control_step=1, source_kv="none", paste=False)
+    config = replace(configs["table"], drag_step=2, control_step=1, source_kv="none")
     assert (config.drag.lr, config.drag.updates, config.guidance) == (0.01, 1, 2.0)
     alone = editing.edit(
         sd, subject.picture, subject.drags, subject.mask, subject.prompt, subject.target_prompt, config=config

@@ -61,6 +61,8 @@ def test_values_on_the_command_line(given: str, expected: tuple[str, list[Any]])
         ({"speed": 1}, "no setting 'speed'; there are "),
         ({"tap": "block99"}, "cannot be read at 'block99'"),
         ({"handles": "six"}, "handles must be one or five"),
+        ({"paste": True}, "no setting 'paste'; there are "),  # nor does the benchmark crop
+        ({"crop": "auto"}, "no setting 'crop'; there are "),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
@@ -95,6 +97,7 @@ def test_a_sweep_from_the_command_line(tiny_folder: Path, tmp_path: Path, capsys
         ("tap", "block16"),
     ]
     assert all(row["cases"] == "5" for row in rows)
+    assert not any(setting["config"]["paste"] for setting in json.loads((run / "run.json").read_text())["settings"])
     assert rows[2]["share"] == rows[0]["share"] and float(rows[2]["share - base"]) == 0
     single = json.loads((run / "turn-00" / "tap=block16.json").read_text())
     assert float(rows[3]["share, turn"]) == pytest.approx(single["share"])

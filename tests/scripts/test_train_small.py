@@ -211,3 +211,51 @@ def test_a_stage_says_what_must_be_run_before_it(tmp_path: Path, capsys: pytest.
         train_small.main(["unet", "--work", str(tmp_path)])
     assert stopped.value.code == 2
     assert "run the stage `latents` first" in capsys.readouterr().err
+
+
+def test_latents_of_another_vae_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vaes = [VAE(PLAN.vae) for _ in range(2)]
+    states = [{name: value.clone() for name, value in vae.state_dict().items()} for vae in vaes]
+
+    def encode(number: int) -> dict[str, Any]:  # encoding folds the normalisation into the VAE that it is given
+        vaes[number].load_state_dict(states[number])
+        return train_small.encode_latents(tmp_path, vaes[number], PLAN, LESSONS)
+
+    at_first = encode(0)
+    torch.testing.assert_close(encode(0), at_first, atol=0, rtol=0)
+    with pytest.raises(SystemExit):
+        encode(1)
+    assert "encode again with `latents --fresh`" in capsys.readouterr().err
+    del at_first["of"]  # as it was written before this was noted
+    training.save(at_first, tmp_path / "latents.pt")
+    torch.testing.assert_close(encode(1), at_first, atol=0, rtol=0)
+
+
+def test_a_work_folder_is_of_one_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_small.claim(tmp_path, train_small.DRAWN, None)
+    (tmp_path / "latents.pt").touch()
+    train_small.claim(tmp_path, dataclasses.replace(train_small.DRAWN, unet_minutes=1, device="cuda"), None)
+    sprites = tmp_path / "sprites.safetensors"
+    sprites.touch()
+    for plan, file, other in ((dataclasses.replace(PLAN, size=64), None, "size"), (train_small.DRAWN, sprites, "artw")):
+        with pytest.raises(SystemExit):
+            train_small.claim(tmp_path, plan, file)
+        assert other in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train_small.main(["unet", "--work", str(tmp_path), "--seed", "1"])
+    assert "was begun with other seed; give the same" in capsys.readouterr().err
+    assert not (tmp_path / "tokenizer").exists()
+    (tmp_path / "plan.json").unlink()  # a folder from before there were notes
+    train_small.claim(tmp_path, PLAN, sprites)
+
+
+def test_a_fresh_stage_forgets_what_was_made_of_it(tmp_path: Path) -> None:
+    def left_by(stage: str) -> set[str]:
+        for name in ("latents.pt", "latents-part.pt", "unet.pt"):
+            (tmp_path / name).touch()
+        with pytest.raises(SystemExit if stage == "latents" else EOFError):  # without a VAE; the latents are empty
+            train_small.main([stage, "--fresh", "--work", str(tmp_path)])
+        return {file.name for file in tmp_path.glob("*.pt")}
+
+    assert left_by("unet") == {"latents.pt", "latents-part.pt"}
+    assert left_by("latents") == set()
