@@ -369,10 +369,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plan = replace(DRAWN if options.artwork is None else ARTWORK, **changes(options))
     name = "small" if options.artwork is None else "artwork"
     work, out, stage = options.work or ROOT / "runs" / name, options.out or ROOT / "weights" / name, options.stage
-    if options.fresh and stage in ("all", *STAGES):
-        for one in STAGES[0 if stage == "all" else STAGES.index(stage) :]:
-            for file in checkpoints(work, one):
-                file.unlink()
+    if options.fresh:
+        forget(work, stage)
     if stage != "evaluate":
         claim(work, plan, options.artwork)
     with memory.kept(torch.device(plan.device)):
@@ -415,6 +413,13 @@ def claim(work: Path, plan: Plan, sprites: Path | None) -> None:
         other = [name for name, value in mine.items() if theirs.get(name) != value]
         if other:
             refuse(f"{work} was begun with other {', '.join(other)}; give the same, another --work, or `all --fresh`")
+
+
+def forget(work: Path, stage: str) -> None:
+    """Remove what a stage and those after it have left."""
+    first = 0 if stage == "all" else STAGES.index(stage) if stage in STAGES else len(STAGES)
+    for file in (file for one in STAGES[first:] for file in checkpoints(work, one)):
+        file.unlink()
 
 
 def checkpoints(work: Path, stage: str) -> list[Path]:
