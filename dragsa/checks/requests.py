@@ -42,12 +42,12 @@ def request(
             raise ValueError("a part is cut out before inversion: for crop 'auto' give the picture, not its source")
         prompt, image = source.prompt, source.picture
         negative = source.negative_prompt if source.guidance == 1 else ""  # its own passes have used it
-    size = (config.size, config.size) if image is None else image.size
+    size = width, height = (config.size, config.size) if image is None else image.size
     settings(config, drags, mask, size)
     if image is not None:
         warn_of_losses(image, config, (prompt, target_prompt or ""))
     changed = target_prompt not in (None, prompt) or control is not None or config.guidance != 1
-    working = pictures.working_size(*size, config.size) if source is None else source.working_size
+    working = pictures.working_size(width, height, config.size) if source is None else source.working_size
     warn_of_idle(drags, size, working, config, changed)
     warn_of_unused(config, negative, image is None or (source is not None and source.generated))
 
@@ -146,7 +146,8 @@ def made_for(config: EditConfig, source: Any, prompt: str = "", negative: str = 
     made = {"steps": schedule.steps, "variant": schedule.variant, "fixed_point": source.fixed_point}
     made |= {"lora_steps": trained, "working size": source.working_size}
     if not source.generated:  # a generated picture has its own size
-        wanted["working size"] = pictures.working_size(*source.picture.size, wanted["size"])
+        width, height = source.picture.size
+        wanted["working size"] = pictures.working_size(width, height, config.size)
     for name, value in made.items():
         if value != wanted.get(name, value):
             raise ValueError(f"the source was prepared with {name} {value!r}, and the edit has {wanted[name]!r}")

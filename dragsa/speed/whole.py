@@ -82,7 +82,7 @@ def baseline_edit(model: StableDiffusion, source: Source, drags: Sequence[Drag],
     clock = Clock(model.device)
     branch = editing.leave(model, source, drags=drags, config=replace(config, source_kv="none"))
     size, noise = source.picture.size, ddim.noise_at(source.schedule, branch.level, model.device)
-    handles, targets, _ = pictures.drags_to_grid(drags, size, branch.grid)
+    handles, targets, _ = pictures.drags_to_grid(drags, size, branch.grid_size)
     task = Task(branch.z_target, noise, branch.target_guided.context, handles, targets, None, config.drag)
     for update in islice(baseline_updates(model.unet, task), config.drag.updates):
         branch = replace(branch, z_target=update.latent)
