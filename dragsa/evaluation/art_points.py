@@ -31,7 +31,7 @@ def marks(name: str, style: str, reach: float = INSIDE) -> dict[str, Place]:
     "centre": the opaque place nearest to the centre of mass. "top", "right", "bottom", "left": at most at `reach` of
     the way from there to the outline. The `ENDS`: near the outline, where that is furthest from the centre, and across.
     """
-    solid = _Solid(name, style)
+    solid = Solid(name, style)
     found = {"centre": solid.centre}
     for quarter, word in enumerate(QUARTERS):
         found[word] = solid.towards(quarter * math.pi / 2, reach)
@@ -42,7 +42,7 @@ def marks(name: str, style: str, reach: float = INSIDE) -> dict[str, Place]:
 
 def outstanding(name: str, style: str) -> list[Place]:
     """Return places near a drawing's outline where that stands out: ears, tails, leaves, handles."""
-    solid = _Solid(name, style)
+    solid = Solid(name, style)
     angles = [2 * math.pi * n / RAYS for n in range(RAYS)]
     extents = [solid.extent(angle) for angle in angles]
     peaks = [n for n in range(RAYS) if extents[n] >= max(extents[(n + apart) % RAYS] for apart in (-2, -1, 1, 2))]
@@ -50,7 +50,7 @@ def outstanding(name: str, style: str) -> list[Place]:
     return [solid.towards(angles[n], OUTER) for n in peaks if extents[n] >= mean]
 
 
-class _Solid:
+class Solid:
     """The opaque part of a drawing, in rays from its centre. Angles are clockwise from the top."""
 
     def __init__(self, name: str, style: str) -> None:

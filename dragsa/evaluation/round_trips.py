@@ -40,7 +40,7 @@ def round_trips(sd: StableDiffusion, pictures: Tensor, prompts: Sequence[str], s
 
 
 def settings(choice: Choice) -> list[Setting]:
-    return [Setting("round trip", EditConfig(size=choice.base.size))]
+    return [Setting("round trip", EditConfig(size=choice.base.size, paste=False))]
 
 
 def items(choice: Choice) -> list[Item]:

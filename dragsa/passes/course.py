@@ -78,7 +78,6 @@ class Course:
     def __init__(self, latent: Tensor, handles: Tensor, targets: Tensor, config: DragConfig) -> None:
         self.config, self.targets = config, targets
         self.latent, self.handles, self.distances = latent, handles, (targets - handles).norm(dim=1)
-        self.tracked = handles.trunc()  # tracking begins on whole cells
         self.done: list[Update] = []
         self.nearest = Nearest(math.inf, latent, handles, 0)
         self.unmoved, self.lost = 0, torch.zeros(len(handles), dtype=torch.long)  # for so many updates in succession
@@ -95,9 +94,10 @@ class Course:
                 self.latent, self.handles = undone.before, undone.handles
             return False
         pulled = self.distances >= self.config.reach
-        moved = not self.done or bool((update.handles != self.tracked)[pulled].any())
+        stayed = (update.handles == self.handles) | (update.handles == self.handles.trunc())  # as tracking begins
+        moved = not self.done or not bool(stayed[pulled].all())
         self.unmoved = 0 if moved else self.unmoved + 1
-        self.handles, self.tracked, self.distances = update.handles, update.handles, update.distances
+        self.handles, self.distances = update.handles, update.distances
         active = update.distances >= self.config.reach
         self.lost = torch.where(update.lost & active, self.lost + 1, 0)
         if update.distances.mean() < self.nearest.distance:

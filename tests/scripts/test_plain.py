@@ -47,7 +47,7 @@ def test_without_an_update_it_is_the_inversion_and_back() -> None:
     sd = dragsa.load(ROOT / "weights" / "small")
     z_0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     schedule, context = dragsa.Schedule(5), sd.embed([""])
-    config = dragsa.EditConfig.paper(steps=5, drag_step=1, drag=replace(PAPER, updates=0))
+    config = dragsa.EditConfig.paper(steps=5, drag_step=1, control_step=1, drag=replace(PAPER, updates=0))
     down = dragsa.sample(sd.unet, dragsa.invert(sd.unet, z_0, context, schedule)[4], context, schedule, start=4)
     torch.testing.assert_close(plain.edit(sd, z_0, [[3, 3]], [[9.0, 3.0]], 0, config), down[-1])
 
