@@ -181,8 +181,7 @@ class EditConfig:
         return cls(drag, drag_step=30, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)._but(changes)
 
 
-# Widths of the UNets of weights/small and weights/artwork, by which these are known wherever they stand.
-SMALL_WIDTHS = ((32, 64, 128, 128), (32, 64, 128, 64))
+SMALL_WIDTHS = ((32, 64, 128, 128), (32, 64, 128, 64))  # of the UNets of weights/small and artwork, known by them
 
 
 def suiting(widths: tuple[int, ...]) -> Preset:

@@ -76,7 +76,7 @@ def edit(
         return pictures.edit_part(partial(edit, sd, **told), image, drags, mask, config.size)
     checks.request(config, image, drags, mask, (prompt, negative_prompt), target_prompt, control)
     of_source = image.prompt if isinstance(image, Source) else prompt
-    methods.control_at(config, sd.text, of_source, of_source if target_prompt is None else target_prompt)
+    methods.control_at(config, sd.text, of_source, of_source if target_prompt is None else target_prompt)  # may raise
     drags = tuple(((float(x0), float(y0)), (float(x1), float(y1))) for (x0, y0), (x1, y1) in drags)
     # A picture that is given to edit makes a source that nobody edits again: none of its K/V are kept.
     source = prepare(sd, image, prompt, seed, config, **told) if not isinstance(image, Source) else image

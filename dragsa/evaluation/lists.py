@@ -15,8 +15,8 @@ from dragsa.evaluation.edits import SIZE, Edit
 from dragsa.pictures import open_picture
 
 DRAWN, ARTWORK = "drawn", "artwork"
-NAMES = (DRAWN, ARTWORK)
 WEIGHTS = {DRAWN: "small", ARTWORK: "artwork"}  # the model that was trained on such scenes, a folder of weights/
+NAMES = tuple(WEIGHTS)
 WEIGHTS_HELP = "default weights/small, with --list artwork weights/artwork"
 KINDS = ("move", "resize", "turn", "rotate", "two", "protect", "part")  # of either list, in the tables' order
 OWN = ("source.png", "truth.png", "mask.png")  # a case's pictures that are no results

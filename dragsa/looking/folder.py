@@ -21,6 +21,7 @@ from dragsa.loading import StableDiffusion
 from dragsa.looking import inside
 from dragsa.model.blocks import block_name
 from dragsa.pictures import Trace, looking
+from dragsa.source_kv import controlled_levels
 
 SIDE = 256  # pixels, of a small picture's longer side
 MOMENTS = 6  # levels of the trajectory that are shown
@@ -240,8 +241,7 @@ def attention(branch: Branch, z: Tensor, edited: Edited) -> list[Figure]:
 
 def controlled(config: EditConfig, level: int, trace: Trace) -> bool:
     """Tell whether the edit's step from a level took its keys and values from the source alone."""
-    first = config.control_step if config.control == "mutual" and trace.control is None else None
-    return first is not None and config.steps - level >= first
+    return config.control == "mutual" and trace.control is None and level in controlled_levels(config, level)
 
 
 def curves(edited: Edited) -> list[Figure]:
