@@ -18,13 +18,9 @@ Reference = Literal["first", "current"]
 Loss = Literal["mean", "sum"]
 Crop = Literal["none", "auto"]
 Compile = Literal["auto", "off", "whole", "regions"]
-Preset = Literal["paper", "paper_printed", "sd15", "dragdiffusion", "masactrl", "small"]
+Preset = Literal["paper", "paper_printed", "sd15", "dragdiffusion", "masactrl", "small", "artwork"]
 Prediction = Literal["epsilon", "v_prediction"]  # what a UNet was trained to predict, by diffusers' words
 DType = Literal["float32", "bfloat16", "float16"]
-
-
-# What is said where weights are missing.
-WHERE = "`dragsa fetch` downloads SD 1.5; the small model is in weights/small of https://github.com/dragsa/dragsa"
 
 
 @dataclass(frozen=True)
@@ -136,8 +132,8 @@ class EditConfig:
     def paper_printed(cls, **changes: Any) -> EditConfig:
         """The paper's numbers, with descent and loss as they are printed: z - η ∂L/∂z of the sum over channels.
 
-        Beside `paper`, not in its place: handles arrive, less of the distance is left (0.62 for 0.79, over 100 drags),
-        and the ground changes a little more (scripts/README.md). At SD 1.5's channels, ten times as many, not measured.
+        Beside `paper`, not in its place: less of the distance is left (0.62 for 0.79, over 100 drags), and the ground
+        changes a little more (scripts/README.md). At SD 1.5's channels, ten times as many, not measured.
         """
         return cls(drag=DragConfig(optimizer="sgd", loss="sum"))._but(changes)
 
@@ -145,10 +141,9 @@ class EditConfig:
     def sd15(cls, **changes: Any) -> EditConfig:
         """The paper's method for drags on SD 1.5, at the tap and the level that were measured best there.
 
-        Everything is the paper's but the tap, `decoder3` for block14, and S = 15 for 10, from a reproduction study of
-        DragDiffusion on DragBench, on SD 1.5: mean distance 54.4, 36.1, 35.1, 46.1 for features of decoder1 … decoder4
-        (block14 is in decoder4), 40.9, 34.9, 49.3 for the drag at z_20, z_35, z_50. Of λ = 0, 0.1, 0.5, 1 it found the
-        paper's 0.1 best: 37.0, 34.1, 34.9, 36.6.
+        All is the paper's but the tap, `decoder3` for block14, and S = 15 for 10, from a reproduction of DragDiffusion
+        on DragBench: mean distance 54.4, 36.1, 35.1, 46.1 for features of decoder1 … decoder4 (block14 is in decoder4),
+        40.9, 34.9, 49.3 for the drag at z_20, z_35, z_50, and 37.0, 34.1, 34.9, 36.6 for λ = 0, 0.1, 0.5, 1.
         """
         return cls(drag=DragConfig(tap="decoder3"), drag_step=15)._but(changes)
 
@@ -173,20 +168,25 @@ class EditConfig:
     def small(cls, **changes: Any) -> EditConfig:
         """For the small model of weights/small: what moved objects best on held-out scenes other than those measured.
 
-        128 px, the drag at z_20 on block14, larger patches and steps than the paper's, an optimiser with one scale for
-        the whole latent, a third of what is pulled to from the first latent, and an end when the handles come no
-        nearer, which is before that of `patience`. Object masks come from the blocks that have 16×16 cells there.
+        128 px, the drag at z_20, larger patches and steps than the paper's, an optimiser with one scale for the whole
+        latent, a third of what is pulled to from the first latent, an end when the handles come no nearer, and object
+        masks from the blocks of 16×16 cells.
         """
         drag = DragConfig(lr=0.05, updates=120, radius=3, reach=0.7, optimizer="adam-mini", stall=25, anchor=0.35)
         return cls(drag, drag_step=30, control_step=4, mask_blocks=(1, 2), mask_threshold=0.5, size=128)._but(changes)
 
+    @classmethod
+    def artwork(cls, **changes: Any) -> EditConfig:
+        """For weights/artwork, likewise: `small`, but at z_40, with larger patches and three times the paper's λ."""
+        return replace(cls.small(drag_step=10), drag=replace(cls.small().drag, radius=5, lam=0.3))._but(changes)
 
-SMALL_WIDTHS = ((32, 64, 128, 128), (32, 64, 128, 64))  # of the UNets of weights/small and artwork, known by them
+
+SUITED: dict[tuple[int, ...], Preset] = {(32, 64, 128, 128): "small", (32, 64, 128, 64): "artwork"}
 
 
 def suiting(widths: tuple[int, ...]) -> Preset:
     """Return the preset that holds by default for a UNet of these widths, in Python and on the command line."""
-    return "small" if widths in SMALL_WIDTHS else "sd15"
+    return SUITED.get(widths, "sd15")
 
 
 def is_whole(value: Any) -> bool:

@@ -50,7 +50,7 @@ def edit(
     inversion serves many edits. drags: ((x, y), (x, y)), handle and target, in pixels of the picture as a viewer shows
     it. mask: of the picture's size, white may move. target_prompt: the edited picture's; None leaves the prompt. With
     both, a handle is a place of the source, and is looked for in the re-prompted picture before the drag begins.
-    config: None is the preset that suits the model, `small` for weights/small, else `sd15`, as on the command line.
+    config: None is the preset that suits the model, `small` and `artwork` for those of weights/, else `sd15`.
     negative_prompt: what guidance leads away from.
 
     The first edit of a `Source` denoises it beside its target and keeps its K and V; later ones denoise the target

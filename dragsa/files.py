@@ -22,6 +22,8 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PREFIX = "dragsa-store-"  # of temporary folders
+# What is said where weights are missing.
+WHERE = "`dragsa fetch` downloads SD 1.5; the small model is in weights/small of https://github.com/dragsa/dragsa"
 REPLACE = "--force (overwrite=True) replaces it"
 
 

@@ -2,7 +2,7 @@
 
     python scripts/sweep.py run RUN --sweep tap --sweep level         ready lists: see SWEEPS
     python scripts/sweep.py run RUN --vary lr=0.01,0.02,0.04          any number of DragConfig or EditConfig
-    python scripts/sweep.py run RUN --set tap=block14 --vary ...      from other numbers than the small model's
+    python scripts/sweep.py run RUN --set tap=block14 --vary ...      from other numbers than the preset's
     python scripts/sweep.py table RUN                                 the tables again, from what the folder holds
 
 All settings of a picture share its inversion, those that differ only after the drag share the drag, and those of one
@@ -17,11 +17,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dragsa import cli, files
-from dragsa.config import EditConfig
+from dragsa.config import Preset
 from dragsa.evaluation import lists, runs, sweeps, truth
 from dragsa.evaluation.edits import VARIANTS
 from dragsa.evaluation.runs import Setting
@@ -75,7 +76,7 @@ def arguments_of(arguments: Sequence[str] | None) -> Any:
     one.add_argument("--sweep", action="append", default=[], choices=tuple(SWEEPS), help="a ready list, repeatable")
     one.add_argument("--vary", action="append", default=[], metavar="NAME=V,V…", help="a list of your own, repeatable")
     one.add_argument("--set", action="append", default=[], metavar="NAME=V", help="of the base, repeatable")
-    one.add_argument("--base", choices=("small", "paper"), default="small", help="the preset to start from")
+    one.add_argument("--base", choices=get_args(Preset), help="the preset to start from; by default the weights' own")
     runs.add_case_options(one, cli.whole, "settings")
     runs.add_run_options(one, cli.whole)
     for command in (one, sub.add_parser("table", help="the tables of a run", description="the tables of a run")):
@@ -95,7 +96,8 @@ def plan_of(options: Any) -> Plan:
         if len(values) != 1:
             raise ValueError(f"--set takes one value, came {given!r}")
         of_base[key] = values[0]
-    start = getattr(EditConfig, options.base)(size=options.size, paste=False)
+    preset = {} if options.base is None else {"preset": options.base}
+    start = replace(cli.config_of({"weights": options.weights, **preset}), size=options.size, paste=False)
     base = sweeps.changed(Setting(sweeps.BASE, start, "five"), of_base, sweeps.BASE)
     listed: dict[str, list[Change]] = {name: SWEEPS[name] for name in options.sweep}
     listed |= {key: [{key: value} for value in values] for key, values in map(assignment, options.vary)}

@@ -23,6 +23,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(truth_tables.write_tables(options.folder, options.rows))
         else:
             begin = time.perf_counter()
-            if truth.run_as_asked(options, SETTINGS[options.settings](options.size)):
+            ours = replace(cli.config_of({"weights": options.weights}), size=options.size, paste=False)
+            if truth.run_as_asked(options, SETTINGS[options.settings](ours)):
                 print(truth_tables.write_tables(options.folder, options.rows))
             print(f"{time.perf_counter() - begin:.0f} s in this run", file=sys.stderr)
     except (OSError, ValueError) as error:

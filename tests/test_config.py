@@ -15,11 +15,11 @@ from dragsa.config import EditConfig
 
 def test_the_default_preset_is_the_one_that_suits_the_networks_widths() -> None:
     assert config.suiting(config.UNetConfig().widths) == "sd15"
-    for widths in config.SMALL_WIDTHS:
-        assert config.suiting(widths) == "small" and checks.configured(None, widths) == EditConfig.small()
+    for widths, preset in config.SUITED.items():
+        assert config.suiting(widths) == preset and checks.configured(None, widths) == getattr(EditConfig, preset)()
     assert checks.configured(None, config.UNetConfig().widths) == EditConfig.sd15()
     given = EditConfig.paper()
-    assert checks.configured(given, config.SMALL_WIDTHS[0]) is given
+    assert checks.configured(given, next(iter(config.SUITED))) is given
 
 
 @pytest.mark.parametrize("name", get_args(config.Preset))

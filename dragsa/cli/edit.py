@@ -18,7 +18,8 @@ from dragsa.cli.options import Options
 from dragsa.cli.outputs import FILES, FOLDERS, check_apart, check_outputs, is_kept, place, write, write_report
 from dragsa.cli.progress import Failed, Progress, at_work, first_interrupt_ends_the_drag, is_told, one_line
 from dragsa.cli.weights import SMALL, changes_of, load_changed
-from dragsa.config import WHERE, DragConfig, EditConfig, suiting
+from dragsa.config import DragConfig, EditConfig, suiting
+from dragsa.files import WHERE
 
 if TYPE_CHECKING:
     from PIL import Image

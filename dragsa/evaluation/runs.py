@@ -1,7 +1,8 @@
 """Runs of many edits: their settings, who does what, and a folder that holds each finished piece whole or not at all.
 
-A setting is an edit's numbers under a name; there are lists of them that are compared. None pastes: what is measured is
-what the networks drew, outside of the mask too.
+A setting is an edit's numbers under a name; there are lists of them that are compared, each made from `ours`: the
+preset that suits the weights, at the cases' size. None pastes: what is measured is what the networks drew, outside of
+the mask too.
 """
 
 from __future__ import annotations
@@ -64,74 +65,75 @@ class Setting:
         return replace(self.config, drag=replace(self.config.drag, radius=max(1, round(half * cells))))
 
 
-def headline(size: int = SIZE) -> list[Setting]:
-    """Return the reported settings: the small model's own, variations of it, and the paper's.
+def _as_ours(ours: EditConfig, other: EditConfig) -> EditConfig:
+    """Return other settings for the same pictures, measured alike."""
+    return replace(other, size=ours.size, paste=ours.paste)
+
+
+def headline(ours: EditConfig) -> list[Setting]:
+    """Return the reported settings: ours, variations of it, and the paper's.
 
     A small patch on an object's even middle is content as soon as that has arrived, before the rest.
     """
-    small = EditConfig.small(size=size, paste=False)
     return [
         Setting(NO_EDIT),
-        Setting(RECONSTRUCTION, small),
-        Setting(MAIN, small, "five"),
-        Setting("one-handle", small, "one", fitted=True),
-        Setting("no-control", replace(small, control_step=None), "five"),
-        Setting("blended", replace(small, blend=True), "five"),
-        Setting("paper", EditConfig.paper(size=size, paste=False), "five"),
+        Setting(RECONSTRUCTION, ours),
+        Setting(MAIN, ours, "five"),
+        Setting("one-handle", ours, "one", fitted=True),
+        Setting("no-control", replace(ours, control_step=None), "five"),
+        Setting("blended", replace(ours, blend=True), "five"),
+        Setting("paper", _as_ours(ours, EditConfig.paper()), "five"),
         Setting(WARPED, None, "five"),
     ]
 
 
-def parts(size: int = SIZE) -> list[Setting]:
-    """Return the small model's settings, and the same without some of their parts.
+def parts(ours: EditConfig) -> list[Setting]:
+    """Return ours, and the same without some of its parts.
 
     "adam" has an optimiser that scales each element by itself. "not-anchored" pulls as the paper prints it, to the
     current latent's patch alone; with and without control, since the anchor holds the colours that control is for.
     """
-    small = EditConfig.small(size=size, paste=False)
-    loose = replace(small, drag=replace(small.drag, anchor=0.0))
+    loose = replace(ours, drag=replace(ours.drag, anchor=0.0))
     configs = {
-        MAIN: small,
-        "no-control": replace(small, control_step=None),
-        "adam": replace(small, drag=replace(small.drag, optimizer="adam")),
+        MAIN: ours,
+        "no-control": replace(ours, control_step=None),
+        "adam": replace(ours, drag=replace(ours.drag, optimizer="adam")),
         "not-anchored": loose,
         "not-anchored-no-control": replace(loose, control_step=None),
     }
     return [Setting(NO_EDIT), *(Setting(name, config, "five") for name, config in configs.items())]
 
 
-def rivals(size: int = SIZE) -> list[Setting]:
-    """Return ours beside others' methods, by the small model's numbers.
+def rivals(ours: EditConfig) -> list[Setting]:
+    """Return ours beside others' methods, by our numbers.
 
-    MasaCtrl, which drags nothing, is asked by the caption, at the guidance that the small model wants.
+    MasaCtrl, which drags nothing, is asked by the caption, at the guidance that the small models want.
     """
-    small = EditConfig.small(size=size, paste=False)
-    return [Setting(NO_EDIT), *drag_rivals(small), _masactrl(small)]
+    return [Setting(NO_EDIT), *drag_rivals(ours), _masactrl(ours)]
 
 
-def _masactrl(small: EditConfig) -> Setting:
-    config = EditConfig.masactrl(size=small.size, steps=small.steps, guidance=GUIDANCE, source_kv="none", paste=False)
-    return Setting("masactrl", config, CAPTION)
+def _masactrl(ours: EditConfig) -> Setting:
+    config = EditConfig.masactrl(steps=ours.steps, guidance=GUIDANCE, source_kv="none")
+    return Setting("masactrl", _as_ours(ours, config), CAPTION)
 
 
-def everything(size: int = SIZE) -> list[Setting]:
+def everything(ours: EditConfig) -> list[Setting]:
     """Return ours with and without control, the paper's numbers as it prints them, others' methods, and no network."""
-    small = EditConfig.small(size=size, paste=False)
-    ours, *others = drag_rivals(small)
+    first, *others = drag_rivals(ours)
     more = [
-        Setting("no-control", replace(small, control_step=None), "five"),
-        Setting("as-printed", EditConfig.paper_printed(size=size, paste=False), "five"),
+        Setting("no-control", replace(ours, control_step=None), "five"),
+        Setting("as-printed", _as_ours(ours, EditConfig.paper_printed()), "five"),
     ]
-    return _beside(small, [ours, *more, *others])
+    return _beside(ours, [first, *more, *others])
 
 
-def _beside(small: EditConfig, drags: Sequence[Setting]) -> list[Setting]:
+def _beside(ours: EditConfig, drags: Sequence[Setting]) -> list[Setting]:
     """Return settings that drag, between what changes nothing and what asks without a drag or a network."""
-    nothing = [Setting(NO_EDIT), Setting(RECONSTRUCTION, small)]
-    return [*nothing, *drags, _masactrl(small), Setting(WARPED, None, "five")]
+    nothing = [Setting(NO_EDIT), Setting(RECONSTRUCTION, ours)]
+    return [*nothing, *drags, _masactrl(ours), Setting(WARPED, None, "five")]
 
 
-def without_network(size: int = SIZE) -> list[Setting]:
+def without_network(_: EditConfig) -> list[Setting]:
     """Return what no network does."""
     return [Setting(NO_EDIT), Setting(WARPED, None, "five")]
 
@@ -154,39 +156,37 @@ def drag_rivals(ours: EditConfig) -> list[Setting]:
     ]
 
 
-def published(size: int = SIZE) -> list[Setting]:
+def published(ours: EditConfig) -> list[Setting]:
     """Return ours by the preset and as printed, each with and without control, and DragDiffusion as it was published.
 
     Its first program, which the paper compares with, drags z_40 for 40 updates or until the handles are a cell from
     their targets, without control, under a LoRA of 200 steps or none; its last one z_35 for 80 updates or to two cells,
     with control and 80 steps. Both read features at their own tap, and in rows of their own at ours.
     """
-    small, printed_ones = EditConfig.small(size=size, paste=False), EditConfig.paper_printed(size=size, paste=False)
-    last = EditConfig.dragdiffusion(size=size, paste=False)
+    printed_ones, last = (_as_ours(ours, one) for one in (EditConfig.paper_printed(), EditConfig.dragdiffusion()))
     first = replace(last, drag=replace(last.drag, updates=40, reach=1.0), drag_step=10, control_step=None)
     configs = {
-        "ours": small,
-        "no-control": replace(small, control_step=None),
+        "ours": ours,
+        "no-control": replace(ours, control_step=None),
         "as-printed": printed_ones,
         "as-printed-no-control": replace(printed_ones, control_step=None),
     }
-    for tap, suffix in ((last.drag.tap, ""), (small.drag.tap, "-our-tap")):
+    for tap, suffix in ((last.drag.tap, ""), (ours.drag.tap, "-our-tap")):
         for name, program, steps in (("first-program", first, 200), ("last-program", last, LoRAConfig().steps)):
             config = replace(program, drag=replace(program.drag, tap=tap))
             configs[name + suffix] = config
             configs[f"{name}{suffix}-lora"] = replace(config, lora_steps=steps)
-    return _beside(small, [Setting(name, config, "five") for name, config in configs.items()])
+    return _beside(ours, [Setting(name, config, "five") for name, config in configs.items()])
 
 
-def precision(size: int = SIZE) -> list[Setting]:
-    """Return the small model's own settings, with networks of each type."""
-    small = EditConfig.small(size=size, paste=False)
-    return [Setting(NO_EDIT), Setting(MAIN, small, "five"), Setting("bfloat16", small, "five", "bfloat16")]
+def precision(ours: EditConfig) -> list[Setting]:
+    """Return ours with networks of each type."""
+    return [Setting(NO_EDIT), Setting(MAIN, ours, "five"), Setting("bfloat16", ours, "five", "bfloat16")]
 
 
-def printed(size: int = SIZE) -> list[Setting]:
+def printed(ours: EditConfig) -> list[Setting]:
     """Return the paper's settings with DragDiffusion's Adam and mean, and with the descent and the sum it prints."""
-    paper, as_printed = EditConfig.paper(size=size, paste=False), EditConfig.paper_printed(size=size, paste=False)
+    paper, as_printed = (_as_ours(ours, one) for one in (EditConfig.paper(), EditConfig.paper_printed()))
     return [Setting(NO_EDIT), Setting("paper", paper, "five"), Setting("as-printed", as_printed, "five")]
 
 

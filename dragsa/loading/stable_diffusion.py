@@ -19,7 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dragsa import pictures
-from dragsa.config import WHERE, UNetConfig, VAEConfig
+from dragsa.config import UNetConfig, VAEConfig
+from dragsa.files import WHERE
 from dragsa.layouts import fitting
 from dragsa.layouts.fitting import WeightsError
 from dragsa.loading import names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dragsa.config import EditConfig
 from dragsa.evaluation import claims, experiments, runs
 
 
@@ -54,4 +55,4 @@ def test_a_run_without_others_says_nothing() -> None:
 
 def test_settings_of_the_claims_are_those_that_are_run() -> None:
     named = {name for claim in claims.CLAIMS for name in claim.against} | set(claims.MINE)
-    assert named <= {setting.name for setting in runs.published(64)}
+    assert named <= {setting.name for setting in runs.published(EditConfig.small())}

@@ -169,8 +169,8 @@ def test_one_handle_of_a_whole_object_holds_a_patch_of_its_size() -> None:
 
 
 def test_rivals_differ_in_the_method_alone() -> None:
-    settings = {setting.name: setting for setting in rivals(64)}
     small, theirs = EditConfig.small(size=64, paste=False), EditConfig.dragdiffusion()
+    settings = {setting.name: setting for setting in rivals(small)}
     assert settings["ours"] == Setting("ours", small, "five")
     for name, control, steps in (
         ("dragdiffusion-first", None, 0),
@@ -188,9 +188,10 @@ def test_rivals_differ_in_the_method_alone() -> None:
     assert (masactrl.variant, masactrl.control_step, masactrl.size) == ("masactrl", 4, 64)
 
 
-def test_no_setting_says_that_it_pastes() -> None:
-    said = [setting.config for settings in runs.SETTINGS.values() for setting in settings(64)]
-    assert not any(config.paste for config in said if config is not None)
+def test_every_setting_is_of_the_size_asked_for_and_pastes_nothing() -> None:
+    ours = EditConfig.small(size=64, paste=False)
+    said = [setting.config for settings in runs.SETTINGS.values() for setting in settings(ours)]
+    assert {(config.size, config.paste) for config in said if config is not None} == {(64, False)}
 
 
 def test_others_programs_run_by_their_published_numbers() -> None:
@@ -201,7 +202,7 @@ def test_others_programs_run_by_their_published_numbers() -> None:
         level = config.steps - config.drag_step
         return level, drag.updates, drag.reach, config.lora_steps, config.control_step, drag.tap
 
-    configs = {setting.name: setting.config for setting in published(64)}
+    configs = {setting.name: setting.config for setting in published(EditConfig.small())}
     said = {name: numbers(config) for name, config in configs.items() if config is not None and "program" in name}
     first, last = (40, 40, 1.0), (35, 80, 2.0)
     assert said == {

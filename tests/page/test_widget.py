@@ -19,7 +19,6 @@ from waiting import until
 
 import dragsa
 from dragsa import pictures
-from dragsa.config import SMALL_WIDTHS
 
 pytest.importorskip("anywidget", reason="the widget needs the extra notebook: pip install 'dragsa[notebook]'")
 
@@ -121,7 +120,7 @@ def test_a_painted_mask_stays_where_drags_are_set_or_another_view_is_shown(cell:
 
 
 def test_without_a_config_it_takes_the_models_own_preset(sd: dragsa.StableDiffusion, picture: Path) -> None:
-    widths = replace(sd.unet.config, widths=SMALL_WIDTHS[0])
+    widths = replace(sd.unet.config, widths=(32, 64, 128, 128))
     small = SimpleNamespace(unet=SimpleNamespace(config=widths))
     for model, preset in ((sd, dragsa.EditConfig.sd15()), (small, dragsa.EditConfig.small())):
         assert dragsa.widget(model, picture).config == preset  # type: ignore[arg-type]

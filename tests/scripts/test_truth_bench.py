@@ -34,7 +34,7 @@ def finished(model: Path, tmp_path: Path) -> Path:
 def test_the_command_line_chooses_the_list(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(truth_bench.SETTINGS, "rivals", lambda size: [Setting("nothing")])
+    monkeypatch.setitem(truth_bench.SETTINGS, "rivals", lambda ours: [Setting("nothing")])
     asked = ["run", str(tmp_path / "run"), "--settings", "rivals", "--limit", "1", "--size", "64", "--no-published"]
     assert truth_bench.main([*asked, "--weights", str(model), "--workers", "1"]) == 0
     assert "| nothing | 5 |" in capsys.readouterr().out
