@@ -10,7 +10,7 @@ class WithTests(sdist):
     """setuptools' own knows the package alone."""
 
     def make_distribution(self) -> None:
-        for folder in ("tests", "scripts", "weights/small", ".ci"):
+        for folder in ("tests", "scripts", "weights/small", "weights/artwork", ".ci"):
             self.filelist.graft(folder)
         self.filelist.extend(["weights/README.md", ".gitignore"])
         self.filelist.global_exclude("*.py[co]")

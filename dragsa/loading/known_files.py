@@ -47,6 +47,13 @@ SHIPPED_FILES = _known(
     80a73c0cd22a008507da37923ccaa22f3e3925dfc3cc900a8e59df137075e3a8 2668942 vae/diffusion_pytorch_model.safetensors
     """,
     owner="the small model's ",
+) + _known(
+    """
+    386ce40bede31d4d643023ca70b6b659a5ac7b19a2abb6531eb38c53ad39c4e2 664104 text_encoder/model.safetensors
+    18c02a4aa91a6a09257d10749097536de7e41ce505f6aa16d82221934fab465d 12537136 unet/diffusion_pytorch_model.safetensors
+    23f35b9b365192e56a6505dc5dd9ec1469d6ef0f3756e6a72b607912704639d7 5947734 vae/diffusion_pytorch_model.safetensors
+    """,
+    owner="the artwork model's ",
 )
 
 
@@ -62,7 +69,7 @@ def verify(path: str | Path, taken: Sequence[Path] = ()) -> list[Verified]:
     """Hash the files that loading takes of `path`, and look each up among the known.
 
     taken: those files; without any, the file itself, or every safetensors file in the folder and below it. Known are SD
-    1.5's published files and those of the small model that ships. Raises WeightsError if there is no file.
+    1.5's published files and those of the two models that ship. Raises WeightsError if there is no file.
     """
     path = Path(path)
     files = sorted(taken) or (sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])
