@@ -109,7 +109,7 @@ EDIT: dict[str, Rows] = {
         ("--threads N", "CPU threads (default: PyTorch's choice)", whole(1, THREADS)),
     ),
     "schedule": (
-        ("--preset", "the numbers not given (default sd15; small for the model that ships, artwork for weights/artwork)"),
+        ("--preset", "the numbers not given (default sd15; for the models of weights/ their own)"),
         ("--steps T", "T, the steps from noise to picture", whole(1)),
         ("--variant", "the schedule's timesteps and clean end"),
         ("--guidance SCALE", "scale of classifier-free guidance; 1 is none"),
@@ -302,8 +302,8 @@ def build_parser() -> Parser:
 def add_groups(command: argparse.ArgumentParser, groups: Mapping[str, Rows]) -> None:
     """Add options in groups by their titles, "" for the command's first ones.
 
-    With a schedule the help has the numbers of SD 1.5's preset and of the shipped model's. Other programs take that of `EDIT`,
-    and rows of other settings.
+    With a schedule the help has the numbers of SD 1.5's preset and of the shipped model's. Other programs take that of
+    `EDIT`, and rows of other settings.
     """
     presets = (config.EditConfig.sd15(), config.EditConfig.small()) if "schedule" in groups else ()
     defaults = [{**asdict(preset), **asdict(preset.drag), "drag": ()} for preset in presets]  # --drag is the points
