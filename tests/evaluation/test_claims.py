@@ -7,6 +7,8 @@ from typing import Any
 from dragsa.config import EditConfig
 from dragsa.evaluation import claims, experiments, runs
 
+WITH_AND_WITHOUT = (("ours", 5.0), ("no-control", 9.0))
+
 
 def run(style: float, share: float, cases: int = 6) -> dict[str, dict[str, Any]]:
     """Figures of cases that differ among themselves, by the same in every setting."""
@@ -47,6 +49,11 @@ def test_each_of_ours_is_compared_with_itself_without_control() -> None:
     names = ("ours", "no-control", "as-printed", "as-printed-no-control")
     found = {tuple(row[1:3]) for row in rows({name: run(1.0, 0.2) for name in names})}
     assert found == {("ours", "no-control"), ("as-printed", "as-printed-no-control")}
+
+
+def test_a_ground_that_is_nearer_bears_out_that_the_style_is_kept() -> None:
+    results = {name: {str(n): {"background_error": off + n} for n in range(6)} for name, off in WITH_AND_WITHOUT}
+    assert [row[3:] for row in rows(results)] == [["ground, of 255", "-4.00 (-4.00 to -4.00)", "6", "borne out"]]
 
 
 def test_a_run_without_others_says_nothing() -> None:
