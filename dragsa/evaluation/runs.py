@@ -161,7 +161,7 @@ def published(ours: EditConfig) -> list[Setting]:
 
     Its first program, which the paper compares with, drags z_40 for 40 updates or until the handles are a cell from
     their targets, without control, under a LoRA of 200 steps or none; its last one z_35 for 80 updates or to two cells,
-    with control and 80 steps. Both read features at their own tap, and in rows of their own at ours.
+    with control and 80 steps. Both read features at their own tap, and in rows of their own at ours where that differs.
     """
     printed_ones, last = (_as_ours(ours, one) for one in (EditConfig.paper_printed(), EditConfig.dragdiffusion()))
     first = replace(last, drag=replace(last.drag, updates=40, reach=1.0), drag_step=10, control_step=None)
@@ -171,7 +171,9 @@ def published(ours: EditConfig) -> list[Setting]:
         "as-printed": printed_ones,
         "as-printed-no-control": replace(printed_ones, control_step=None),
     }
-    for tap, suffix in ((last.drag.tap, ""), (ours.drag.tap, "-our-tap")):
+    taps = {last.drag.tap: ""}
+    taps.setdefault(ours.drag.tap, "-our-tap")  # SD 1.5's preset reads features where DragDiffusion does
+    for tap, suffix in taps.items():
         for name, program, steps in (("first-program", first, 200), ("last-program", last, LoRAConfig().steps)):
             config = replace(program, drag=replace(program.drag, tap=tap))
             configs[name + suffix] = config

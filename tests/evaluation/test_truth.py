@@ -216,6 +216,8 @@ def test_others_programs_run_by_their_published_numbers() -> None:
         "last-program-our-tap-lora": (*last, 80, 0, "block14"),
     }
     assert configs.keys() <= truth_tables.METHODS.keys()
+    at_one_tap = [setting.name for setting in published(EditConfig.sd15()) if "program" in setting.name]
+    assert at_one_tap == ["first-program", "first-program-lora", "last-program", "last-program-lora"]
 
 
 def test_a_lora_is_trained_once_for_a_case_and_paid_by_all_who_use_it(
