@@ -33,7 +33,8 @@ def test_files_are_those_that_were_measured():
 
 
 def test_all_weights_of_the_repository_are_under_40_mb():
-    assert sum(file.stat().st_size for file in FOLDER.parent.glob("*/*/*") if file.parts[-3] != "sd15") < 40_000_000
+    shipped = [file for name in ("small", "artwork") for file in (FOLDER.parent / name).rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in shipped) < 40_000_000  # whatever else lies beside them is its owner's
 
 
 def test_reconstruction(sd):
@@ -55,6 +56,6 @@ def test_a_dragged_thing_moves(sd):
     config = EditConfig.artwork(steps=10, drag_step=2, paste=False)
     config = replace(config, drag=replace(config.drag, updates=25))
     source = dragsa.prepare(sd, case.source, case.prompt, config=config)
-    with pytest.warns(UserWarning, match="the updates were used up|did not arrive"):
+    with pytest.warns(UserWarning, match="the drag did not arrive"):
         result = dragsa.edit(sd, source, case.drags("five"), case.mask, config=config)
     assert lists.measure(result.image, case)["share"] < 0.5
