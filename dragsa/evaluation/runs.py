@@ -245,7 +245,7 @@ def each(work: Callable[[StableDiffusion, Any], str], items: Sequence[Any], mode
     what `work` raises.
     """
     if min(workers, len(items)) > 1:
-        _shared_out(partial(_with_model, model, work), items, min(workers, len(items)))
+        share_out(partial(_with_model, model, work), items, min(workers, len(items)))
     elif items:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -257,8 +257,11 @@ def each(work: Callable[[StableDiffusion, Any], str], items: Sequence[Any], mode
             torch.set_num_threads(threads)
 
 
-def _shared_out(work: Callable[[Any], str], items: Sequence[Any], workers: int) -> None:
-    """Do every item in one of so many processes, as `each` says."""
+def share_out(work: Callable[[Any], str], items: Sequence[Any], workers: int) -> None:
+    """Do every item in one of so many processes, of one thread each, and print the line that it gives as it is done.
+
+    Raises ChildProcessError if a process is killed, and what `work` raises.
+    """
     pool, waiting = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin), iter(items)
     try:
         running = {pool.submit(work, item) for item in islice(waiting, workers)}

@@ -260,21 +260,21 @@ import sys, time
 from pathlib import Path
 from dragsa.evaluation import runs
 
-def work(sd, item):
+def work(item):
     Path(item).touch()
     time.sleep(600)
     return item
 
 if __name__ == "__main__":
-    runs.each(work, sys.argv[2:], Path(sys.argv[1]), workers=2)
+    runs.share_out(work, sys.argv[1:], workers=2)
 """
 
 
-def test_workers_end_when_their_parent_is_killed(model: Path, tmp_path: Path) -> None:
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
     script, begun = tmp_path / "script.py", [tmp_path / "first", tmp_path / "second"]
     script.write_text(ORPHANS)
     root = str(Path(runs.__file__).parents[2])
-    command = [sys.executable, str(script), str(model), *map(str, begun)]
+    command = [sys.executable, str(script), *map(str, begun)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root})
     try:
         until = time.monotonic() + 120
@@ -287,28 +287,27 @@ def test_workers_end_when_their_parent_is_killed(model: Path, tmp_path: Path) ->
 
 
 KILLED = """
-import os, signal, sys
-from pathlib import Path
+import os, signal
 from dragsa.evaluation import runs
 
-def work(sd, item):
+def work(item):
     if item == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     return item
 
 if __name__ == "__main__":
     try:
-        runs.each(work, ["done", "killed", "left"], Path(sys.argv[1]), workers=2)
+        runs.share_out(work, ["done", "killed", "left"], workers=2)
     except OSError as error:
         print("told:", error)
 """
 
 
-def test_a_killed_worker_ends_the_run_and_is_told(model: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_ends_the_run_and_is_told(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(KILLED)
     environment = {**os.environ, "PYTHONPATH": str(Path(runs.__file__).parents[2])}
-    command = [sys.executable, str(script), str(model)]
+    command = [sys.executable, str(script)]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=True)
     assert ran.stdout.splitlines()[-1].startswith("told: a worker was killed") and "run the same again" in ran.stdout
 
