@@ -24,7 +24,7 @@ STYLE = {
     "style's margin, dB": ("style_margin", 1),
     "object's colour, of 255": ("object_colour", -1),
     "object's tint, of 255": ("object_tint", -1),
-    "ground, of 255": ("background_error", -1),
+    "background, of 255": ("background_error", -1),
 }
 WITHOUT_CONTROL = {"ours": "no-control", "as-printed": "as-printed-no-control"}
 PLAIN = ("first-program", "first-program-our-tap", "last-program", "last-program-our-tap")

@@ -53,7 +53,7 @@ def test_each_of_ours_is_compared_with_itself_without_control() -> None:
 
 def test_a_ground_that_is_nearer_bears_out_that_the_style_is_kept() -> None:
     results = {name: {str(n): {"background_error": off + n} for n in range(6)} for name, off in WITH_AND_WITHOUT}
-    assert [row[3:] for row in rows(results)] == [["ground, of 255", "-4.00 (-4.00 to -4.00)", "6", "borne out"]]
+    assert [row[3:] for row in rows(results)] == [["background, of 255", "-4.00 (-4.00 to -4.00)", "6", "borne out"]]
 
 
 def test_a_run_without_others_says_nothing() -> None:
