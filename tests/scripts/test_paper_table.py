@@ -75,7 +75,7 @@ def test_every_experiment_can_be_made_and_shows_what_comes_out() -> None:
 def test_the_job_files_that_ship_are_edits_that_can_be_made(path: Path) -> None:
     for job in cli.read_jobs(path):
         picture = pictures.open_picture(job["image"]) if job["image"].exists() else Image.new("RGB", (128, 128))
-        asked = cli.config_of({**job, "weights": cli.SMALL})
+        asked = cli.config_of({"weights": cli.SMALL, **job})
         prompts = job["prompt"], job.get("negative_prompt", "")
         checks.request(asked, picture, job.get("drag", ()), job.get("mask"), prompts, job.get("target_prompt"))
 
